@@ -1,0 +1,1 @@
+"""Data: real anatomy out of Python packages, the virtual cohort, and the user's own files."""
