@@ -234,7 +234,7 @@ def _download(spec: Package, folder: Path) -> Path:
     """Run ``pip download`` inside ``folder``; the path of the complete archive (hash not yet checked).
 
     pip gets the hash too (``--require-hashes``), so it checks it *before* it runs a source distribution's metadata
-    step. That step can fail where the archive itself is fine (pyradiomics 3.0.1's does under Python 3.12 and later), and
+    step. That step can fail where the archive itself is fine (an old setup.py under a new Python), and
     pip then throws the file away: so a second name is given to it as soon as it is complete in pip's own temp folder.
     """
     requirements, output, kept = folder / "requirements.txt", folder / "out", folder / "kept"
