@@ -114,7 +114,7 @@ def test_wrong_hash_is_refused_and_leaves_nothing(
 ) -> None:
     spec = pinned(_zip(tmp_path / "toy-1.0.whl", {"a": b"1"}), "a")
     monkeypatch.setattr(wheels, "PACKAGES", {"toy": replace(spec, sha256="0" * 64)})
-    with pytest.raises(DataUnavailableError, match="SHA-256 is .*needed 0000"):
+    with pytest.raises(DataUnavailableError, match=r"SHA-256 is .*needed 0000"):
         data_file("toy", "a")
     assert not (cache / "archives" / spec.filename).exists()
     assert not (cache / "files").exists()

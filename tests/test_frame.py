@@ -1,0 +1,277 @@
+"""The repository's frame: set-up files agree, commands do what is documented, the package keeps its shape."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+import medm2g_core
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "medm2g_core"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+RANK = {  # imports point from a higher number to a lower one, or stay within one number
+    "streams": 0,
+    "profiles": 0,
+    "data": 1,
+    "codecs": 2,
+    "alignment": 2,
+    "flows": 2,
+    "model": 3,
+    "pipeline": 4,
+    "training": 5,
+    "evaluation": 5,
+    "show": 5,
+    "cli": 6,
+    "__main__": 7,
+}
+
+
+def _tracked(*patterns: str) -> list[str]:
+    try:
+        done = subprocess.run(
+            ["git", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout, so nothing is tracked")
+    return [name for name in done.stdout.split("\0") if name]
+
+
+# --- set-up files -----------------------------------------------------------------------------------------------------
+
+
+def test_conda_environment_agrees_with_pyproject() -> None:
+    entries = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    plain = [entry for entry in entries if isinstance(entry, str)]
+    python = next(entry.removeprefix("python") for entry in plain if re.match(r"python\b", entry))
+    assert SpecifierSet(python) == SpecifierSet(PROJECT["requires-python"])
+    assert {re.split(r"[<>=!]", entry)[0] for entry in plain} == {"python", "pip"}, "packages are named in pyproject"
+    (pip,) = [entry["pip"] for entry in entries if isinstance(entry, dict)]
+    assert pip == ["-e .[dev]"]
+    assert "dev" in PROJECT["optional-dependencies"]
+
+
+def test_dependencies_hold_every_tool_of_the_documented_commands() -> None:
+    names = {Requirement(text).name.lower() for text in PROJECT["dependencies"]}
+    needed = (
+        "torch diffusers transformers accelerate safetensors matplotlib ipywidgets jupyterlab nibabel pydicom nilearn"
+    )
+    assert set(f"{needed} papermill nbval pytest setuptools wheel".split()) <= names
+
+
+def test_installed_versions_satisfy_the_lower_bounds() -> None:
+    for text in PROJECT["dependencies"]:
+        requirement = Requirement(text)
+        version = importlib.metadata.version(requirement.name)
+        assert requirement.specifier.contains(version, prereleases=True), f"{requirement} but {version} is installed"
+
+
+def test_every_import_of_the_package_is_a_declared_dependency() -> None:
+    declared = {Requirement(text).name.lower().replace("_", "-") for text in PROJECT["dependencies"]}
+    distributions = importlib.metadata.packages_distributions()
+    undeclared = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names = [node.module]
+            for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"medm2g_core"}:
+                owners = {owner.lower().replace("_", "-") for owner in distributions.get(top, [])}
+                if owners.isdisjoint(declared):
+                    undeclared.add(f"{path.relative_to(ROOT)}: {top}")
+    assert not undeclared
+
+
+def test_citation_and_licence_name_this_version_and_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == medm2g_core.__version__
+    assert citation["license"] == PROJECT["license"] == "Apache-2.0"
+    (paper,) = citation["references"]
+    assert "Visual Invariant" in paper["title"] and paper["identifiers"][0]["value"] == "arXiv:2403.04290"
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def _make(*arguments: str) -> str:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed here")
+    done = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_makefile_has_the_documented_targets() -> None:
+    listed = set(re.findall(r"make (\w+)", _make("help")))
+    assert {"demo", "test", "lab", "prepare", "train", "smoke", "results", "bench", "lint", "clean"} <= listed
+    readme = ROOT / "README.md"
+    if readme.exists():
+        named = set(re.findall(r"(?m)(?:^|`)make (?:[A-Z_]+=\S+ )*(\w+)", readme.read_text(encoding="utf-8")))
+        assert named <= listed, "README.md names targets that the Makefile lacks"
+        assert {"demo", "test"} <= named
+
+
+def test_demo_and_test_set_up_a_fresh_clone_by_themselves() -> None:
+    for target in ("demo", "test"):
+        plan = _make("--dry-run", "VENV=nowhere", target)
+        steps = ["-m venv nowhere", '"torch==2.13.0"', '-e ".[dev]"', "medm2g_core prepare"]
+        at = [plan.index(step) for step in steps]
+        assert at == sorted(at), plan
+
+
+def test_make_test_lints_types_tests_and_replays_notebooks() -> None:
+    plan = _make("--dry-run", "NOTEBOOKS=notebooks/a.ipynb", "test")
+    for step in (
+        "ruff check .",
+        "-m mypy",
+        "pytest tests",
+        "--nbval ",
+        "--nbval-sanitize-with tests/nbval_sanitize.cfg",
+    ):
+        assert step in plan
+    assert (ROOT / "tests" / "nbval_sanitize.cfg").is_file()
+    assert "|| true" not in plan and not re.search(r"^\s*-", plan, re.MULTILINE), "a failure would be hidden"
+
+
+def test_ci_runs_make_test() -> None:
+    script = ROOT / ".ci" / "run"
+    lines = script.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("#!") and "set -euo pipefail" in lines
+    assert lines[-1] == "make test"
+    assert os.access(script, os.X_OK)
+
+
+# --- what is tracked --------------------------------------------------------------------------------------------------
+
+
+def test_no_pickled_weights_are_tracked() -> None:
+    assert not _tracked("*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.bin", "*.joblib")
+
+
+def test_tracked_weights_stay_small() -> None:
+    sizes = {name: (ROOT / name).stat().st_size for name in _tracked("*.safetensors") if (ROOT / name).exists()}
+    assert sum(sizes.values()) <= 40e6, sizes
+
+
+def test_no_file_of_the_package_is_longer_than_600_lines() -> None:
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in PACKAGE.rglob("*.py")}
+    assert not {name: length for name, length in lengths.items() if length > 600}
+
+
+# --- the arrows between the parts -------------------------------------------------------------------------------------
+
+
+def _component(module: str) -> str:
+    """``medm2g_core.data.wheels`` -> ``data``; the bare package -> an empty string."""
+    return [*module.split("."), ""][1]
+
+
+def _imports(source: str, module: str, is_package: bool) -> Iterator[str]:
+    """Full names of the modules of this package that a source imports, wherever in the file."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "medm2g_core")
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                keep = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*keep, base]) if base else ".".join(keep)
+            if base == "medm2g_core":  # from medm2g_core import data, MedM2G
+                for alias in node.names:
+                    lazy = medm2g_core._LAZY.get(alias.name)
+                    yield lazy or (f"{base}.{alias.name}" if alias.name in RANK else base)
+            elif base.startswith("medm2g_core."):
+                yield base
+
+
+def _arrows() -> Iterator[tuple[str, str, str]]:
+    """(file, its part, the part it imports) for every import inside the package."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        relative = path.relative_to(ROOT).with_suffix("")
+        is_package = relative.name == "__init__"
+        module = ".".join(relative.parts[:-1] if is_package else relative.parts)
+        if module == "medm2g_core":  # the package itself only names, lazily, what it offers
+            continue
+        for target in _imports(path.read_text(encoding="utf-8"), module, is_package):
+            yield str(relative), _component(module), _component(target)
+
+
+def test_imports_point_downward() -> None:
+    upward = {f"{f}: {a} -> {b}" for f, a, b in _arrows() if b and RANK.get(b, 99) > RANK.get(a, -1)}
+    assert not upward, f"upward, or a part that is missing in the table of ranks: {sorted(upward)}"
+
+
+def test_parts_of_one_rank_do_not_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = defaultdict(set)
+    for _, part, target in _arrows():
+        if target and target != part:
+            graph[part].add(target)
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from medm2g_core.pipeline import MedM2GPipeline",
+        "from ..pipeline import MedM2GPipeline",
+        "def f():\n    import medm2g_core.training.loop",
+        "from medm2g_core import MedM2G",
+    ],
+)
+def test_control_an_upward_import_is_seen(source: str) -> None:
+    (target,) = _imports(source, "medm2g_core.data.cohort", is_package=False)
+    assert RANK[_component(target)] > RANK["data"]
+
+
+# --- no side effects --------------------------------------------------------------------------------------------------
+
+
+def _python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    loaded = _python("import sys, medm2g_core; print(*sys.modules)").split()
+    assert {"torch", "diffusers", "transformers", "numpy", "matplotlib"}.isdisjoint(loaded)
+
+
+def test_importing_every_module_leaves_global_state_alone() -> None:
+    modules = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if path.name != "__main__.py":
+            modules.append(".".join(parts[:-1] if path.name == "__init__.py" else parts))
+    code = f"""
+import importlib, os, random
+import diffusers, matplotlib, nilearn, numpy, torch, transformers  # what these change is their business
+def state():
+    return (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),
+            torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),
+            torch.are_deterministic_algorithms_enabled(), matplotlib.rcParams.copy(), os.getcwd())
+before = state()
+for name in {json.dumps(modules)}:
+    importlib.import_module(name)
+    assert state() == before, name + " changes global state when imported"
+"""
+    _python(code)
