@@ -39,7 +39,7 @@ class Tissue:
 
 @dataclass(frozen=True)
 class Sequence:
-    """A pulse sequence (times in ms): spin echo, or inversion recovery with spin-echo readout where ``ti_ms`` is set."""
+    """A pulse sequence (times in ms): spin echo, or inversion recovery with spin-echo readout if ``ti_ms`` is set."""
 
     name: str
     tr_ms: float
