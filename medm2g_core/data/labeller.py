@@ -1,0 +1,485 @@
+"""A rule-based, negation-aware labeller: report text to findings.
+
+In the manner of NegEx (Chapman et al. 2001) and CheXpert's labeller (Irvin et al. 2019): a lexicon of mentions,
+cues of negation whose scope ends at a terminator, and attributes (side, lobe, size, diameter) taken from the part of
+the sentence that belongs to the mention. It inverts the grammar of `medm2g_core.data.reports` exactly and reads free
+text as well as its lexicon allows. No input makes it raise.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from medm2g_core.data.findings import FINDINGS, size_class
+from medm2g_core.streams import Finding
+
+__all__ = ["Mention", "ReportLabels", "canonical", "find_mentions", "guess_region", "label_report", "presence"]
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One mention of a finding in a text.
+
+    Attributes:
+        finding: name and the attributes stated beside this mention (empty where none is).
+        negated: the text denies it.
+        sentence: index of the sentence.
+        uncertain: the text only considers it ("may represent"); neither asserted nor denied.
+    """
+
+    finding: Finding
+    negated: bool
+    sentence: int
+    uncertain: bool = False
+
+
+@dataclass(frozen=True)
+class ReportLabels:
+    """What a report says.
+
+    Attributes:
+        findings: asserted findings in `canonical` order; an attribute that the text does not give is empty.
+        negated: names that are denied somewhere and asserted nowhere.
+        age: years, or ``None``.
+        sex: ``"female"``, ``"male"`` or ``""``.
+    """
+
+    findings: tuple[Finding, ...]
+    negated: frozenset[str]
+    age: int | None = None
+    sex: str = ""
+
+
+# -- lexicon -----------------------------------------------------------------------------------------------------
+
+_GAP = r"(?:[\w/-]+,? ){0,6}?"  # a few words
+_LEXICON: Mapping[str, Mapping[str, str]] = {
+    "chest": {
+        "pleural_effusion": r"(?<!pericardial )(?<!joint )\beffusions?\b|\bpleural fluid\b|\bhydrothorax\b"
+        rf"|\bblunt(?:ing|ed) (?:of )?{_GAP}(?:costophrenic|cp|sulc\w+)|(?:costophrenic|\bcp\b|sulc\w+) {_GAP}blunt\w+",
+        "pneumothorax": r"\b(?:hydro)?pneumothora(?:x|ces)\b|\bpneumothoraxes\b",
+        "cardiomegaly": r"\bcardiomegaly\b"
+        rf"|\b(?:heart|cardiac|cardiomediastinal|cardiopericardial)\b {_GAP}(?:enlarg\w+|(?:is|appears?|remains) large)"
+        rf"|\benlarge(?:d|ment)\b {_GAP}(?:heart|cardiac|cardiomediastinal)(?: silhouette| size| shadow)?",
+        "pulmonary_edema": r"\bedema\b|\bfluid overload\b",
+        "consolidation": r"\bconsolidat\w+|\bpneumonias?\b|\binfiltrat\w+|\bair ?-?space (?:disease|process|opacit\w+)"
+        r"|(?<!nodular )(?<!rounded )(?<!calcified )\bopacit(?:y|ies)\b|\bopacification\b",
+        "atelectasis": r"\batelecta\w+|\bvolume loss\b|\b(?:lobe|lobar|lung) collapse\b"
+        r"|\bcollapse of (?:\w+ ){0,5}(?:lobe|lung)\b",
+        "nodule": r"\bnodul(?:e|es)\b|\bnodular (?:opacit\w+|densit\w+)|\bgranulomas?\b|\brounded opacit\w+",
+        "mass": r"(?<!thyroid )(?<!wall )(?<!mediastinal )(?<!breast )(?<!pericardial )(?<!tissue )\bmass(?:es)?\b",
+    },
+    "brain": {
+        "tumor": r"\btumors?\b|\bmass(?:es)?\b|\bneoplasms?\b|\b(?:glio|menin?gio|astrocyto)\w*mas?\b|\bmetastas[ei]s\b"
+        r"|\bspace-occupying lesion\b|\benhancing lesion\b",
+        "vasogenic_edema": r"\b(?:white matter )?edema\b",
+        "white_matter_lesions": r"\bwhite matter (?:lesions?|hyperintensit\w+|disease|changes|abnormalit\w+)"
+        r"|\bleu[ck]oara\w+|\bsmallvessel (?:disease|changes|ischemi\w+)",
+        "ventriculomegaly": r"\bventriculomegaly\b|\bhydrocephalus\b"
+        rf"|\bventric(?:les?|ular)\b {_GAP}(?:enlarg\w+|dilat\w+)"
+        rf"|\b(?:enlarge(?:d|ment)|dilat(?:ed|ation|ion))\b {_GAP}ventric(?:les?|ular)",
+    },
+}
+_MENTIONS = {
+    region: [(name, re.compile(pattern)) for name, pattern in words.items()] for region, words in _LEXICON.items()
+}
+
+# Statements of normality, and the findings that they deny.
+_NORMAL_WORDS = r"(?:normal|unremarkable|within normal|not enlarged|stable and normal)"
+_NORMALITY: Mapping[str, tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]] = {
+    "chest": (
+        (
+            re.compile(
+                rf"\b(?:heart|cardiac|cardiomediastinal|cardiopericardial)\b {_GAP}{_NORMAL_WORDS}"
+                r"|\bnormal(?:-sized)? (?:heart|cardiac|cardiomediastinal)\b"
+            ),
+            ("cardiomegaly",),
+        ),
+        (
+            re.compile(r"\blungs? (?!bases)(?:[\w-]+,? ){0,4}?clear\b|\bclear lungs?\b"),
+            ("consolidation", "pulmonary_edema", "atelectasis"),
+        ),
+        (re.compile(r"\bpleural spaces? (?:is|are) clear\b"), ("pleural_effusion", "pneumothorax")),
+    ),
+    "brain": (
+        (
+            re.compile(rf"\bventric(?:les?|ular)\b {_GAP}{_NORMAL_WORDS}|\bnormal ventric"),
+            ("ventriculomegaly",),
+        ),
+        (
+            re.compile(r"\bwhite matter (?:signal )?(?:is |appears )?normal\b|\bnormal white matter\b"),
+            ("white_matter_lesions",),
+        ),
+    ),
+}
+
+_SIZES = {
+    "small": r"small|mild(?:ly)?|minimal(?:ly)?|slight(?:ly)?|tiny|trace|little|few|borderline|subtle|minor",
+    "moderate": r"moderate(?:ly)?|moderate-sized|medium(?:-sized)?",
+    "large": r"large|severe(?:ly)?|marked(?:ly)?|massive(?:ly)?|extensive(?:ly)?|big|gross(?:ly)?|huge|confluent",
+}
+_SIZE = re.compile("|".join(rf"(?P<{k}>\b(?:{v})\b)" for k, v in _SIZES.items()))
+_SIDE = re.compile(r"\b(?P<left>left|left-sided)\b|\b(?P<right>right|right-sided)\b|\b(?P<both>bilateral(?:ly)?|both"
+                   r"|bibasilar|bibasal|biapical)\b")  # fmt: skip
+_ZONE = r"(?:[ -](?:lobes?|lobar|lungs?|zones?|fields?|portion)\b|lung\b|zone\b)"
+_LOBE = re.compile(
+    r"\b(?P<upper>upper|apical|apex|apices|biapical|lul|rul)\b|\b(?P<middle>middle|mid|rml)\b"
+    r"|\b(?P<lower>lower|bases?|basal|basilar|bibasilar|bibasal|retrocardiac|lll|rll)\b|(?P<lingula>\blingul(?:a|ar)\b)"
+    r"|(?P<midlung>\bmid(?=lung|zone))"
+)  # fmt: skip
+_NEEDS_ZONE = re.compile(rf"(?:(?:,| and|/| or|,and)? ?(?:upper|middle|mid|lower))*{_ZONE}")
+_BRAIN_LOBE = re.compile(r"\b(?P<frontal>frontal)\b|\b(?P<parietal>parietal)\b|\b(?P<temporal>temporal)\b"
+                         r"|\b(?P<occipital>occipital)\b")  # fmt: skip
+_DIAMETER = re.compile(
+    r"(\d+(?:\.\d+)?)(?: ?(?:mm|cm)? ?(?:x|by) ?(\d+(?:\.\d+)?))* ?-?(mm|cm|millimet\w+|centimet\w+)\b"
+)
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_AGE = re.compile(
+    r"\b(\d{1,3})[ -]?(?:years?|yrs?|y)[ -]?/?(?:old|o)\b|\baged?:? (\d{1,3})\b|\b(\d{1,3}) years of age\b"
+)
+_SEX = re.compile(r"\b(?P<female>woman|female|lady|girl)\b|\b(?P<male>man|male|gentleman|boy)\b")
+
+# -- text and scopes ---------------------------------------------------------------------------------------------
+
+# What looks like a finding, a negation or an attribute and is none, made harmless; order matters.
+_NEUTRAL = tuple(
+    (re.compile(pattern), into)
+    for pattern, into in (
+        (r"\[removed\]|\bx{3,}\b", "xxxx"),
+        (r"\babsent (?=\w+ markings)", "fewer "),
+        (r"\boedema", "edema"),
+        (r"\btumour", "tumor"),
+        (r"\bleft[- ]sided\b", "left"),
+        (r"\bright[- ]sided\b", "right"),
+        (r"\bmass[- ]effect\b", "masseffect"),
+        (r"\bsmall[- ]vessel\b", "smallvessel"),
+        (r"\b(?:left|right) (?=heart|atri|ventric|hemidiaphragm|paratracheal)", ""),
+        (r"\b(?:no|without|not) (?:any )?(?:doubt|only)\b", ""),
+        (
+            r"\b(?:no|without|nor)(?: any| evidence of)? (?:significant |interval |appreciable |substantial |definite "
+            r"|major |marked )*(?:change|increase|decrease|improvement|worsening|resolution|difference"
+            r"|progression)s?\b",
+            "stable",
+        ),
+        (
+            r"\b(?:not|never)(?: been| yet| fully| completely| significantly| substantially| entirely)* "
+            r"(?:changed|improved|resolved|decreased|increased|cleared|progressed|worsened)\b",
+            "stable",
+        ),
+        (r"\b(?:unresolved|(?:partial|incomplete|near)(?:ly)?[- ](?:complete )?(?:resolved|resolution))\b", "residual"),
+        (
+            r"\b(?:cannot|can not|can't|could not)(?: be)?(?: completely| entirely)? (?:exclude|rule out)d?\b",
+            "possible",
+        ),
+        (r"\b(?:cannot|can not|can't|could not) be (?:excluded|ruled out)\b", "possible"),
+        (r"\bnot (?:been |be )?(?:excluded|ruled out)\b", "possible"),
+        (r"\bno longer (?:seen|present|visible|identified|visualized|evident|apparent)\b", "resolved"),
+    )
+)
+_SECTION = re.compile(r"\b(?:findings|impression|indication|comparison|conclusion|history|technique)(?: and \w+)?\s*:")
+_SENTENCE = re.compile(r"\.(?=\s|$|[a-z])|[;!?\n]")
+
+_CUE = re.compile(
+    r"\b(?:no|not|without|w/o|negative for|free (?:of|from)|clear of|absence of|absent(?! \w*$)|lack of|nor|neither"
+    r"|never|denies|(?:to )?(?:exclude|rule out|evaluate for)|r/o|nothing to suggest|isn't|aren't|resolution of"
+    r"|rather than|(?<!has )(?<!have )(?<!had )(?<!is )(?<!are )(?<!been )(?<!now )(?<!ly )resolved(?= \w))\b"
+)
+_HEDGE = re.compile(
+    r"\b(?:(?:may|might|could|can)(?: also)? (?:be|represent|reflect|indicate|include|have|relate|suggest)|possib\w+"
+    r"|question(?:able|ably)?|questioned|suspicious for|suspicion (?:of|for)|concern(?:ing)? (?:for|of)|differential"
+    r"|evaluation for|favor(?:s|ed|ing)?|clinical(?:ly)? correlat\w+|consider)\b"
+)
+_STOP = re.compile(
+    r"\b(?:but|however|although|though|except|aside from|apart from|other than|besides|which|yet|while|whereas"
+    r"|otherwise|because|(?<!to )suggest\w*|consistent with|there (?:is|are)|(?:is|are) again)\b|:"
+    r"|\b(?:and|with) (?:also )?(?=(?:an?|there|the|unchanged|stable|persistent|residual|left|right|bilateral"
+    r"|(?:small|mild|moderate|large|minimal) (?:left|right|bilateral))\b)"
+)
+_FRESH = re.compile(
+    r", (?:and |with )?(?:(?=(?:an?|there|stable|unchanged|again|persistent)\b)"
+    r"|(?=(?:[\w-]+ ){0,2}(?:left|right|bilateral|mildly|moderately|severely)\b(?!.*\b(?:or|nor)\b)))"
+)
+_AFTER = re.compile(
+    r"\b(?:(?:has|have|had|is|are|was|were|been|now|completely|fully|since) )+"
+    r"(?:resolved|cleared|ruled out|excluded|absent|unlikely|negative|not (?:seen|identified|present|evident"
+    r"|visuali[sz]ed|demonstrated|appreciated|detected|noted|visible|apparent))\b"
+    r"|\bruled out\b|\bnot (?:seen|identified)\b|: (?:no|none|absent)\b|\bresolved(?= *$)"
+)
+_CLAUSE = re.compile(r"\b(?:but|however|although|though|which|while|whereas|and (?:an?|the|there)|with)\b")
+_FINITE = re.compile(r"\b(?:is|are|was|were|has|have|shows?|there)\b")
+_JOINTS = (re.compile(r"[:]"), re.compile(r"\b(?:with|plus|but|while|although|as well as|along)\b"),
+           re.compile(r",? and\b|/"), re.compile(r","))  # fmt: skip
+
+
+def _normalise(text: str) -> str:
+    text = unicodedata.normalize("NFKD", str(text)).encode("ascii", "ignore").decode().lower()
+    text = re.sub(r"[ \t\r\f\v]+", " ", text.replace("\n\n", ". "))
+    text = text.replace("\n", " ")
+    for pattern, into in _NEUTRAL:
+        text = pattern.sub(into, text)
+    return _SECTION.sub(". ", text)
+
+
+def guess_region(text: str) -> str:
+    """``"brain"`` where a text speaks more of the brain than of the chest, else ``"chest"``."""
+    text = text.lower()
+    brain = r"brain|ventric|white matter|grey|gray|intracranial|midline shift|frontal|parietal|temporal|occipital|skull"
+    chest = r"lung|chest|heart|cardi|pleura|pulmon|mediastin|pneumo|thora|hila|rib"
+    return "brain" if len(re.findall(brain, text)) > len(re.findall(chest, text)) else "chest"
+
+
+def _hedged_parts(sentence: str) -> list[tuple[int, int]]:
+    """Character ranges of a sentence that only consider something: after the cue, before it where it comes last."""
+    parts = []
+    for cue in _HEDGE.finditer(sentence):
+        stop = _STOP.search(sentence, cue.end())
+        end = stop.start() if stop else len(sentence)
+        last = not re.search(r"\w", sentence[cue.end() : end])
+        start = max((m.end() for m in _CLAUSE.finditer(sentence, 0, cue.start())), default=0) if last else cue.start()
+        parts.append((start, end))
+    return parts
+
+
+def _negated_parts(sentence: str) -> list[tuple[int, int]]:
+    """Character ranges of a sentence that are under negation."""
+    parts = []
+    for cue in _CUE.finditer(sentence):
+        stops = [m.start() for p in (_STOP, _FRESH) if (m := p.search(sentence, cue.end()))]
+        parts.append((cue.start(), min(stops, default=len(sentence))))
+    for cue in _AFTER.finditer(sentence):
+        start = max((m.end() for m in _CLAUSE.finditer(sentence, 0, cue.start())), default=0)
+        comma = sentence.rfind(",", start, cue.start())
+        if comma >= 0 and _FINITE.search(sentence, start, comma):
+            start = comma
+        parts.append((start, cue.end()))
+    return parts
+
+
+def _segments(sentence: str, spans: list[tuple[int, int]]) -> list[str]:
+    """The part of a sentence that belongs to each mention: cut between two mentions at the strongest joint."""
+    cuts = [0]
+    for (_, end), (start, _) in pairwise(spans):
+        between = sentence[end:start] if start > end else ""
+        for joint in _JOINTS:
+            found = list(joint.finditer(between))
+            if found:
+                cuts.append(end + found[-1].start())
+                break
+        else:
+            cuts.append(max(end, cuts[-1]))
+    cuts.append(len(sentence))
+    return [sentence[a:b] for a, b in pairwise(cuts)]
+
+
+# -- attributes --------------------------------------------------------------------------------------------------
+
+
+def _one(pattern: re.Pattern[str], text: str) -> str:
+    """The single value that a pattern's groups find; empty where there is none or they contradict."""
+    found = {m.lastgroup or "" for m in pattern.finditer(text)}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _sides(text: str) -> str:
+    found = {m.lastgroup for m in _SIDE.finditer(text)}
+    if "both" in found:
+        return "both"
+    if len(found) == 2:
+        return "both" if re.search(r"\b(?:left|right)\b(?: \w+)? (?:and|or|greater than|more than) ", text) else ""
+    return str(found.pop()) if found else ""
+
+
+def _lobes(text: str, brain: bool) -> tuple[str, ...]:
+    pattern = _BRAIN_LOBE if brain else _LOBE
+    found: list[str] = []
+    for m in pattern.finditer(text):
+        name = m.lastgroup or ""
+        if m.group() in ("upper", "middle", "mid", "lower") and not brain and not _NEEDS_ZONE.match(text, m.end()):
+            continue  # "upper limits", "lower thoracic spine"
+        name = {"lingula": "upper", "midlung": "middle"}.get(name, name)
+        if name not in found:
+            found.append(name)
+    listed = re.search(r"(?:upper|middle|mid|lower|al)(?: lobe)?(?:,| and|/| or)", text)
+    return tuple(found) if len(found) == 1 or listed else ()
+
+
+def _diameter(text: str, name: str) -> int | None:
+    limits = FINDINGS[name].millimetres
+    m = _DIAMETER.search(text)
+    if m is None or limits is None:
+        return None
+    mm = round(max(map(float, _NUMBER.findall(m.group()))) * (10 if m.group(3).startswith("c") else 1))
+    return mm if limits[0] <= mm <= limits[1] else None
+
+
+def _describe(name: str, text: str) -> list[Finding]:
+    """The finding(s) that one mention in `text` states: one for each side and lobe where its kind needs it."""
+    kind = FINDINGS[name]
+    text = re.sub(r"\b(?:xxxx|\d+[ -]year[ -]old)\b", " ", text)
+    pair = [m.lastgroup or "" for m in _SIDE.finditer(text) if m.lastgroup != "both"]
+    degrees = [m.lastgroup or "" for m in _SIZE.finditer(text)]
+    sized_by_side = kind.locations == ("",) and "left" in kind.sides and "" not in kind.sizes
+    if sized_by_side and sorted(pair) == ["left", "right"] and len(degrees) == 2 and degrees[0] != degrees[1]:
+        return [Finding(name, s, "", d) for s, d in zip(pair, degrees, strict=True)]  # "small left and large right"
+    side = _sides(text)
+    lobes = _lobes(text, kind.region == "brain") if kind.locations != ("",) else ()
+    if not side:
+        side = {"rul": "right", "rml": "right", "rll": "right", "lul": "left", "lll": "left"}.get(
+            next((w for w in ("rul", "rml", "rll", "lul", "lll") if re.search(rf"\b{w}\b", text)), ""), ""
+        )
+    if lobes == ("middle",) and not side and "middle" in text:
+        side = "right"
+    if "lingul" in text or "retrocardiac" in text:
+        side = "left"
+    size = _one(_SIZE, text) if kind.sizes != ("",) else ""
+    size_mm = _diameter(text, name)
+    if size_mm is not None:
+        size = size_class(name, size_mm)  # a stated diameter outweighs the adjective
+    if size not in kind.sizes:
+        size = ""
+    if side not in kind.sides:
+        sides = ("left", "right") if side == "both" and "left" in kind.sides else ("",)
+    else:
+        sides = (side,)
+    out = []
+    for s in sides:
+        for lobe in lobes or ("",):
+            place = "" if lobe == "middle" and s == "left" else lobe
+            out.append(Finding(name, s, place if place in kind.locations else "", size, size_mm))
+    return out
+
+
+def _compatible(a: Finding, b: Finding) -> bool:
+    return (
+        a.name == b.name
+        and (not a.side or not b.side or a.side == b.side or "both" in (a.side, b.side))
+        and (not a.location or not b.location or a.location == b.location)
+        and (not a.size or not b.size or a.size == b.size)
+        and (a.size_mm is None or b.size_mm is None or a.size_mm == b.size_mm)
+    )
+
+
+def _merge(a: Finding, b: Finding) -> Finding:
+    return replace(
+        a,
+        side="both" if "both" in (a.side, b.side) else a.side or b.side,
+        location=a.location or b.location,
+        size=a.size or b.size,
+        size_mm=a.size_mm if a.size_mm is not None else b.size_mm,
+    )
+
+
+def _score(a: Finding, b: Finding) -> int:
+    return sum(x == y and x not in ("", None) for x, y in zip(a.key[1:], b.key[1:], strict=True))
+
+
+def canonical(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Findings in the order of `FINDINGS`, then side, location, size, diameter; duplicates removed."""
+    order = {name: i for i, name in enumerate(FINDINGS)}
+    return tuple(sorted(set(findings), key=lambda f: (order.get(f.name, 99), f.key, f.size_mm or 0)))
+
+
+# -- the labeller ------------------------------------------------------------------------------------------------
+
+
+def find_mentions(text: str, region: str | None = None) -> tuple[Mention, ...]:
+    """Every mention of a finding of a region, asserted or denied, in reading order.
+
+    Args:
+        text: any text.
+        region: ``"chest"``, ``"brain"``, or ``None`` to guess it from the words.
+
+    Raises:
+        ValueError: a region without a lexicon.
+    """
+    region = region or guess_region(text)
+    if region not in _MENTIONS:
+        raise ValueError(f"region {region!r} has no lexicon; known: {', '.join(_MENTIONS)}")
+    mentions: list[Mention] = []
+    for index, sentence in enumerate(s.strip(" ,-") for s in _SENTENCE.split(_normalise(text))):
+        denied = [n for pattern, names in _NORMALITY[region] if pattern.search(sentence) for n in names]
+        mentions += [Mention(Finding(name), True, index) for name in denied]
+        found = [(m.start(), m.end(), name) for name, p in _MENTIONS[region] for m in p.finditer(sentence)]
+        found = sorted(f for f in found if not any(g != f and g[0] <= f[0] and f[1] <= g[1] for g in found))
+        found = [f for f in found if not (f[2] in denied and f[2] in ("cardiomegaly", "ventriculomegaly"))]
+        if not found:
+            _continue(sentence, mentions, index)
+            continue
+        found = _coalesce(sentence, found)
+        negated, hedged = _negated_parts(sentence), _hedged_parts(sentence)
+        for (start, end, name), part in zip(found, _segments(sentence, [(a, b) for a, b, _ in found]), strict=True):
+            no = any(a < end and start < b for a, b in negated)
+            maybe = not no and any(a < end and start < b for a, b in hedged)
+            mentions += [Mention(f, no, index, maybe) for f in _describe(name, part)]
+    return tuple(mentions)
+
+
+def _coalesce(sentence: str, found: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """Join neighbouring words for one thing ("atelectasis with volume loss") unless a list separates them."""
+    out: list[tuple[int, int, str]] = []
+    for start, end, name in found:
+        if out and out[-1][2] == name and not re.search(r"\b(?:and|or|nor|but)\b|[,/:]", sentence[out[-1][1] : start]):
+            out[-1] = (out[-1][0], max(end, out[-1][1]), name)
+        else:
+            out.append((start, end, name))
+    return out
+
+
+def _continue(sentence: str, mentions: list[Mention], index: int) -> None:
+    """Add to the last mention what a following "It measures 24 mm" says of it."""
+    if not mentions or mentions[-1].negated or mentions[-1].uncertain or index - mentions[-1].sentence > 1:
+        return
+    if not re.match(r"(?:it|this|the lesion)\b", sentence) or _CUE.search(sentence):
+        return
+    last = mentions[-1].finding
+    more = _describe(last.name, sentence)[0]
+    if _compatible(replace(last, size=""), replace(more, size="")):
+        merged = _merge(last, more)
+        if merged.size_mm is not None:
+            merged = replace(merged, size=size_class(merged.name, merged.size_mm))
+        mentions[-1] = Mention(merged, False, index)
+
+
+def label_report(text: str, region: str | None = None) -> ReportLabels:
+    """Findings with attributes, denied findings, age and sex of a report.
+
+    Mentions of one kind that do not contradict each other (findings and impression) become one finding. Two that do
+    contradict each other become two. Hedged mentions ("may represent") are neither findings nor denied. A diameter in
+    mm or cm sets the size class; one outside the kind's range is ignored. What cannot be read is left empty.
+
+    Args:
+        text: a report, or any other text, also broken.
+        region: ``"chest"``, ``"brain"``, or ``None`` to guess it from the words.
+
+    Raises:
+        ValueError: a region without a lexicon.
+    """
+    mentions = find_mentions(text, region)
+    found: list[Finding] = []
+    for m in (m.finding for m in mentions if not m.negated and not m.uncertain):
+        fits = [i for i, f in enumerate(found) if _compatible(f, m)]
+        if fits:  # the closest, and of those the last spoken of
+            best = max(fits, key=lambda i: (_score(found[i], m), i))
+            found[best] = _merge(found[best], m)
+        else:
+            found.append(m)
+    names = {f.name for f in found}
+    lowered = str(text).lower()
+    age = next((int(g) for m in [_AGE.search(lowered)] if m for g in m.groups() if g), None)
+    sex = next((m.lastgroup or "" for m in [_SEX.search(lowered)] if m), "")
+    return ReportLabels(
+        findings=canonical(found),
+        negated=frozenset(m.finding.name for m in mentions if m.negated) - names,
+        age=age if age is not None and age <= 120 else None,
+        sex=sex,
+    )
+
+
+def presence(findings: Iterable[Finding], region: str | None = None) -> dict[str, bool]:
+    """Name -> whether it is among `findings`, for every finding (of a region, if given), in the order of `FINDINGS`."""
+    names = {f.name for f in findings}
+    return {name: name in names for name, kind in FINDINGS.items() if region in (None, kind.region)}
