@@ -1,0 +1,198 @@
+"""A whole chest study from a seed: X-ray, and CT and MR of one coronal slice of the same virtual patient.
+
+All images are 128 x 128 at 2.8 mm, rows from superior to inferior, columns from the patient's right to the left, in
+one common frame. Four independent random streams feed a study (findings, body, slice depth, noise), so a finding can
+be added or left out of an otherwise unchanged patient, and the depth of the slice tells nothing about the findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medm2g_core.data import mri, xray
+from medm2g_core.data.chest.atlas import GRID, PERSONS, SPACING_MM, ChestAtlas, load_atlases
+from medm2g_core.data.chest.deform import Anatomy, anatomy_of, sample, sample_body, warp
+from medm2g_core.data.chest.pathology import Scene, change_body, draw, heart_ratio, sample_findings
+from medm2g_core.data.findings import CHEST, check_finding
+from medm2g_core.streams import Finding, hu_to_unit
+
+__all__ = ["SLICE_RANGE", "render_chest", "slice_depth", "tissue_weights"]
+
+SLICE_RANGE = (40, 49)
+"""Range (inclusive) of the y index of the coronal slice: 28 mm around the hila. All five lobes and the heart are cut
+by every slice of it, so that the depth need not depend on where a lesion is."""
+
+_ANATOMIES: dict[int, tuple[ChestAtlas, Anatomy]] = {}
+
+
+def _anatomy(atlas: ChestAtlas) -> Anatomy:
+    """`anatomy_of`, kept per atlas object."""
+    known = _ANATOMIES.get(id(atlas))
+    if known is None or known[0] is not atlas:
+        known = _ANATOMIES[id(atlas)] = (atlas, anatomy_of(atlas))
+    return known[1]
+
+
+def slice_depth(seed: int) -> int:
+    """y index of the coronal slice of a study; depends on the seed alone."""
+    low, high = SLICE_RANGE
+    return int(np.random.default_rng([seed, 2]).integers(low, high + 1))
+
+
+def _ramp(hu: Tensor, low: float, high: float) -> Tensor:
+    """0 at `low`, 1 at `high`, linear between, clipped."""
+    return ((hu - low) / (high - low)).clamp(0, 1)
+
+
+def tissue_weights(
+    hu: Tensor, lung: Tensor, masks: Mapping[str, Tensor], fluid: Tensor, opaque: Tensor, lesion: Tensor
+) -> dict[str, Tensor]:
+    """Tissue fractions of one slice for `medm2g_core.data.mri.render`, driven by Hounsfield units.
+
+    Masks say what a voxel may be, HU how much of it: fat from -100 to 30 HU, the rest muscle, liver, myocardium or
+    blood; cortical bone above 200 HU, marrow below; lung by its density.
+
+    Args:
+        hu: (H, W) with the findings drawn.
+        lung: (H, W), 0..1, of aerated lung.
+        masks: ``"heart"``, ``"blood"``, ``"bone"``, ``"organ"``, ``"body"``, (H, W), 0..1.
+        fluid, opaque, lesion: (H, W), 0..1, as in `Scene`.
+
+    Returns:
+        tissue name -> (H, W) fraction; they sum to 1 or less (the rest is air).
+    """
+    drawn = torch.maximum(torch.maximum(fluid, opaque), lesion)
+    lung = (lung * (1 - torch.maximum(fluid, lesion))).clamp(0, 1)
+    # a voxel at the lung's edge mixes lung and wall: take the lung's share of its HU out again
+    wall = torch.where(lung < 0.9, (hu + 850 * lung) / (1 - lung).clamp_min(0.1), hu)
+    wall = torch.where(lung > 0.03, wall.clamp(-140, 400), wall)
+    solid = 1 - lung
+    bone = masks["bone"].clamp(0, 1)
+    cortical = bone * _ramp(wall, 190, 420)
+    marrow = bone * (1 - cortical / bone.clamp_min(1e-3)) * _ramp(wall, 20, 110)
+    soft = (1 - cortical - marrow).clamp(0, 1) * _ramp(wall, -950, -150)
+    lean = soft * _ramp(wall, -95, 25)
+    fat = soft - lean
+    heart, blood, organ = masks["heart"], masks["blood"], masks["organ"]
+    chamber = lean * blood
+    myocardium = lean * (heart - blood).clamp(0, 1)
+    liver = lean * (organ * (1 - blood)).clamp(0, 1)
+    muscle = (lean - chamber - myocardium - liver).clamp_min(0)
+    # parenchyma up to -650 HU, above that more and more vessel
+    vessel = lung * _ramp(hu, -650, 20)
+    parenchyma = lung * _ramp(hu, -1000, -800) * (1 - _ramp(hu, -650, 20))
+    weights = {
+        "fat": fat * solid,
+        "muscle": muscle * solid,
+        "soft_tissue": liver * solid,
+        "myocardium": myocardium * solid,
+        "blood": 0.45 * chamber * solid + 0.35 * vessel,
+        "flowing_blood": 0.55 * chamber * solid + 0.65 * vessel,
+        "bone": cortical * solid,
+        "marrow": marrow * solid,
+        "lung": parenchyma,
+    }
+    weights = {name: w * (1 - drawn) for name, w in weights.items()}
+    lesion = lesion * (1 - fluid)
+    opaque = (opaque - fluid - lesion).clamp_min(0) * _ramp(hu, -950, -50).clamp_min(0.35)
+    return weights | {"fluid": fluid, "tumor": lesion, "consolidation": opaque}
+
+
+def _texture(hu: Tensor, rng: np.random.Generator) -> Tensor:
+    """Reconstruction noise of the CT slice, HU: white noise with its lowest frequencies taken off."""
+    noise = torch.from_numpy(rng.standard_normal(tuple(hu.shape)).astype(np.float32))
+    smooth = torch.nn.functional.avg_pool2d(noise[None, None], 5, 1, 2)[0, 0]
+    return 11.0 * (noise - 0.8 * smooth)
+
+
+def render_chest(
+    seed: int,
+    *,
+    atlases: Mapping[str, ChestAtlas] | None = None,
+    person: str | None = None,
+    findings: Sequence[Finding] | None = None,
+) -> dict[str, Any]:
+    """One virtual chest study; the same seed gives the same study in any process of one machine.
+
+    Args:
+        seed: non-negative.
+        atlases: as from `load_atlases`, which is called when none are given.
+        person: whose anatomy; by default one of `PERSONS`, evenly.
+        findings: what the patient has; by default `sample_findings`. ``()`` is a normal chest.
+
+    Returns:
+        ``images``: ``"xray"``, ``"ct"``, ``"mri_t1"``, ``"mri_t2"`` -> float32 (1, 128, 128), -1..1;
+        ``findings``: tuple of `Finding`; ``person``; ``age`` in years; ``sex``; ``spacing_mm``;
+        ``slice_index``: y index of the coronal slice.
+
+    Raises:
+        ValueError: an unknown person, or a finding that its kind does not allow.
+    """
+    if atlases is None:
+        atlases = load_atlases()
+    who = np.random.default_rng([seed, 0])
+    drawn_person = PERSONS[int(who.integers(len(PERSONS)))]
+    person = drawn_person if person is None else person
+    if person not in atlases:
+        raise ValueError(f"no chest of {person!r}; there are: {', '.join(atlases)}")
+    female = bool(who.random() < 0.5)
+    age = int(np.clip(who.normal(58, 16), 20, 90))
+    findings = sample_findings(np.random.default_rng([seed, 1])) if findings is None else tuple(findings)
+    for finding in findings:
+        if check_finding(finding).name not in CHEST:
+            raise ValueError(f"{finding.name} is not a finding of the chest")
+
+    anatomy = _anatomy(atlases[person])
+    shape = np.random.default_rng([seed, 3])
+    ratio = heart_ratio(findings, shape)
+    body = sample_body(shape, anatomy, ratio, female)
+    body = change_body(body, findings, shape)
+    map_ = warp(anatomy, body)
+    volume = sample(anatomy.volume, map_.full)[0]
+    coarse = sample(anatomy.coarse, map_.coarse)[0]
+    y = slice_depth(seed)
+    scene = Scene(
+        hu=volume[0],
+        lung={"right": volume[1], "left": volume[2]},
+        lobes=coarse[:5],
+        slice_index=y,
+        warp=map_,
+        anatomy=anatomy,
+        fluid=torch.zeros(GRID),
+        opaque=torch.zeros(GRID),
+        lesion=torch.zeros(GRID),
+    )
+    draw(scene, findings, (seed, 4))
+
+    noise = [np.random.default_rng([seed, 5, i]) for i in range(4)]
+    rest = sample(anatomy.slice_channels, map_.full[:, :, y : y + 1])[0, :, :, 0]
+    masks = dict(zip(("heart", "blood", "bone", "organ", "body"), rest, strict=True))
+    hu = scene.hu[:, y]
+    weights = tissue_weights(
+        hu,
+        (scene.lung["right"] + scene.lung["left"])[:, y].clamp(0, 1),
+        masks,
+        scene.fluid[:, y],
+        scene.opaque[:, y],
+        scene.lesion[:, y],
+    )
+    images = {
+        "xray": xray.film(scene.hu, SPACING_MM, 1, noise[0]),
+        "ct": hu_to_unit(hu + _texture(hu, noise[1])),
+        "mri_t1": mri.render(weights, "t1", noise[2]),
+        "mri_t2": mri.render(weights, "t2", noise[3]),
+    }
+    return {
+        "images": {n: i.float()[None].contiguous() for n, i in images.items()},
+        "findings": findings,
+        "person": person,
+        "age": age,
+        "sex": "female" if female else "male",
+        "spacing_mm": (SPACING_MM, SPACING_MM),
+        "slice_index": y,
+    }
