@@ -71,7 +71,7 @@ TISSUES: Mapping[str, Tissue] = MappingProxyType(
             Tissue("gm", 1188.0, 95.0, 0.83),  # T1: Rooney 2007; T2: Stanisz 2005; PD: Whittall 1997
             Tissue("wm", 656.0, 72.0, 0.70),  # T1: Rooney 2007; T2: Stanisz 2005; PD: Whittall 1997
             # Lesions vary widely between patients; all three numbers are choices inside the published spread.
-            Tissue("tumor", 1500.0, 135.0, 0.88),
+            Tissue("tumor", 1500.0, 150.0, 0.88),
             Tissue("necrosis", 3000.0, 400.0, 0.97),
             Tissue("edema", 1350.0, 150.0, 0.86),
             Tissue("wm_lesion", 1250.0, 150.0, 0.85),

@@ -15,13 +15,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+from nibabel.nifti1 import Nifti1Image
 from scipy import ndimage
 
 from medm2g_core.data.wheels import cache_dir
 
-__all__ = ["LOBES", "BrainAtlas", "lobe_index", "load_atlas"]
+__all__ = ["LOBES", "BrainAtlas", "load_atlas", "lobe_index"]
 
 LOBES: tuple[str, ...] = ("frontal", "parietal", "temporal", "occipital")
 
@@ -125,8 +125,8 @@ def _ventricles(csf: np.ndarray, depth: np.ndarray, origin: np.ndarray) -> np.nd
 
 
 def _build(folder: Path) -> BrainAtlas:
-    images = {k: nib.load(folder / n) for k, n in _FILES.items()}
-    affine = images["t1"].affine
+    images = {k: Nifti1Image.from_filename(folder / n) for k, n in _FILES.items()}
+    affine = np.asarray(images["t1"].affine)
     if not np.allclose(affine[:3, :3], np.eye(3)):
         raise ValueError(f"MNI152 template has axes {affine[:3, :3].tolist()}; needed 1 mm, right-anterior-superior")
     low, high = (round(z - affine[2, 3]) for z in _Z_RANGE_MM)
@@ -158,7 +158,7 @@ def _build(folder: Path) -> BrainAtlas:
     # Where white matter meets ventricle, the maps show a film of grey matter that is only partial volume; on FLAIR it
     # would shine. The caudate nucleus is thick enough to survive an opening.
     film = np.where(ventricle < 5, gm - np.minimum(gm, ndimage.grey_opening(gm, footprint=_ball(2))), 0.0)
-    gm, wm, csf = gm - film, wm + 0.6 * film, csf + 0.4 * film
+    gm, wm, csf = (v.astype(np.float32) for v in (gm - film, wm + 0.6 * film, csf + 0.4 * film))
     ratio = np.where(np.abs(ventricle) < 3, 1.0, ratio)
 
     def as_byte(fraction: np.ndarray) -> np.ndarray:
@@ -181,8 +181,13 @@ def _save(atlas: BrainAtlas, path: Path) -> None:
     # Distances to 1/16 mm: exact in half precision in the range that matters, and they compress well.
     small = {k: (np.rint(v * 16) / 16).astype(np.float16) if v.dtype == np.float32 else v for k, v in arrays.items()}
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as handle:
-        np.savez_compressed(handle, **small)
-    os.replace(handle.name, path)
+        temporary = Path(handle.name)
+        try:
+            np.savez_compressed(handle, **small)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    os.replace(temporary, path)
 
 
 @functools.lru_cache(maxsize=1)

@@ -157,7 +157,7 @@ def _pick(weight: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
 def _tumor_centre(plane: Plane, finding: Finding, rng: np.random.Generator) -> tuple[int, int]:
     """A pixel of the lobe with as much room around it as the lobe offers, up to what the tumour needs."""
     x = plane.xyz[0] * _side_sign(finding.side)
-    inside = (plane.lobe == LOBES.index(finding.location)) & (x > 0) & (plane.depth < -5)
+    inside = (plane.lobe == LOBES.index(finding.location)) & (x > 0) & (plane.depth < -9)
     # Gliomas and metastases of a lobe sit in its white matter or at its cortex, not in thalamus or ventricle.
     deep = (x < 30) & (plane.xyz[1] > -40) & (plane.xyz[1] < 20) & (plane.xyz[2] < 24)
     inside &= ~deep & (plane.ventricle > 3)
@@ -167,12 +167,12 @@ def _tumor_centre(plane: Plane, finding: Finding, rng: np.random.Generator) -> t
     room = np.minimum(np.minimum(-plane.depth, x), np.minimum(plane.ventricle + 4, to_border + 6))
     wanted = min(0.5 * float(finding.size_mm or 0) + 1.0, 0.9 * float(room[inside].max()))
     good = inside & (room >= wanted)
-    return _pick((good if good.any() else inside).astype(float), rng)
+    return _pick(np.where(good if good.any() else inside, 0.05 + plane.wm**2, 0.0), rng)
 
 
 def draw_tumor(plane: Plane, finding: Finding, rng: np.random.Generator) -> Tumor:
-    """A lobulated tumour whose largest diameter in the slice is ``finding.size_mm``, before the falx and the skull
-    cut it off. Larger ones more often have a necrotic or cystic core.
+    """A lobulated tumour whose largest diameter in the slice is ``finding.size_mm``; it does not cross the falx. Its
+    centre lies in the finding's lobe, large ones reach into the next. Larger ones more often have a necrotic core.
 
     Raises:
         ValueError: the slice does not cut the finding's lobe.
@@ -189,24 +189,26 @@ def draw_tumor(plane: Plane, finding: Finding, rng: np.random.Generator) -> Tumo
     lobulation += 0.05 * smooth_noise(plane.shape, max(px * 0.07, 1.2), rng)
     level = radius + lobulation * np.clip(radius, 0.0, 1.0)
 
-    # The threshold that makes the largest diameter what the report says.
+    sign = _side_sign(finding.side)
+    allowed = _soft(-plane.depth - 1.5, 0.6) * _soft(sign * plane.xyz[0] - 0.5, 0.6)
+
+    # The threshold that makes the largest diameter of what is left inside skull and falx what the report says.
     probe = np.linspace(0, np.pi, 12, endpoint=False)
-    low, high = 0.4, 1.6
-    for _ in range(9):
+    low, high = 0.4, 2.4
+    for _ in range(10):
         middle = (low + high) / 2
-        py, pxs = dy[level < middle], dx[level < middle]
+        here = (level < middle) & (allowed > 0.5)
+        py, pxs = dy[here], dx[here]
         extent = max((np.ptp(pxs * np.cos(a) + py * np.sin(a)) for a in probe), default=0.0) if py.size else 0.0
         low, high = (middle, high) if extent + plane.mm < size_mm else (low, middle)
     level = level / ((low + high) / 2)
 
-    sign = _side_sign(finding.side)
-    allowed = _soft(-plane.depth - 1.5, 0.6) * _soft(sign * plane.xyz[0] - 0.5, 0.6)
     edge_mm = (1.0 - level) * size_mm / 2
     body = _soft(edge_mm, rng.uniform(0.35, 0.8)) * allowed
     distance = ndimage.distance_transform_edt(body < 0.5) - ndimage.distance_transform_edt(body >= 0.5)
     core = np.zeros(plane.shape)
     if rng.random() < {"small": 0.15, "moderate": 0.5, "large": 0.8}[finding.size]:
-        thickness = size_mm / 2 * rng.uniform(0.3, 0.55)
+        thickness = max(size_mm / 2 * rng.uniform(0.3, 0.55), 4.0)
         ragged = smooth_noise(plane.shape, max(px * 0.10, 1.5), rng) * size_mm * 0.045
         core = _soft(-distance * plane.mm - thickness + ragged, 0.6) * allowed
     texture = 0.7 * smooth_noise(plane.shape, 3.0 / plane.mm, rng) + 0.7 * smooth_noise(plane.shape, 8 / plane.mm, rng)
@@ -268,8 +270,8 @@ def draw_white_matter_lesions(plane: Plane, finding: Finding, rng: np.random.Gen
 
 def push(plane: Plane, tumor: Tumor, size_mm: float, strength: float) -> np.ndarray:
     """Mass effect: where in the undisturbed plane each pixel's tissue comes from, as (2, H, W) offsets (row, column)
-    in mm. Tissue at distance r from the centre has come from ``(r^3 - (strength R)^3)^(1/3)``, fading towards the skull,
-    which does not move."""
+    in mm. Tissue at distance r from the centre has come from ``(r^3 - (strength R)^3)^(1/3)``, fading towards the
+    skull, which does not move."""
     rows, cols = np.indices(plane.shape)
     dy, dx = (rows - tumor.centre[0]) * plane.mm, (cols - tumor.centre[1]) * plane.mm
     r = np.hypot(dy, dx) + 1e-6

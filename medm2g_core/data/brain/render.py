@@ -16,7 +16,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from medm2g_core.data.brain.atlas import BrainAtlas, lobe_index, load_atlas
+from medm2g_core.data.brain.atlas import BrainAtlas, load_atlas, lobe_index
 from medm2g_core.data.brain.pathology import (
     VENTRICLE_GROWTH_MM,
     Plane,
