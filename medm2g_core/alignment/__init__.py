@@ -1,0 +1,1 @@
+"""Prompt encoders in one space (central alignment) and the medical visual invariant."""

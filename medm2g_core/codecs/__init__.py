@@ -1,0 +1,1 @@
+"""Codecs: streams to latents and back."""

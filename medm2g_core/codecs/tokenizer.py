@@ -1,0 +1,57 @@
+"""The report tokenizer: byte-level BPE, so that any text survives a round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+__all__ = ["TextTooLongError", "encode_texts", "train_tokenizer"]
+
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+
+
+class TextTooLongError(ValueError):
+    """A report has more tokens than the model reads."""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Fit a byte-level BPE of ``vocab_size`` entries; ids 0, 1, 2 are pad, start, end."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}",
+        special_tokens=[(BOS, tokenizer.token_to_id(BOS)), (EOS, tokenizer.token_to_id(EOS))],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS)
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int) -> tuple:
+    """Token ids and mask, padded to the longest text.
+
+    Returns:
+        ids (B, L) int64 and mask (B, L) int64 with 1 where a token is, L <= ``max_length``.
+
+    Raises:
+        TextTooLongError: a text has more than ``max_length`` tokens. Nothing is cut silently.
+    """
+    out = tokenizer(texts, padding=True, return_tensors="pt")
+    lengths = out["attention_mask"].sum(1)
+    if int(lengths.max()) > max_length:
+        i = int(lengths.argmax())
+        raise TextTooLongError(
+            f"the text has {int(lengths[i])} tokens ({len(texts[i].split())} words) but the model reads at most "
+            f"{max_length}; shorten it"
+        )
+    return out["input_ids"], out["attention_mask"]

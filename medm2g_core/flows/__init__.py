@@ -1,0 +1,1 @@
+"""Flows: one latent diffusion model a modality, guided by one another."""

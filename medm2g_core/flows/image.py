@@ -1,0 +1,70 @@
+"""Image flow: diffusers' UNet on latents, prompted and cross-guided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from medm2g_core.flows.guidance import GuidanceInput, Guide, install
+from medm2g_core.flows.prompt import Prompt, PromptProjection
+from medm2g_core.profiles import AlignmentConfig, FlowConfig, ImageCodecConfig
+
+__all__ = ["ImageFlow"]
+
+
+class ImageFlow(nn.Module):
+    """eps_m (or the velocity) of an image modality.
+
+    z: (B, C, h, w) standardised latent at noise level t (B,) in [0, 1]; the output has z's shape.
+    """
+
+    def __init__(
+        self, codec: ImageCodecConfig, alignment: AlignmentConfig, config: FlowConfig, contrasts: int = 1
+    ) -> None:
+        super().__init__()
+        self.contrasts = contrasts
+        self.unet = UNet2DConditionModel(
+            sample_size=codec.latent_size,
+            in_channels=codec.latent_channels,
+            out_channels=codec.latent_channels,
+            down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
+            up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)),
+            block_out_channels=config.channels,
+            layers_per_block=config.layers,
+            cross_attention_dim=alignment.embed_dim,
+            attention_head_dim=config.head_dim,
+            norm_num_groups=config.norm_groups,
+            num_class_embeds=contrasts if contrasts > 1 else None,
+        )
+        install(self.unet, config, is_grid=True)
+        self.prompt = PromptProjection(alignment)
+
+    def forward(
+        self, z: torch.Tensor, t: torch.Tensor, prompt: Prompt, guides: Sequence[Guide], contrast: torch.Tensor
+    ) -> torch.Tensor:
+        context, bias = self.prompt(prompt)                                    # (B, N, D), (B, N)
+        size = (z.shape[-2], z.shape[-1])
+        return self.unet(
+            z,
+            t.float() * 1000,
+            encoder_hidden_states=context,
+            class_labels=contrast if self.contrasts > 1 else None,
+            cross_attention_kwargs={"guidance": GuidanceInput(bias, guides, size)},
+        ).sample                                                               # (B, C, h, w)
+
+    @torch.no_grad()
+    def load_stable_diffusion(self, folder: str) -> None:
+        """Take the UNet of a Stable Diffusion folder on disk; guidance and prompt projections stay fresh.
+
+        Raises:
+            OSError: the folder holds no UNet.  RuntimeError: a weight is missing or has another size.
+        """
+        source = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", local_files_only=True).state_dict()
+        result = self.unet.load_state_dict(source, strict=False)
+        missing = [k for k in result.missing_keys if ".processor." not in k and "class_embedding" not in k]
+        if missing or result.unexpected_keys:
+            raise RuntimeError(f"{folder}: this UNet does not fit; missing {missing[:3]}, "
+                               f"unexpected {result.unexpected_keys[:3]}")

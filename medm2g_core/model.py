@@ -1,0 +1,312 @@
+"""MedM2G: codecs, aligned prompt encoders and flows as one model, and how it lies on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from medm2g_core.alignment.encoders import N_CONTRASTS, AlignedEncoders, Embedding
+from medm2g_core.codecs.image import ImageCodec
+from medm2g_core.codecs.text import TextCodec
+from medm2g_core.codecs.tokenizer import encode_texts
+from medm2g_core.flows.environment import ImageEnvironment, TextEnvironment
+from medm2g_core.flows.guidance import Guide
+from medm2g_core.flows.image import ImageFlow
+from medm2g_core.flows.prompt import Prompt
+from medm2g_core.flows.schedule import NoiseSchedule
+from medm2g_core.flows.text import TextFlow
+from medm2g_core.profiles import Profile
+from medm2g_core.streams import MODALITIES, STREAMS, StreamError, check_image, stream
+
+__all__ = ["FORMAT_VERSION", "CheckpointError", "MedM2G", "RawBatch", "atomic_write"]
+
+FORMAT_VERSION = 1
+"""Of the folder that `save_pretrained` writes."""
+
+RawBatch = Mapping[str, torch.Tensor | Sequence[str]]
+"""Stream -> images (B, 1, H, W) in -1..1, or B reports."""
+
+PARTS = ("image_codec", "text_codec", "alignment", "text", "xray", "ct", "mri")
+"""Weight files: the two codecs, the prompt encoders, and for every modality its flow with its environment encoder."""
+
+
+class CheckpointError(RuntimeError):
+    """A folder of weights is missing, half written, of another version or of another shape."""
+
+
+def atomic_write(path: Path, write: Any) -> None:
+    """Call ``write(temporary path)`` and move the result to ``path`` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class MedM2G(nn.Module):
+    """One model for text, X-ray, CT and MR.
+
+    Symbols of the paper: x^m a stream, z^m its latent, h^m = E_m(x^m) its aligned embedding (``alignment``), V_m its
+    environment encoder (``environments[m]``), eps_m its flow (``flows[m]``).
+    """
+
+    latent_shift: torch.Tensor
+    latent_scale: torch.Tensor
+
+    def __init__(self, profile: Profile, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        if len(tokenizer) > profile.text_codec.vocab_size:
+            raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the profile {profile.text_codec.vocab_size}")
+        self.profile, self.tokenizer = profile, tokenizer
+        image, text, align, flow = profile.image_codec, profile.text_codec, profile.alignment, profile.flow
+        self.schedule = NoiseSchedule(flow.objective)
+        self.image_codec = ImageCodec(image)
+        self.text_codec = TextCodec(text)
+        self.alignment = AlignedEncoders(align, text)
+        contrasts = {"xray": 1, "ct": 1, "mri": N_CONTRASTS}
+        self.flows = nn.ModuleDict({"text": TextFlow(text, align, flow)})
+        self.environments = nn.ModuleDict(
+            {"text": TextEnvironment(text.latent_tokens, text.latent_dim, flow)}
+        )
+        for m, n in contrasts.items():
+            self.flows[m] = ImageFlow(image, align, flow, n)
+            self.environments[m] = ImageEnvironment(image.latent_channels, image.latent_size, flow, n)
+        # Standardisation of the image latents, a row per stream of STREAMS; fitted after the image codec is trained.
+        self.register_buffer("latent_shift", torch.zeros(len(STREAMS), image.latent_channels))
+        self.register_buffer("latent_scale", torch.ones(len(STREAMS), image.latent_channels))
+
+    # ---------------------------------------------------------------- streams <-> latents
+
+    @property
+    def device(self) -> torch.device:
+        return self.latent_shift.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.latent_shift.dtype
+
+    def latent_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one latent of a stream, without the batch."""
+        if stream(name).is_image:
+            c = self.profile.image_codec
+            return (c.latent_channels, c.latent_size, c.latent_size)
+        t = self.profile.text_codec
+        return (t.latent_tokens, t.latent_dim)
+
+    def _standard(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        row = list(STREAMS).index(name)
+        return self.latent_shift[row][:, None, None], self.latent_scale[row][:, None, None]
+
+    def tokens(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reports to (ids, mask) on the model's device; `TextTooLongError` when one does not fit."""
+        ids, mask = encode_texts(self.tokenizer, list(texts), self.profile.text_codec.max_length)
+        return ids.to(self.device), mask.to(self.device)
+
+    def images(self, name: str, images: torch.Tensor) -> torch.Tensor:
+        """Check a batch of images of a stream and bring it to the model's device."""
+        check_image(images, name)
+        size = self.profile.resolution
+        if images.ndim != 4 or images.shape[-2:] != (size, size):
+            raise StreamError(f"{name}: got {tuple(images.shape)}; this model needs (B, 1, {size}, {size})")
+        return images.to(self.device, self.dtype)
+
+    @torch.no_grad()
+    def encode(self, name: str, values: torch.Tensor | Sequence[str]) -> torch.Tensor:
+        """A batch of a stream to standardised latents (B, *latent_shape)."""
+        if not stream(name).is_image:
+            return self.text_codec.encode(*self.tokens(values))  # type: ignore[arg-type]
+        shift, scale = self._standard(name)
+        return (self.image_codec.encode(self.images(name, values)) - shift) / scale  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def decode(self, name: str, latent: torch.Tensor) -> torch.Tensor | list[str]:
+        """Latents to images (B, 1, H, W) clipped to -1..1, or to reports."""
+        if not stream(name).is_image:
+            # The codec's latents are layer-normalised; a sampled one is put back on that sphere first.
+            ids = self.text_codec.decode(self.text_codec.norm(latent))
+            return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        shift, scale = self._standard(name)
+        return self.image_codec.decode(latent * scale + shift).clamp(-1, 1)
+
+    @torch.no_grad()
+    def fit_standardisation(self, latents: Mapping[str, torch.Tensor]) -> None:
+        """Set shift and scale from *unstandardised* latents (N, C, h, w) per stream: mean and deviation a channel."""
+        for name, z in latents.items():
+            row = list(STREAMS).index(name)
+            self.latent_shift[row] = z.float().mean((0, 2, 3)).to(self.latent_shift)
+            self.latent_scale[row] = z.float().std((0, 2, 3)).clamp_min(1e-3).to(self.latent_scale)
+
+    # ---------------------------------------------------------------- prompts and the joint call
+
+    @torch.no_grad()
+    def embed(self, values: RawBatch) -> dict[str, Embedding]:
+        """Aligned embeddings h^m of a batch of raw streams."""
+        out: dict[str, Embedding] = {}
+        for name, value in values.items():
+            raw = self.images(name, value) if stream(name).is_image else self.tokens(value)  # type: ignore[arg-type]
+            out[name] = self.alignment(name, raw)
+        return out
+
+    def contrast(self, name: str, batch: int) -> torch.Tensor:
+        return torch.full((batch,), stream(name).contrast, dtype=torch.long, device=self.device)
+
+    def environment(self, name: str, z: torch.Tensor, level: torch.Tensor, present: torch.Tensor) -> Guide:
+        """V_m(z^m, s) of one stream as a guide for the others.
+
+        Args:
+            z: latent at noise level ``level`` (B,).  present: (B,) 1 or 0, see `Guide`.
+        """
+        modality = stream(name).modality
+        encoder = self.environments[modality]
+        return Guide(modality, encoder(z, level, self.contrast(name, len(z))), encoder.token_grid, present)
+
+    def flow(
+        self, name: str, z: torch.Tensor, level: torch.Tensor, prompt: Prompt, guides: Sequence[Guide]
+    ) -> torch.Tensor:
+        """eps_m(z^m, t, c, guides): what the flow of that stream predicts, in z's shape."""
+        return self.flows[stream(name).modality](z, level, prompt, guides, self.contrast(name, len(z)))
+
+    def predict(
+        self,
+        latents: Mapping[str, torch.Tensor],
+        levels: Mapping[str, torch.Tensor],
+        want: Iterable[str],
+        prompt: Prompt,
+        present: Mapping[str, torch.Tensor] | None = None,
+        *,
+        strangers: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """The joint call: every wanted flow predicts, guided by all *other* streams.
+
+        Args:
+            latents: stream -> latent at its level; given streams have level 0.
+            levels: stream -> (B,) noise level in [0, 1].
+            want: streams to predict for; each must be in ``latents``.
+            prompt: the mixed prompts.
+            present: stream -> (B,) 1 where the stream may guide; 1 for all if not named.
+            strangers: let streams guide a flow that was never trained with their modality. Off by default: their
+                guidance would pass through weights that never saw them, while the prompt reaches every flow.
+        """
+        present = present or {}
+        want = tuple(want)
+        guides = {
+            n: self.environment(n, z, levels[n], present.get(n, torch.ones_like(levels[n])))
+            for n, z in latents.items()
+            if any(m != n for m in want)
+        }
+        out = {}
+        for m in want:
+            knows = self.flows[stream(m).modality].prompt.knows
+            chosen = [g for n, g in guides.items() if n != m and (strangers or knows(g.modality))]
+            out[m] = self.flow(m, latents[m], levels[m], prompt, chosen)
+        return out
+
+    # ---------------------------------------------------------------- on disk
+
+    def part(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of one weight file, keyed as in `state_dict`."""
+        if name not in PARTS:
+            raise KeyError(f"unknown part {name!r}; known: {', '.join(PARTS)}")
+        prefixes: tuple[str, ...] = (f"{name}.",)
+        if name == "image_codec":
+            prefixes = ("image_codec.", "latent_shift", "latent_scale")
+        elif name in MODALITIES:
+            prefixes = (f"flows.{name}.", f"environments.{name}.")
+        return {k: v for k, v in self.state_dict().items() if k.startswith(prefixes)}
+
+    def save_pretrained(
+        self, folder: str | Path, *, dtype: torch.dtype | None = None, parts: Sequence[str] = PARTS
+    ) -> None:
+        """Write ``config.json``, the tokenizer and one safetensors file a part, each in one atomic step.
+
+        ``dtype=torch.float16`` halves the size; standardisation stays float32.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in parts:
+            tensors = {
+                k: (v if k.startswith("latent_") or not v.is_floating_point() else v.to(dtype or v.dtype))
+                .detach().cpu().contiguous().clone()
+                for k, v in self.part(name).items()
+            }  # fmt: skip
+            meta = {"format_version": str(FORMAT_VERSION), "part": name, "profile": self.profile.name}
+            atomic_write(folder / f"{name}.safetensors", lambda p, t=tensors, m=meta: save_file(t, p, m))
+        atomic_write(
+            folder / "tokenizer.json",
+            lambda p: p.write_text(self.tokenizer.backend_tokenizer.to_str(), encoding="utf-8"),
+        )
+        config = {"format_version": FORMAT_VERSION, "model": "MedM2G", "profile": self.profile.to_dict()}
+        atomic_write(folder / "config.json", lambda p: p.write_text(json.dumps(config, indent=1), encoding="utf-8"))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32, parts: Sequence[str] = PARTS
+    ) -> MedM2G:
+        """Load what `save_pretrained` wrote; weights become ``torch_dtype``.
+
+        Raises:
+            CheckpointError: the folder or a part is missing, half written, or of another version.
+        """
+        folder = Path(folder)
+        config_file = folder / "config.json"
+        if not config_file.is_file():
+            raise CheckpointError(f"{folder} holds no model: there is no config.json in it")
+        try:
+            config = json.loads(config_file.read_text(encoding="utf-8"))
+            version = config["format_version"]
+        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{config_file} is damaged ({error}); copy the checkpoint again") from error
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{folder} has checkpoint format {version}, this program reads {FORMAT_VERSION}; "
+                "train again or use the matching release"
+            )
+        try:
+            profile = Profile.from_dict(config["profile"])
+        except (TypeError, KeyError, ValueError) as error:
+            raise CheckpointError(f"{config_file} describes another model version ({error})") from error
+        model = cls(profile, load_tokenizer(folder))
+        for name in parts:
+            model.load_part(folder, name)
+        return model.to(torch_dtype).eval()
+
+    def load_part(self, folder: str | Path, name: str) -> None:
+        """Load one weight file into this model; `CheckpointError` if it is missing, damaged or does not fit."""
+        file = Path(folder) / f"{name}.safetensors"
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing: the checkpoint is incomplete")
+        try:
+            tensors = load_file(file)
+        except Exception as error:  # safetensors raises its own Rust error type
+            raise CheckpointError(f"{file} is damaged or half written ({error}); copy it again") from error
+        own = self.part(name)
+        wrong = sorted(k for k in own.keys() | tensors.keys() if k not in own or k not in tensors
+                       or own[k].shape != tensors[k].shape)  # fmt: skip
+        if wrong:
+            raise CheckpointError(f"{file} does not fit this profile: {len(wrong)} tensors differ, first {wrong[0]}")
+        if name == "image_codec" and not (tensors["latent_scale"] > 0).all():
+            raise CheckpointError(f"{file}: the latent scale must be positive")
+        self.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()}, strict=False)
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a model folder."""
+    file = Path(folder) / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing: the checkpoint is incomplete")
+    try:
+        return PreTrainedTokenizerFast(
+            tokenizer_file=str(file), pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+        )
+    except Exception as error:  # tokenizers raises a bare Exception on bad files
+        raise CheckpointError(f"{file} is damaged ({error}); copy it again") from error

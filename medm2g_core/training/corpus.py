@@ -1,0 +1,172 @@
+"""What training reads: the pictures and reports of a cohort, and their cached latents and embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+from medm2g_core.alignment.encoders import Embedding
+from medm2g_core.data.reports import write_report
+from medm2g_core.model import MedM2G, atomic_write
+from medm2g_core.streams import Finding
+
+__all__ = ["Corpus", "LatentCorpus", "random_reports", "wordings"]
+
+N_WORDINGS = 4
+"""Reports written for each training patient: the model must not take one wording for the truth."""
+
+
+@dataclass
+class Corpus:
+    """Studies of one region, in memory.
+
+    Attributes:
+        region: ``"chest"`` or ``"brain"``.
+        images: stream -> (N, 1, H, W) float16 in -1..1.
+        reports: N lists of wordings of the same findings; all have the same length.
+    """
+
+    region: str
+    images: Mapping[str, torch.Tensor]
+    reports: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.reports)
+
+    def fingerprint(self) -> str:
+        """Changes when a picture or a report does."""
+        h = hashlib.sha256(json.dumps([self.region, self.reports]).encode())
+        for name in sorted(self.images):
+            h.update(name.encode())
+            h.update(self.images[name].float().mean((1, 2, 3)).numpy().tobytes())
+        return h.hexdigest()[:16]
+
+
+def wordings(
+    findings: tuple[Finding, ...], region: str, age: int | None, sex: str, seed: int, n: int = N_WORDINGS
+) -> list[str]:
+    """``n`` reports of one patient, each worded afresh."""
+    rngs = np.random.default_rng(seed).spawn(n)
+    return [write_report(findings, region, age, sex, rng) for rng in rngs]
+
+
+def random_reports(n: int, seed: int) -> list[str]:
+    """Reports of ``n`` patients that exist in no cohort, three quarters chest: endless text for the text codec."""
+    from medm2g_core.data.brain.pathology import sample_findings as brain_findings
+    from medm2g_core.data.chest.pathology import sample_findings as chest_findings
+
+    out = []
+    for rng in np.random.default_rng(seed).spawn(n):
+        region = "chest" if rng.random() < 0.75 else "brain"
+        findings = chest_findings(rng) if region == "chest" else brain_findings(rng)
+        sex = "female" if rng.random() < 0.5 else "male"
+        out.append(write_report(findings, region, int(rng.integers(18, 95)), sex, rng))
+    return out
+
+
+@dataclass
+class LatentCorpus:
+    """A corpus after the codecs and the prompt encoders: what the flows train on.
+
+    Attributes:
+        latents: image stream -> (N, C, h, w); ``"text"`` -> (N, W, K, d) for W wordings.
+        pooled, tokens, mask: stream -> the fields of `Embedding`, with the W axis for text.
+    """
+
+    region: str
+    latents: dict[str, torch.Tensor]
+    pooled: dict[str, torch.Tensor]
+    tokens: dict[str, torch.Tensor]
+    mask: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents["text"])
+
+    def latent(self, name: str, index: torch.Tensor, wording: torch.Tensor) -> torch.Tensor:
+        """Latents (B, ...) of studies ``index`` (B,); ``wording`` (B,) picks the report's wording."""
+        z = self.latents[name][index, wording] if name == "text" else self.latents[name][index]
+        return z.float()
+
+    def embedding(self, name: str, index: torch.Tensor, wording: torch.Tensor) -> Embedding:
+        if name == "text":
+            mask = self.mask[index, wording]
+            longest = int(mask.sum(1).max())
+            return Embedding(
+                self.pooled[name][index, wording].float(),
+                self.tokens[name][index, wording, :longest].float(),
+                mask[:, :longest],
+            )
+        tokens = self.tokens[name][index].float()
+        return Embedding(self.pooled[name][index].float(), tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
+
+    @classmethod
+    def build(cls, model: MedM2G, corpus: Corpus, cache: Path | None = None, batch: int = 64) -> LatentCorpus:
+        """Encode everything once; with ``cache`` the result is kept on disk, keyed by weights and data."""
+        key = corpus.fingerprint() + _weights_key(model)
+        file = None if cache is None else cache / f"latents_{corpus.region}.safetensors"
+        if file is not None and file.is_file():
+            with safe_open(file, "pt") as f:
+                fresh = (f.metadata() or {}).get("key") == key
+            if fresh:
+                return cls._from_flat(corpus.region, load_file(file))
+        flat = {k: v for k, v in _encode(model, corpus, batch)}
+        if file is not None:
+            atomic_write(file, lambda p: save_file(flat, p, {"key": key}))
+        return cls._from_flat(corpus.region, flat)
+
+    @classmethod
+    def _from_flat(cls, region: str, flat: Mapping[str, torch.Tensor]) -> LatentCorpus:
+        def group(prefix: str) -> dict[str, torch.Tensor]:
+            return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
+
+        return cls(region, group("z."), group("pooled."), group("tokens."), flat["mask"].bool())
+
+
+def _weights_key(model: MedM2G) -> str:
+    h = hashlib.sha256()
+    for part in ("image_codec", "text_codec", "alignment"):
+        for name, tensor in sorted(model.part(part).items()):
+            h.update(name.encode())
+            h.update(tensor.detach().float().cpu().numpy().tobytes())
+    return h.hexdigest()[:16]
+
+
+@torch.no_grad()
+def _encode(model: MedM2G, corpus: Corpus, batch: int) -> Iterator[tuple[str, torch.Tensor]]:
+    n, w = len(corpus), len(corpus.reports[0])
+    for name, images in tqdm(corpus.images.items(), desc=f"encode {corpus.region} images"):
+        z, pooled, tokens = [], [], []
+        for i in range(0, n, batch):
+            x = images[i : i + batch].float()
+            z.append(model.encode(name, x).half().cpu())
+            e = model.embed({name: x})[name]
+            pooled.append(e.pooled.half().cpu())
+            tokens.append(e.tokens.half().cpu())
+        yield f"z.{name}", torch.cat(z)
+        yield f"pooled.{name}", torch.cat(pooled)
+        yield f"tokens.{name}", torch.cat(tokens)
+    flat = [text for reports in corpus.reports for text in reports]
+    length = int(model.tokens(flat)[1].sum(1).max())
+    z, pooled = [], []
+    tokens = torch.zeros(len(flat), length, model.profile.alignment.embed_dim, dtype=torch.float16)
+    mask = torch.zeros(len(flat), length, dtype=torch.uint8)
+    for i in tqdm(range(0, len(flat), batch), desc=f"encode {corpus.region} reports"):
+        texts = flat[i : i + batch]
+        z.append(model.encode("text", texts).half().cpu())
+        e = model.embed({"text": texts})["text"]
+        pooled.append(e.pooled.half().cpu())
+        tokens[i : i + batch, : e.tokens.shape[1]] = e.tokens.half().cpu()
+        mask[i : i + batch, : e.mask.shape[1]] = e.mask.cpu()
+    yield "z.text", torch.cat(z).unflatten(0, (n, w))
+    yield "pooled.text", torch.cat(pooled).unflatten(0, (n, w))
+    yield "tokens.text", tokens.unflatten(0, (n, w))
+    yield "mask", mask.unflatten(0, (n, w))

@@ -1,0 +1,263 @@
+"""The loop: accelerate, EMA, progress, atomic checkpoints that resume to the same weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm.auto import tqdm
+
+from medm2g_core.model import CheckpointError, atomic_write
+from medm2g_core.profiles import StageConfig
+from medm2g_core.training.stages import Stage
+
+__all__ = ["StageInterrupted", "bf16_pays", "run_stage", "state_file"]
+
+SAVE_SECONDS = 120.0
+
+
+class StageInterrupted(RuntimeError):
+    """Training was stopped by the user; everything is saved and the same command goes on."""
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether bf16 autocast is faster here: yes on CUDA; on a CPU a small convolution is timed both ways."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device.type != "cpu":
+        return False
+    conv, x = nn.Conv2d(64, 64, 3, padding=1), torch.randn(16, 64, 32, 32)
+
+    def seconds(enabled: bool) -> float:
+        best = math.inf
+        for _ in range(4):
+            start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                conv(x).float().mean().backward()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    return seconds(True) < 0.9 * seconds(False)
+
+
+def learning_rate(config: StageConfig, step: int) -> float:
+    """Linear warm-up, then a cosine to a twentieth; depends on the step alone."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    x = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, x))))
+
+
+def _step_seed(seed: int, stage: str, step: int, rank: int) -> int:
+    return int.from_bytes(f"{seed}/{stage}/{step}/{rank}".encode(), "big") % (2**63 - 1)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM end the current step and then the loop, not the program in mid-write."""
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        asked = True
+
+    before: dict[int, Any] = {}
+    for s in (signal.SIGINT, signal.SIGTERM):
+        try:
+            before[s] = signal.signal(s, ask)
+        except ValueError:  # not the main thread, as in some notebooks: leave signals alone
+            break
+    try:
+        yield lambda: asked
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+class _State:
+    """Weights, EMA and optimiser moments of a stage as one safetensors file."""
+
+    def __init__(self, file: Path, key: str) -> None:
+        self.file, self.key = file, key
+
+    def load(self) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None:
+        if not self.file.is_file():
+            return None
+        try:
+            with safe_open(self.file, "pt") as f:
+                meta = f.metadata() or {}
+            tensors = load_file(self.file)
+        except Exception as error:  # safetensors raises its own Rust error type
+            raise CheckpointError(f"{self.file} is damaged ({error}); delete it to start this stage afresh") from error
+        if meta.get("key") != self.key:
+            raise CheckpointError(
+                f"{self.file} belongs to another configuration; delete it, or train into another folder"
+            )
+        return int(meta["step"]), tensors, json.loads(meta["extra"])
+
+    def save(self, step: int, tensors: dict[str, torch.Tensor], extra: dict[str, Any]) -> None:
+        cpu = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        meta = {"key": self.key, "step": str(step), "extra": json.dumps(extra)}
+        atomic_write(self.file, lambda p: save_file(cpu, p, meta))
+
+
+def run_stage(
+    stage: Stage,
+    config: StageConfig,
+    folder: Path,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    precision: str = "auto",
+    stop_after: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train one stage to its last step, resuming from ``folder`` if it was begun there; EMA weights end in the model.
+
+    Args:
+        folder: gets ``<stage>.state.safetensors`` (`state_file`; the caller deletes it once it has stored the
+            model) and ``<stage>.log.jsonl``.
+        precision: ``"fp32"``, ``"bf16"`` or ``"auto"`` (measured at the start, then kept for the stage).
+        stop_after: stop (saved, as by Ctrl-C) after so many steps of this call; for tests.
+
+    Returns:
+        summary with steps, seconds, precision, world size and the last logged values.
+
+    Raises:
+        StageInterrupted: stopped by Ctrl-C, SIGTERM or ``stop_after``; call again to go on.
+        CheckpointError: a state file that is damaged or of another configuration.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    key = json.dumps([stage.name, config.__dict__, seed, stage.model.profile.to_dict()], sort_keys=True)
+    state = _State(state_file(folder, stage.name), key)
+    loaded = state.load()
+    if loaded:
+        precision = loaded[2]["precision"]
+    elif precision == "auto":
+        precision = "bf16" if bf16_pays(torch.device(device)) else "fp32"
+
+    accelerator = Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        cpu=device == "cpu",
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    named = dict(stage.trainable())
+    if not named:
+        raise ValueError(f"stage {stage.name} trains nothing")
+    for name, parameter in stage.model.named_parameters():
+        parameter.requires_grad_(name in named)
+    stage.to(accelerator.device)
+    named = dict(stage.trainable())
+    params = list(named.values())
+    optimizer = torch.optim.AdamW(params, config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    ema = {n: p.detach().clone() for n, p in named.items()}
+
+    start, seconds, last = 0, 0.0, {}
+    if loaded:
+        start, tensors, extra = loaded
+        seconds, last = extra["seconds"], extra["last"]
+        for n, p in named.items():
+            p.data.copy_(tensors[f"weight.{n}"])
+            ema[n].copy_(tensors[f"ema.{n}"])
+            if f"m.{n}" in tensors:
+                optimizer.state[p] = {
+                    "step": tensors[f"n.{n}"].clone(),
+                    "exp_avg": tensors[f"m.{n}"].to(p.device),
+                    "exp_avg_sq": tensors[f"v.{n}"].to(p.device),
+                }
+    wrapped, prepared = accelerator.prepare(stage, optimizer)
+
+    def save(step: int) -> None:
+        if not accelerator.is_main_process:
+            return
+        tensors = {f"weight.{n}": p for n, p in named.items()} | {f"ema.{n}": e for n, e in ema.items()}
+        for n, p in named.items():
+            moments = optimizer.state.get(p)
+            if moments:
+                tensors |= {f"n.{n}": moments["step"], f"m.{n}": moments["exp_avg"], f"v.{n}": moments["exp_avg_sq"]}
+        state.save(step, tensors, {"precision": precision, "seconds": seconds, "last": last})
+
+    log = folder / f"{stage.name}.log.jsonl"
+    stage.train()
+    began = saved = time.monotonic()
+    before = seconds
+    step = start
+    with (
+        _stop_on_signal() as asked,
+        tqdm(total=config.steps, initial=start, desc=stage.name, disable=not progress or not accelerator.is_main_process)
+        as bar,
+    ):
+        for step in range(start, config.steps):
+            step_seed = _step_seed(seed, stage.name, step, accelerator.process_index)
+            generator = torch.Generator().manual_seed(step_seed)
+            with torch.random.fork_rng(devices=_cuda_devices(accelerator.device)):
+                torch.manual_seed(step_seed)
+                with accelerator.autocast():
+                    loss, logs = wrapped(config.batch, generator)
+                if not torch.isfinite(loss):
+                    raise FloatingPointError(f"{stage.name}: the loss is {loss.item()} at step {step}")
+                accelerator.backward(loss)
+            accelerator.clip_grad_norm_(params, 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            prepared.step()
+            prepared.zero_grad(set_to_none=True)
+            decay = min(config.ema, (1 + step) / (10 + step))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(ema.values()), [p.detach() for p in params], 1 - decay)
+            bar.update()
+            seconds = before + time.monotonic() - began
+            if step % 20 == 0 or step == config.steps - 1:
+                last = {"loss": round(loss.item(), 5)} | {k: round(v.item(), 5) for k, v in logs.items()}
+                bar.set_postfix(last)
+                if accelerator.is_main_process:
+                    with log.open("a", encoding="utf-8") as f:
+                        f.write(json.dumps({"step": step, "seconds": round(seconds, 1), **last}) + "\n")
+            stop = asked() or (stop_after is not None and step + 1 - start >= stop_after)
+            if (stop and step + 1 < config.steps) or time.monotonic() - saved > SAVE_SECONDS:
+                save(step + 1)
+                saved = time.monotonic()
+            if stop and step + 1 < config.steps:
+                raise StageInterrupted(
+                    f"{stage.name}: stopped at step {step + 1} of {config.steps}; saved in {state.file}, "
+                    "the same command goes on from there"
+                )
+    save(config.steps)
+    with torch.no_grad():
+        for n, p in named.items():
+            p.copy_(ema[n])
+    accelerator.wait_for_everyone()
+    stage.eval()
+    for parameter in stage.model.parameters():
+        parameter.requires_grad_(True)
+    return {
+        "steps": config.steps,
+        "seconds": round(seconds, 1),
+        "precision": precision,
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        **{f"last_{k}": v for k, v in last.items()},
+    }
+
+
+def state_file(folder: Path, stage: str) -> Path:
+    """Where a stage that is under way keeps its state."""
+    return folder / f"{stage}.state.safetensors"
+
+
+def _cuda_devices(device: torch.device) -> list[int]:
+    return [device.index or 0] if device.type == "cuda" else []

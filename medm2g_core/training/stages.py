@@ -1,0 +1,310 @@
+"""The stages of training: what each one trains, on what, with which loss.
+
+Every stage is a module whose forward draws a batch from a seeded generator and returns the loss. A step therefore
+depends on nothing but the weights and (seed, step): training that was interrupted continues as if it had not been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from medm2g_core.alignment.encoders import Embedding
+from medm2g_core.alignment.objective import augment, central_alignment_loss, info_nce, visual_invariant_loss
+from medm2g_core.codecs.image import image_codec_loss
+from medm2g_core.codecs.text import text_codec_loss
+from medm2g_core.flows.guidance import Guide
+from medm2g_core.flows.prompt import Prompt, mix, null_prompt
+from medm2g_core.model import MedM2G
+from medm2g_core.streams import MODALITIES, stream
+from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports
+
+__all__ = ["ROUNDS", "AlignmentStage", "ImageCodecStage", "Round", "RoundStage", "Stage", "TextCodecStage"]
+
+Logs = dict[str, torch.Tensor]
+
+
+class Stage(nn.Module):
+    """Base of the stages.
+
+    Attributes:
+        name: of the stage.  model: the whole model; only `trainable` parameters move.
+        parts: weight files (`MedM2G.part`) that the stage changes.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+
+    def __init__(self, model: MedM2G) -> None:
+        super().__init__()
+        self.model = model
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names (as in ``model.state_dict()``) and parameters that this stage trains."""
+        raise NotImplementedError
+
+    def forward(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, Logs]:
+        """Draw a batch with ``generator`` (on the CPU) and return the loss and what to log."""
+        raise NotImplementedError
+
+
+def _under(model: nn.Module, *prefixes: str) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, parameter in model.named_parameters():
+        if name.startswith(prefixes):
+            yield name, parameter
+
+
+def _draw(n: int, k: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(n, (k,), generator=generator)
+
+
+def _seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**31, (1,), generator=generator))
+
+
+class ImageCodecStage(Stage):
+    """Trains the image codec on all image streams alike."""
+
+    name, parts = "image_codec", ("image_codec",)
+
+    def __init__(self, model: MedM2G, corpora: Sequence[Corpus]) -> None:
+        super().__init__(model)
+        self.pools = [images for c in corpora for images in c.images.values()]
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return _under(self.model, "image_codec.")
+
+    def forward(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, Logs]:
+        which = _draw(len(self.pools), batch, generator).tolist()
+        image = torch.stack([self.pools[p][int(_draw(len(self.pools[p]), 1, generator))] for p in which])
+        image = image.to(self.model.device, torch.float32)                     # (B, 1, H, W)
+        shape = (batch, *self.model.latent_shape("xray"))
+        noise = torch.randn(shape, generator=generator).to(image)
+        return image_codec_loss(self.model.image_codec, image, noise)
+
+
+class TextCodecStage(Stage):
+    """Trains the text codec on reports that are written anew for every batch."""
+
+    name, parts = "text_codec", ("text_codec",)
+
+    def __init__(self, model: MedM2G, source: Callable[[int, int], list[str]] = random_reports) -> None:
+        super().__init__(model)
+        self.source = source
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return _under(self.model, "text_codec.")
+
+    def forward(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, Logs]:
+        texts = self.source(batch, _seed(generator))
+        return text_codec_loss(self.model.text_codec, *self.model.tokens(texts))
+
+
+class AlignmentStage(Stage):
+    """Central alignment plus the visual invariant; chest and brain batches take turns (3 : 1)."""
+
+    name, parts = "alignment", ("alignment",)
+
+    def __init__(self, model: MedM2G, corpora: Sequence[Corpus]) -> None:
+        super().__init__(model)
+        self.corpora = {c.region: c for c in corpora}
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return _under(self.model, "alignment.")
+
+    def forward(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, Logs]:
+        config, encoders = self.model.profile.alignment, self.model.alignment
+        regions = [r for r in ("chest", "chest", "chest", "brain") if r in self.corpora]
+        corpus = self.corpora[regions[int(_draw(len(regions), 1, generator))]]
+        batch = min(batch, len(corpus))
+        index = torch.randperm(len(corpus), generator=generator)[:batch]
+        w = _draw(len(corpus.reports[0]), batch, generator).tolist()
+        ids, mask = self.model.tokens([corpus.reports[i][j] for i, j in zip(index.tolist(), w, strict=True)])
+        # One MR contrast a step keeps the cost down; over the steps all are met.
+        mr = [n for n in corpus.images if stream(n).modality == "mri"]
+        names = [n for n in corpus.images if n not in mr]
+        order = torch.randperm(len(mr), generator=generator).tolist()
+        names += [mr[i] for i in order[: 1 if names else 2]]
+        pooled = {"text": encoders("text", (ids, mask)).pooled}                # (B, D)
+        looked = names[int(_draw(len(names), 1, generator))] if config.invariant != "off" else None
+        invariant = pooled["text"].new_zeros(())
+        for n in names:
+            image = corpus.images[n][index].to(self.model.device, torch.float32)
+            view = augment(image, generator)                                   # alignment sees augmented views too
+            pooled[n] = encoders(n, view).pooled
+            if n == looked:
+                other = encoders(n, augment(image, generator)).pooled
+                invariant = visual_invariant_loss(pooled[n].float(), other.float(), config)
+        pooled = {n: p.float() for n, p in pooled.items()}
+        align = central_alignment_loss(pooled, encoders.logit_scale, config.pairs)
+        with torch.no_grad():
+            score = pooled["text"] @ pooled[names[0]].T
+            hit = (score.argmax(1) == torch.arange(batch, device=score.device)).float().mean()
+        return align + config.invariant_weight * invariant, {"align": align, "invariant": invariant, "r@1": hit}
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of multi-flow training.
+
+    Attributes:
+        trained: modalities whose flow and environment encoder train.
+        frozen: modalities that take part with a fixed flow; only what lets them hear the new one trains.
+        batches: (region, streams, weight): what a step can be made of.
+    """
+
+    trained: tuple[str, ...]
+    frozen: tuple[str, ...]
+    batches: tuple[tuple[str, tuple[str, ...], float], ...]
+
+
+_CHEST_MR = ("mri_t1", "mri_t2")
+_BRAIN_MR = ("mri_t1", "mri_t2", "mri_pd", "mri_flair")
+ROUNDS: Mapping[str, Round] = {
+    # A report without pictures (brain) lets the text flow learn to write it from an aligned embedding alone.
+    "round1": Round(("text", "xray"), (), (("chest", ("text", "xray"), 0.85), ("brain", ("text",), 0.15))),
+    "round2": Round(("ct",), ("text",), (("chest", ("text", "ct"), 1.0),)),
+    "round3": Round(("mri",), ("ct",), (("chest", ("ct", *_CHEST_MR), 0.5), ("brain", _BRAIN_MR, 0.5))),
+    # Ablation: everything with everything at once.
+    "all_pairs": Round(
+        ("text", "xray", "ct", "mri"),
+        (),
+        (("chest", ("text", "xray", "ct", *_CHEST_MR), 0.7), ("brain", ("text", *_BRAIN_MR), 0.3)),
+    ),
+}
+
+DROP_PROMPT, DROP_DETAILS, SELF_PROMPT, DROP_GUIDE = 0.15, 0.3, 0.15, 0.15
+SELF_PROMPT_NOISE = 0.6
+"""Deviation of the noise on a self prompt relative to the embedding's length: about the gap between modalities."""
+
+
+class RoundStage(Stage):
+    """One round: flows of a few streams, each predicting its noise with the others as guides."""
+
+    def __init__(self, model: MedM2G, corpora: Sequence[LatentCorpus], name: str) -> None:
+        super().__init__(model)
+        self.name, self.round = name, ROUNDS[name]
+        self.corpora = {c.region: c for c in corpora}
+        self.parts = (*self.round.trained, *self.round.frozen)
+        for m in self.parts:
+            met = model.flows[m].prompt.met
+            if m in self.round.trained:
+                met.zero_()
+            for _, streams, _ in self.round.batches:
+                modalities = [stream(s).modality for s in streams]
+                for other in {o for o in modalities if o != m or modalities.count(m) > 1}:
+                    if m in modalities:
+                        met[MODALITIES.index(other)] = 1
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for m in self.round.trained:
+            yield from _under(self.model, f"flows.{m}.", f"environments.{m}.")
+        new = "|".join(self.round.trained)
+        for m in self.round.frozen:
+            for name, parameter in _under(self.model, f"flows.{m}."):
+                if any(f".gate.{n}" in name or f".prompt.details.{n}." in name for n in new.split("|")):
+                    yield name, parameter
+
+    def forward(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, Logs]:
+        weights = torch.tensor([w for _, _, w in self.round.batches])
+        region, streams, _ = self.round.batches[int(torch.multinomial(weights, 1, generator=generator))]
+        corpus, device = self.corpora[region], self.model.device
+        index = _draw(len(corpus), batch, generator)
+        wording = _draw(corpus.latents["text"].shape[1], batch, generator)
+        targets = self._targets(streams, generator)
+        z0 = {n: corpus.latent(n, index, wording).to(device) for n in streams}
+        hear = {n: corpus.embedding(n, index, wording) for n in streams}
+        hear = {n: Embedding(e.pooled.to(device), e.tokens.to(device), e.mask.to(device)) for n, e in hear.items()}
+
+        t = {n: self.model.schedule.sample_levels(batch, generator) for n in targets}
+        eps = {n: torch.randn(z.shape, generator=generator).to(device) for n, z in z0.items()}
+        guides, flat = self._guides(streams, t, z0, eps, generator)
+        losses, logs = [], {}
+        for m in targets:
+            chosen = [g for n, g in guides.items() if n != m]
+            prompt = self._prompt(m, hear, generator)
+            level = t[m].to(device)
+            zt = self.model.schedule.add_noise(z0[m], eps[m], level)
+            prediction = self.model.flow(m, zt, level, prompt, chosen)
+            error = (prediction.float() - self.model.schedule.target(z0[m], eps[m], level)).square().mean()
+            losses.append(error)
+            logs[f"loss_{stream(m).modality}"] = error
+        loss = torch.stack(losses).sum()
+        config = self.model.profile.flow
+        if config.env_contrast and len(flat) > 1:
+            names = list(flat)
+            pairs = [(flat[names[0]], flat[n]) for n in names[1:]]
+            env = torch.stack([info_nce(a, b, torch.tensor(2.3, device=device)) for a, b in pairs]).mean()
+            loss, logs["env"] = loss + config.env_contrast * env, env
+        return loss, logs
+
+    def _targets(self, streams: tuple[str, ...], generator: torch.Generator) -> tuple[str, ...]:
+        """Streams with a loss this step: one a modality; a modality with several streams takes turns."""
+        out = []
+        for m in dict.fromkeys(stream(s).modality for s in streams):
+            own = [s for s in streams if stream(s).modality == m]
+            out.append(own[int(_draw(len(own), 1, generator))])
+        return tuple(out)
+
+    def _guides(
+        self,
+        streams: tuple[str, ...],
+        t: Mapping[str, torch.Tensor],
+        z0: Mapping[str, torch.Tensor],
+        eps: Mapping[str, torch.Tensor],
+        generator: torch.Generator,
+    ) -> tuple[dict[str, Guide], dict[str, torch.Tensor]]:
+        """Every stream as a guide, each sample at its own noise level s: clean (half), as noisy as the flow that it
+        guides (a quarter), independent (the rest), or absent."""
+        device, batch = self.model.device, len(next(iter(z0.values())))
+        guides: dict[str, Guide] = {}
+        flat: dict[str, torch.Tensor] = {}
+        if len(streams) < 2:
+            return guides, flat
+        shared = torch.stack(list(t.values())).mean(0)                         # (B,) a level the flows are near
+        for n in streams:
+            kind = torch.rand(batch, generator=generator)
+            own = t.get(n, shared)
+            free = self.model.schedule.sample_levels(batch, generator)
+            s = torch.where(kind < 0.5, 0.0, torch.where(kind < 0.75, own, free)).to(device)
+            # With many possible guides each is absent more often, so that every subset is met.
+            absent = DROP_GUIDE if len(streams) == 2 else 0.4
+            present = (torch.rand(batch, generator=generator) >= absent).float().to(device)
+            zs = self.model.schedule.add_noise(z0[n], eps[n], s)
+            guides[n] = self.model.environment(n, zs, s, present)
+            flat[n] = F.normalize(guides[n].tokens.float().mean(1), dim=-1)
+        return guides, flat
+
+    def _prompt(self, m: str, hear: Mapping[str, Embedding], generator: torch.Generator) -> Prompt:
+        """A prompt for stream m: a random mix of the other streams, or its own embedding with noise, or none.
+
+        The self prompt is what lets pairs that never train together understand each other: the flow learns to
+        follow a point of the aligned space, and text is aligned with every modality.
+        """
+        batch = len(hear[m].pooled)
+        others = {n: e for n, e in hear.items() if n != m}
+        device, like = hear[m].pooled.device, hear[m].pooled
+        keep = (torch.rand(batch, generator=generator) >= DROP_PROMPT).float().to(device)
+        details = (torch.rand(batch, generator=generator) >= DROP_DETAILS).float().to(device)
+        alone = torch.rand(batch, generator=generator)
+        noise = torch.randn(like.shape, generator=generator).to(like) / like.shape[1] ** 0.5
+        own = F.normalize(like + SELF_PROMPT_NOISE * noise, dim=-1)
+        if not others:
+            return Prompt(own, torch.ones(batch, device=device)).drop(keep)
+        pick = torch.rand(len(others), batch, generator=generator)
+        weights = (pick >= 0.5).float()
+        weights[int(_draw(len(others), 1, generator))] = 1.0                   # at least one
+        prompt = mix(others, {n: w.to(device) for n, w in zip(others, weights, strict=True)})
+        use_self = (alone < SELF_PROMPT).float().to(device)
+        details = details * (1 - use_self)
+        pooled = torch.where(use_self[:, None] > 0, own, prompt.pooled)
+        return Prompt(pooled, prompt.present, prompt.details).drop(keep, details)
+
+
+def no_prompt(model: MedM2G, batch: int) -> Prompt:
+    """No prompt for a batch on the model's device."""
+    return null_prompt(batch, model.profile.alignment.embed_dim, model.latent_shift)
