@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -62,7 +63,8 @@ def learning_rate(config: StageConfig, step: int) -> float:
 
 
 def _step_seed(seed: int, stage: str, step: int, rank: int) -> int:
-    return int.from_bytes(f"{seed}/{stage}/{step}/{rank}".encode(), "big") % (2**63 - 1)
+    """A seed of its own for every step and process. Hashed, because torch's CPU generator keeps 32 bits of a seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}/{step}/{rank}".encode()).digest()[:4], "big")
 
 
 @contextmanager
@@ -74,7 +76,7 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
         nonlocal asked
         asked = True
 
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
     for s in (signal.SIGINT, signal.SIGTERM):
         try:
             before[s] = signal.signal(s, ask)
@@ -149,11 +151,13 @@ def run_stage(
     elif precision == "auto":
         precision = "bf16" if bf16_pays(torch.device(device)) else "fp32"
 
+    # Autocast is ours: accelerate keeps one precision a process, and every stage may choose its own.
     accelerator = Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no",
+        mixed_precision="no",
         cpu=device == "cpu",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    precision = broadcast_object_list([precision])[0]  # timings differ between processes, the precision must not
     named = dict(stage.trainable())
     if not named:
         raise ValueError(f"stage {stage.name} trains nothing")
@@ -195,17 +199,17 @@ def run_stage(
     began = saved = time.monotonic()
     before = seconds
     step = start
+    hide = not progress or not accelerator.is_main_process
     with (
         _stop_on_signal() as asked,
-        tqdm(total=config.steps, initial=start, desc=stage.name, disable=not progress or not accelerator.is_main_process)
-        as bar,
+        tqdm(total=config.steps, initial=start, desc=stage.name, disable=hide) as bar,
     ):
         for step in range(start, config.steps):
             step_seed = _step_seed(seed, stage.name, step, accelerator.process_index)
             generator = torch.Generator().manual_seed(step_seed)
             with torch.random.fork_rng(devices=_cuda_devices(accelerator.device)):
                 torch.manual_seed(step_seed)
-                with accelerator.autocast():
+                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"):
                     loss, logs = wrapped(config.batch, generator)
                 if not torch.isfinite(loss):
                     raise FloatingPointError(f"{stage.name}: the loss is {loss.item()} at step {step}")
@@ -227,6 +231,8 @@ def run_stage(
                     with log.open("a", encoding="utf-8") as f:
                         f.write(json.dumps({"step": step, "seconds": round(seconds, 1), **last}) + "\n")
             stop = asked() or (stop_after is not None and step + 1 - start >= stop_after)
+            if accelerator.num_processes > 1:  # a signal reaches the processes at different steps: stop all at this one
+                stop = bool(accelerator.reduce(torch.tensor(float(stop), device=accelerator.device), "sum") > 0)
             if (stop and step + 1 < config.steps) or time.monotonic() - saved > SAVE_SECONDS:
                 save(step + 1)
                 saved = time.monotonic()
