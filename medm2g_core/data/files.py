@@ -1,0 +1,455 @@
+"""The user's own files as streams: DICOM, NIfTI, MetaImage, NRRD, PNG, JPEG and text.
+
+`read_stream` takes one file (or a folder with a DICOM series) and gives the picture that the model expects: the right
+slice, in radiological display convention, in the value scale of `medm2g_core.streams`, square, and on the scale in
+millimetres that the model was trained on. It says in words what it did. What it cannot read as the stream that was
+asked for, it refuses with a `FileError` of one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+
+from medm2g_core.data.dicom import fits, read_dicom_file, read_dicom_folder
+from medm2g_core.data.volumes import (
+    KNOWN_FORMATS,
+    SYNTHETIC_MARK,
+    FileError,
+    Volume,
+    read_itk,
+    read_nifti,
+    read_picture,
+    sniff,
+)
+from medm2g_core.streams import check_image, hu_to_unit, stream
+
+__all__ = ["CHEST_FOV_MM", "FileError", "LoadedImage", "mr_to_unit", "read_stream", "read_text", "xray_to_unit"]
+
+CHEST_FOV_MM = 358.4
+"""Side of a chest picture: 128 pixels of 2.8 mm, the grid of the virtual patients."""
+
+HEAD_FILL = 0.92
+"""Part of a brain picture's side that the longer side of the head takes."""
+
+SMALL_FOV_MM = 200.0
+"""A CT narrower than this may hold no air, and is fitted to the picture instead of shown on the chest's scale."""
+
+VERTEX_TO_SLICE_MM = 70.0
+"""The middle slice of a head that was imaged with its neck: this far below the vertex (body of the ventricles)."""
+
+MR_BRIGHT = 0.8
+"""Where the bright end of an MR image goes on the streams' scale -1..1."""
+
+MR_BRIGHT_TO_MEDIAN = {"mri_t1": 1.65, "mri_t2": 2.4, "mri_pd": 1.25, "mri_flair": 1.8}
+"""Brightest common tissue over median brain, from the signal equations of `medm2g_core.data.mri`: the bright end is
+at most this many medians, so that fat or a vessel close to the coil cannot darken the brain."""
+
+MIN_PIXELS = 16
+MAX_VALUE = 1e9
+MAX_ASPECT = 12
+SPACING_MM = (0.02, 50.0)
+MAX_TEXT_BYTES = 1_000_000
+Plane = Literal["auto", "axial", "coronal"]
+_AXIS = {"axial": 0, "coronal": 1, "sagittal": 2}
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """A picture read from a file.
+
+    Attributes:
+        image: float32 (1, size, size), -1..1 in the stream's convention; rows from superior (coronal) or anterior
+            (axial) down, columns from the patient's right to the patient's left.
+        notes: what was found and done, one short phrase each.
+        spacing_mm: (row, column) spacing of `image`; NaN where the file does not tell.
+        kind: ``"dicom"``, ``"nifti"``, ``"metaimage"``, ``"nrrd"``, ``"png"`` or ``"jpeg"``.
+        plane: ``"axial"``, ``"coronal"``, ``"sagittal"``, or ``"flat"`` for a picture without a place in space.
+    """
+
+    image: Tensor
+    notes: tuple[str, ...]
+    spacing_mm: tuple[float, float]
+    kind: str
+    plane: str
+
+
+def read_stream(
+    path: str | Path, stream_name: str, *, size: int = 128, plane: Plane = "auto", index: int | None = None
+) -> LoadedImage:
+    """Read a file as an image stream.
+
+    Args:
+        path: a file of any known format (told from its bytes, not its name) or a folder with a DICOM series.
+        stream_name: one of `medm2g_core.streams.IMAGE_STREAMS`.
+        size: side of the square result in pixels.
+        plane: slice plane of a volume. ``"auto"``: a CT that covers at least 150 mm from head to feet in at least 24
+            slices gives the coronal slice through the middle of the body's mass, a shorter one its middle axial
+            slice; an MR gives its middle axial slice, or one in the plane of acquisition if its slices are too
+            thick to be cut otherwise.
+        index: slice number, counted from the head (axial) or from the front (coronal); the middle if ``None``.
+
+    Geometry: with known spacing, ``ct`` shows `CHEST_FOV_MM` about the centre of the body's bounding box, ``xray``
+    shows the same or the whole film if that is larger, MR shows the head's bounding box at `HEAD_FILL` of the side.
+    Without spacing the whole picture is fitted and padded to a square.
+
+    Raises:
+        FileError: nothing there, unknown or broken file, wrong kind of image for the stream, blank, NaN, too small.
+        StreamError: unknown stream.
+    """
+    if not stream(stream_name).is_image:
+        raise FileError(f"{stream_name} is not an image stream; use read_text")
+    if plane not in ("auto", "axial", "coronal"):
+        raise FileError(f"plane {plane!r} is not one of auto, axial, coronal")
+    if size < MIN_PIXELS:
+        raise FileError(f"size {size} is less than {MIN_PIXELS} pixels")
+    path = Path(path)
+    volume = _read(path, stream_name)
+    try:
+        return _as_stream(volume, stream_name, size, plane, index)
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from error
+
+
+def _read(path: Path, stream_name: str) -> Volume:
+    try:
+        there, folder = path.exists(), path.is_dir()
+    except (OSError, ValueError) as error:  # too long a name, no permission, a NUL in it
+        raise FileError(f"{str(path)[:200]!r} cannot be opened ({error})") from error
+    if not there:
+        raise FileError(f"{path}: there is no such file or folder")
+    if folder:
+        return read_dicom_folder(path, stream_name)
+    kind = sniff(path)
+    if kind == "dicom":
+        return read_dicom_file(path)
+    if kind == "nifti":
+        return read_nifti(path)
+    if kind in ("metaimage", "nrrd"):
+        return read_itk(path, kind)
+    if kind in ("png", "jpeg"):
+        return read_picture(path, kind)
+    raise FileError(f"{path}: unknown format; the formats read here are {KNOWN_FORMATS}")
+
+
+def _as_stream(volume: Volume, name: str, size: int, plane: Plane, index: int | None) -> LoadedImage:
+    finite = np.isfinite(volume.array)
+    if not finite.all():
+        raise FileError(f"{(~finite).sum()} of {finite.size} values are NaN or infinite; replace them first")
+    if np.abs(volume.array).max() > MAX_VALUE:
+        raise FileError(f"values up to {np.abs(volume.array).max():.3g} are not those of an image; the file is broken")
+    if volume.tags.get("stream", name) != name:
+        raise FileError(f"this is a generated {volume.tags['stream']} image, not {name}")
+    if not fits(volume.modality, name):
+        raise FileError(f"the DICOM Modality is {volume.modality}, which cannot be the stream {name}")
+    notes = volume.notes
+    array = _checked_hu(volume) if name == "ct" and not volume.tags.get("window") else volume.array
+    if name == "xray":
+        array = np.squeeze(array)
+        if array.ndim != 2:
+            raise FileError(f"a volume of shape {volume.array.shape} was given as a radiograph; needed one 2-D image")
+    cut, flat_spacing, shown = _cut(array, volume, name, plane, index)
+    if min(cut.shape) < MIN_PIXELS:
+        raise FileError(f"the image is {cut.shape[0]} x {cut.shape[1]} pixels; needed at least {MIN_PIXELS} each way")
+    if max(cut.shape) > MAX_ASPECT * min(cut.shape):
+        raise FileError(f"the image is {cut.shape[0]} x {cut.shape[1]} pixels, a strip; the file is broken or no image")
+    if np.ptp(cut) == 0:
+        raise FileError(f"the image is blank: every value is {cut.flat[0]:g}")
+    unit, body = _unit(cut, array, volume, name)
+    spacing_known = all(math.isfinite(s) and s > 0 for s in flat_spacing)
+    if spacing_known and not all(SPACING_MM[0] <= s <= SPACING_MM[1] for s in flat_spacing):
+        raise FileError(f"a pixel spacing of {flat_spacing[0]:.3g} x {flat_spacing[1]:.3g} mm; the header is broken")
+    spacing = flat_spacing if spacing_known else (1.0, 1.0)
+    centre, fov = _field(unit.shape, spacing, body if spacing_known and not volume.tags else None, name, notes)
+    picture = _resample(unit, spacing, centre, fov, size)
+    image = check_image(torch.from_numpy(picture)[None], name)
+    if not spacing_known:
+        notes.append("no pixel spacing: the whole picture fitted to a square")
+    if volume.tags:
+        notes.append("made by this project: synthetic, its value scale taken as written")
+    pixel = fov / size if spacing_known else float("nan")
+    return LoadedImage(image, tuple(notes), (pixel, pixel), volume.kind, shown)
+
+
+def _checked_hu(volume: Volume) -> np.ndarray:
+    """Hounsfield units, clipped to at least -1024 (padding such as -2048 goes there); refuses what cannot be HU."""
+    if volume.kind in ("png", "jpeg"):
+        raise FileError(
+            f"a {volume.kind.upper()} carries no Hounsfield units; give the CT as DICOM, NIfTI, MetaImage or NRRD"
+        )
+    array = volume.array
+    if (array < -1024).any():
+        volume.notes.append("values below -1024 HU (padding) set to -1024")
+        array = np.maximum(array, -1024)
+    sample = array[tuple(slice(None, None, max(1, n // 128)) for n in array.shape)]
+    low, high = float(sample.min()), float(sample.max())
+    width = max(n * s for n, s in zip(array.shape[-2:], volume.spacing_mm[-2:], strict=True))
+    narrow = width < SMALL_FOV_MM  # False where the spacing is NaN
+    tissue = float(((sample > -200) & (sample < 300)).mean())
+    if high > 32767 or high < -200 or tissue < 0.005 or low > (-50 if narrow else -500):
+        raise FileError(
+            f"no plausible HU range: values {low:.4g}..{high:.4g} (air should be near -1000, soft tissue near 0..100); "
+            "check the rescale slope and intercept, or that this is a CT"
+        )
+    return array
+
+
+def _cut(
+    array: np.ndarray, volume: Volume, name: str, plane: Plane, index: int | None
+) -> tuple[np.ndarray, tuple[float, float], str]:
+    """One slice (rows, columns) of a volume with its spacing and plane; a flat picture as it is."""
+    notes = volume.notes
+    if array.ndim == 2:
+        if plane != "auto" or index is not None:
+            notes.append("a single flat picture: plane and index ignored")
+        sizes = zip(volume.spacing_mm, volume.array.shape, strict=True)
+        kept = [s for s, n in sizes if n > 1 or volume.array.ndim == 2]
+        pair = (kept[0], kept[1]) if len(kept) == 2 else (float("nan"), float("nan"))
+        return array, pair, volume.tags.get("plane") or "flat"
+    counts = dict(zip(_AXIS, array.shape, strict=True))
+    spacing = dict(zip(_AXIS, volume.spacing_mm, strict=True))
+    span = counts["axial"] * spacing["axial"]
+    chosen: str = plane
+    if plane == "auto":
+        thick = volume.acquired and spacing[volume.acquired] > 3 * min(spacing.values())
+        single = [p for p, n in counts.items() if n == 1]
+        if single:
+            chosen = single[0]
+        elif name == "ct" and counts["axial"] >= 24 and span >= 150:
+            chosen = "coronal"
+        elif name != "ct" and thick:
+            chosen = volume.acquired
+        else:
+            chosen = "axial"
+        if name == "ct" and chosen != "coronal" and not volume.tags:
+            notes.append(f"{chosen} slice shown; the model was trained on coronal chest slices")
+        if name != "ct" and chosen != "axial" and not volume.tags:
+            notes.append(f"{chosen} slice shown, as acquired; the model was trained on axial brain slices")
+    axis, count = _AXIS[chosen], counts[chosen]
+    rest = [n for p, n in counts.items() if p != chosen]
+    if min(rest) < MIN_PIXELS:
+        shape = " x ".join(str(n) for n in array.shape)
+        hint = f"; the images are {volume.acquired}" if volume.acquired not in ("", chosen) else ""
+        raise FileError(
+            f"the {chosen} slice would be {rest[0]} x {rest[1]} pixels, too small (volume {shape}, "
+            f"needed at least {MIN_PIXELS} each way){hint}"
+        )
+    if index is None:
+        index = _middle(array, volume.spacing_mm, axis, name) if count > 1 else 0
+    if not 0 <= index < count:
+        raise FileError(f"{chosen} slice {index} does not exist; the volume has 0..{count - 1}")
+    if count > 1:
+        notes.append(f"{chosen} slice {index} of {count}")
+    rows, columns = (spacing[p] for p in _AXIS if p != chosen)
+    return np.take(array, index, axis=axis), (rows, columns), chosen
+
+
+def _middle(array: np.ndarray, spacing: tuple[float, ...], axis: int, name: str) -> int:
+    """Slice through the middle of the body's mass; for a head with neck, `VERTEX_TO_SLICE_MM` below the vertex."""
+    steps = tuple(max(1, int(4 / s)) if s > 0 else 1 for s in spacing)
+    body = _body(array[tuple(slice(None, None, n) for n in steps)], name)
+    profile = body.sum(axis=tuple(a for a in range(3) if a != axis)).astype(float)
+    if not profile.any():
+        return array.shape[axis] // 2
+    filled = np.flatnonzero(profile)
+    if name != "ct" and axis == 0:
+        top, bottom = filled[0] * steps[0], filled[-1] * steps[0]
+        if (bottom - top) * spacing[0] >= 2 * VERTEX_TO_SLICE_MM:
+            return int(top + VERTEX_TO_SLICE_MM / spacing[0])
+        return int((top + bottom) // 2)
+    middle = float((profile * np.arange(len(profile))).sum() / profile.sum()) * steps[axis]
+    return min(array.shape[axis] - 1, round(middle))
+
+
+def _body(values: np.ndarray, name: str) -> np.ndarray:
+    """Mask of the body: CT above -500 HU, MR above Otsu's threshold of the smoothed signal; largest connected part."""
+    if name == "ct":
+        mask = values > -500
+    else:
+        from skimage.filters import threshold_otsu
+
+        smooth = ndimage.gaussian_filter(values.astype(np.float32), [1.0 if n > 8 else 0.0 for n in values.shape])
+        mask = smooth > 0.6 * threshold_otsu(smooth)
+    opened = ndimage.binary_opening(mask)  # parts the table from the back
+    labels, count = ndimage.label(opened if opened.any() else mask)
+    if count == 0:
+        return np.asarray(mask)
+    return labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
+
+
+def _unit(cut: np.ndarray, array: np.ndarray, volume: Volume, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """A slice in the stream's -1..1, and the mask of the body in it (``None`` for a radiograph)."""
+    if volume.tags and volume.kind in ("png", "jpeg"):
+        low, high = volume.window or (0.0, 255.0)
+        return ((cut - low) / (high - low) * 2 - 1).astype(np.float32), None
+    if name == "ct":
+        return hu_to_unit(torch.from_numpy(np.ascontiguousarray(cut))).numpy(), _body(cut, name)
+    if volume.tags:
+        if cut.min() < -1.01 or cut.max() > 1.01:
+            raise FileError(f"a generated image with values {cut.min():.3g}..{cut.max():.3g}; they should be -1..1")
+        return np.clip(cut, -1, 1).astype(np.float32), None
+    if name == "xray":
+        return xray_to_unit(cut, volume.window, volume.inverted, volume.notes), None
+    volume.notes.append("MR signal has no unit: scaled by percentiles, compare contrast and not brightness")
+    if volume.inverted:
+        volume.notes.append("MONOCHROME1 inverted")
+        cut, array = array.max() - cut, array.max() - array
+    return mr_to_unit(cut, array, name), _body(cut, name)
+
+
+def mr_to_unit(values: np.ndarray, reference: np.ndarray | None = None, stream_name: str = "mri_t1") -> np.ndarray:
+    """MR signal in arbitrary units to the streams' fixed scale -1..1.
+
+    The 0.5th percentile of all voxels (the background) becomes -1. The 99.5th percentile of the foreground (above
+    Otsu's threshold of the square-rooted signal), but at most `MR_BRIGHT_TO_MEDIAN` times the foreground's median,
+    becomes `MR_BRIGHT` = 0.8. Linear between, clipped outside.
+
+    Args:
+        values: signal, any shape.
+        reference: the volume that the percentiles are taken from, so that all its slices get one scale.
+        stream_name: the MR stream; its contrast decides how far the bright end may be from the median.
+
+    Returns:
+        float32 of the shape of ``values``, -1..1.
+
+    Raises:
+        FileError: no contrast at all.
+    """
+    from skimage.filters import threshold_otsu
+
+    reference = values if reference is None else reference
+    sample = reference[tuple(slice(None, None, max(1, n // 128)) for n in reference.shape)].astype(np.float64)
+    low = float(np.quantile(sample, 0.005))
+    tame = np.sqrt(np.clip(sample - low, 0, np.quantile(sample, 0.98) - low))  # else very bright fat is all of it
+    foreground = sample[sample > low + threshold_otsu(tame) ** 2] if np.ptp(tame) > 0 else sample
+    high = float(np.quantile(foreground, 0.995)) if foreground.size else float(sample.max())
+    if foreground.size:
+        high = min(high, low + MR_BRIGHT_TO_MEDIAN[stream_name] * (float(np.median(foreground)) - low))
+    if not high > low:
+        raise FileError(f"the MR signal has no contrast: values {sample.min():.4g}..{sample.max():.4g}")
+    unit = (values.astype(np.float64) - low) / (high - low) * (MR_BRIGHT + 1) - 1
+    return np.clip(unit, -1, 1).astype(np.float32)
+
+
+def xray_to_unit(
+    values: np.ndarray, window: tuple[float, float] | None, inverted: bool, notes: list[str]
+) -> np.ndarray:
+    """Radiograph to -1..1 with bone bright; adds to ``notes`` what was done.
+
+    The file's own display window is used where it covers the data, else the 0.5th to 99.5th percentiles.
+
+    Args:
+        values: (rows, columns).
+        window: (low, high) in the same unit, or ``None``.
+        inverted: MONOCHROME1, large values are dark.
+    """
+    inside = 0.0 if window is None else float(((values > window[0]) & (values < window[1])).mean())
+    if window is None or inside < 0.5:
+        window = (float(np.quantile(values, 0.005)), float(np.quantile(values, 0.995)))
+        if window[0] == window[1]:
+            window = (float(values.min()), float(values.max()))
+        notes.append(f"shown between the 0.5th and 99.5th percentiles, {window[0]:.4g}..{window[1]:.4g}")
+    low, high = window
+    unit = np.clip((values.astype(np.float64) - low) / (high - low) * 2 - 1, -1, 1)
+    if inverted:
+        unit = -unit
+        notes.append("MONOCHROME1 inverted: bone is bright")
+    return unit.astype(np.float32)
+
+
+def _field(
+    shape: tuple[int, ...], spacing: tuple[float, float], body: np.ndarray | None, name: str, notes: list[str]
+) -> tuple[tuple[float, float], float]:
+    """Centre (row, column in pixels) and side in mm (pixels if the spacing is unknown) of the square to show."""
+    extent = (shape[0] * spacing[0], shape[1] * spacing[1])
+    centre, whole = (shape[0] / 2, shape[1] / 2), max(extent)
+    if name == "xray":
+        return centre, max(whole, CHEST_FOV_MM) if 200 < whole < 600 and body is not None else whole
+    if body is None or not body.any():
+        return centre, whole
+    rows, columns = np.flatnonzero(body.any(axis=1)), np.flatnonzero(body.any(axis=0))
+    middle = ((rows[0] + rows[-1] + 1) / 2, (columns[0] + columns[-1] + 1) / 2)
+    box = ((rows[-1] - rows[0] + 1) * spacing[0], (columns[-1] - columns[0] + 1) * spacing[1])
+    if name == "ct":
+        if whole < SMALL_FOV_MM:
+            notes.append(f"small field of view ({extent[0]:.0f} x {extent[1]:.0f} mm) enlarged to fill the picture")
+            return centre, whole
+        if max(box) > CHEST_FOV_MM + 3:
+            notes.append(f"the body is {max(box):.0f} mm, the picture {CHEST_FOV_MM:.0f} mm: the edges are cut")
+        return middle, CHEST_FOV_MM
+    if min(box[0] / extent[0], box[1] / extent[1]) < 0.4:
+        notes.append("no head found in the slice: the whole picture is shown")
+        return centre, whole
+    return middle, float(max(box)) / HEAD_FILL
+
+
+def _resample(
+    unit: np.ndarray, spacing: tuple[float, float], centre: tuple[float, float], fov: float, size: int
+) -> np.ndarray:
+    """Square of side ``fov`` about ``centre`` as (size, size), anti-aliased; -1 outside the picture."""
+    picture = Image.fromarray(unit.astype(np.float32))
+    if (shrink := min(unit.shape) // 2048) > 1:  # a huge scan: block averages first, so that padding stays small
+        picture = picture.reduce(shrink)
+        spacing, centre = (spacing[0] * shrink, spacing[1] * shrink), (centre[0] / shrink, centre[1] / shrink)
+    half = (fov / 2 / spacing[0], fov / 2 / spacing[1])
+    first = [math.floor(c - h) for c, h in zip(centre, half, strict=True)]
+    canvas = Image.new("F", (math.ceil(2 * half[1]) + 2, math.ceil(2 * half[0]) + 2), -1.0)
+    canvas.paste(picture, (-first[1], -first[0]))  # what lies outside the canvas is dropped
+    top, left = centre[0] - half[0] - first[0], centre[1] - half[1] - first[1]
+    box = (left, top, left + 2 * half[1], top + 2 * half[0])
+    return np.clip(np.asarray(canvas.resize((size, size), Image.Resampling.BILINEAR, box=box)), -1, 1)
+
+
+def read_text(path_or_text: str | Path) -> str:
+    """A report: the content of the file of that name if there is one, else the text itself.
+
+    The heading that this project writes above its own reports is taken off.
+
+    Raises:
+        FileError: empty, not UTF-8, larger than 1 MB, or plainly the name of a file that does not exist.
+    """
+    text = str(path_or_text)
+    source = "the text"
+    if len(text) < 1024 and "\n" not in text and "\0" not in text and text.strip():
+        path = Path(text)
+        try:
+            is_file, is_folder = path.is_file(), path.is_dir()
+        except OSError:
+            is_file = is_folder = False  # no possible name of a file, so a sentence
+        if is_file:
+            source = str(path)
+            text = _file_text(path)
+        elif isinstance(path_or_text, Path) or (" " not in text and path.suffix.lower() in (".txt", ".text", ".md")):
+            raise FileError(f"{path}: {'a folder, not a text file' if is_folder else 'there is no such file'}")
+        elif is_folder and len(path.parts) > 1:
+            raise FileError(f"{path}: a folder, not a text file")
+    if text.startswith(f"# {SYNTHETIC_MARK}"):
+        lines = text.splitlines()
+        start = next((i for i, line in enumerate(lines) if not line.startswith("# ")), len(lines))
+        text = "\n".join(lines[start:])
+    text = text.strip()
+    if not text:
+        raise FileError(f"{source} is empty; needed a report in words")
+    return text
+
+
+def _file_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise FileError(f"{path}: {path.stat().st_size} bytes is too long for a report (at most {MAX_TEXT_BYTES})")
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error})") from error
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8, or give the words") from error
+    if "\0" in text:
+        raise FileError(f"{path}: a binary file, not a text")
+    return text

@@ -1,0 +1,303 @@
+"""Reading of medical image formats into one array with known directions: the lower half of `medm2g_core.data.files`.
+
+The format is told from the bytes, never from the file name. Every reader ends in a `Volume`, whose axes always run
+from head to feet, from front to back, and from the patient's right to the patient's left, so that a plain index gives
+a slice in radiological display convention.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+__all__ = [
+    "KNOWN_FORMATS",
+    "MAX_VOXELS",
+    "SYNTHETIC_MARK",
+    "FileError",
+    "Volume",
+    "blame",
+    "oriented",
+    "read_itk",
+    "read_nifti",
+    "read_picture",
+    "sniff",
+]
+
+SYNTHETIC_MARK = "SYNTHETIC - NOT FOR DIAGNOSIS"
+"""Stands in every file that this project writes, and tells such a file when it is read again."""
+
+MAX_VOXELS = 600_000_000
+"""Larger arrays are refused before they are read (2.4 GB as float32)."""
+
+KNOWN_FORMATS = "DICOM, NIfTI (.nii, .nii.gz), MetaImage (.mhd, .mha), NRRD, PNG and JPEG"
+
+
+class FileError(ValueError):
+    """A file cannot be read as the stream that was asked for, or cannot be written; one sentence says why."""
+
+
+@dataclass
+class Volume:
+    """An image with known axes.
+
+    Attributes:
+        array: float32. A volume is (S, A, R): axis 0 from head to feet, axis 1 from front to back, axis 2 from the
+            patient's right to the patient's left. A flat picture without directions (PNG, radiograph) is (rows,
+            columns) as displayed. Values are as the format defines them (rescaled; HU for CT).
+        spacing_mm: spacing along each axis of `array`; NaN where the file does not tell.
+        kind: ``"dicom"``, ``"nifti"``, ``"metaimage"``, ``"nrrd"``, ``"png"`` or ``"jpeg"``.
+        notes: what was done or found, in words.
+        modality: DICOM Modality, or ``""``.
+        acquired: plane of acquisition, ``"axial"``, ``"coronal"``, ``"sagittal"``, or ``""`` if flat or isotropic.
+        tags: marks of this project's own files (``stream``, ``plane``, ``window``), else empty.
+        window: (low, high) display window in the units of `array`, if the file has one.
+        inverted: values stand for MONOCHROME1, so large is dark.
+    """
+
+    array: np.ndarray
+    spacing_mm: tuple[float, ...]
+    kind: str
+    notes: list[str] = field(default_factory=list)
+    modality: str = ""
+    acquired: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    window: tuple[float, float] | None = None
+    inverted: bool = False
+
+
+@contextmanager
+def blame(path: Path, doing: str) -> Iterator[None]:
+    """Turn whatever a parser raises on a bad file into a `FileError`, and silence its warnings."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except FileError:
+        raise
+    except Exception as error:  # parsers raise nearly anything on bad bytes: zlib.error, KeyError, ...
+        detail = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160]
+        raise FileError(f"{path}: {doing} failed; the file is probably corrupt or truncated ({detail})") from error
+
+
+def sniff(path: Path) -> str:
+    """Format of a file from its first bytes: a `Volume.kind`, or ``""`` if unknown."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(4096)
+        packed = head[:2] == b"\x1f\x8b"
+        if packed:
+            with gzip.open(path) as unpacked:
+                head = unpacked.read(4096)
+    except (OSError, EOFError, zlib.error) as error:
+        raise FileError(f"{path}: cannot be read ({error})") from error
+    if not head:
+        raise FileError(f"{path}: the file is empty")
+    kind = _kind(head)
+    if packed and kind not in ("nifti", ""):
+        raise FileError(f"{path}: {kind} packed with gzip; unpack it first (only NIfTI is read packed)")
+    return kind
+
+
+def _kind(head: bytes) -> str:
+    if head[128:132] == b"DICM":
+        return "dicom"
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if head[:3] == b"\xff\xd8\xff":
+        return "jpeg"
+    if head[:4] == b"NRRD":
+        return "nrrd"
+    if b"ElementDataFile" in head and b"NDims" in head:
+        return "metaimage"
+    if head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0"):
+        return "nifti"
+    for order in ("little", "big"):  # DICOM without the preamble begins with a tag of group 0002 or 0008
+        group, element = (int.from_bytes(head[i : i + 2], order) for i in (0, 2))
+        if (group == 2 and element <= 0x16) or (group == 8 and element in (0x00, 0x01, 0x05, 0x08, 0x16, 0x18)):
+            return "dicom"
+    return ""
+
+
+def oriented(array: np.ndarray, affine: np.ndarray, kind: str, notes: list[str]) -> Volume:
+    """Turn an array (i, j, k) with its 4x4 affine to RAS+ millimetres into a `Volume`.
+
+    Axes are permuted and flipped to the nearest patient axes, never interpolated.
+    """
+    shape = array.shape
+    ornt = io_orientation(affine)
+    if np.isnan(ornt).any():
+        raise FileError("the orientation matrix is degenerate: an axis has no direction")
+    transform = ornt_transform(ornt, axcodes2ornt(("L", "P", "I")))
+    array = apply_orientation(array, transform)
+    affine = affine @ inv_ornt_aff(transform, shape)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    tilt = np.degrees(np.arccos(np.clip(np.abs(np.diag(affine[:3, :3])) / spacing, 0, 1))).max()
+    if tilt > 5:
+        notes.append(f"acquired {tilt:.0f} degrees oblique: shown along the nearest axes, not resampled")
+    array = np.ascontiguousarray(array.transpose(2, 1, 0), dtype=np.float32)
+    spacing = spacing[::-1]
+    acquired, coarse = "", int(np.argmax(spacing))
+    flat = [axis for axis in range(3) if array.shape[axis] == 1]
+    if len(flat) == 1:
+        coarse = flat[0]
+    if len(flat) == 1 or spacing[coarse] > 1.5 * np.median(spacing):
+        acquired = ("axial", "coronal", "sagittal")[coarse]
+    return Volume(array, tuple(float(s) for s in spacing), kind, notes, acquired=acquired)
+
+
+def read_nifti(path: Path) -> Volume:
+    with blame(path, "reading NIfTI"):
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as unpacked:
+                data = unpacked.read(MAX_VOXELS * 4)
+        if data[344:348] == b"ni1\0" or data[4:8] == b"ni2\0":
+            raise FileError(f"{path}: this is half of a NIfTI pair (.hdr with .img); convert it to one .nii.gz file")
+        header_class: Any = nib.nifti1.Nifti1Image if data[344:348] == b"n+1\0" else nib.nifti2.Nifti2Image
+        image = header_class.from_bytes(data)
+        shape = tuple(int(n) for n in image.shape)
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) > 3:
+            raise FileError(f"{path}: 4-D NIfTI of shape {image.shape}; give one 3-D volume, such as one time point")
+        if len(shape) < 2 or not 0 < int(np.prod(shape, dtype=np.int64)) <= MAX_VOXELS:
+            raise FileError(f"{path}: NIfTI of shape {image.shape}; needed 2-D or 3-D, at most {MAX_VOXELS} voxels")
+        if image.get_data_dtype().fields or image.get_data_dtype().kind == "c":
+            raise FileError(f"{path}: NIfTI of colours or complex numbers; needed one real number a voxel")
+        # nibabel applies scl_slope and scl_inter, and knows that a slope of 0 or NaN means none
+        array = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
+        header, affine = image.header, np.array(image.affine, dtype=float)
+        zooms = np.array([*header.get_zooms()[: len(shape)], 1.0][:3], dtype=float)
+    notes: list[str] = []
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if np.allclose(sizes, 1, atol=1e-3) and np.all(zooms > 0) and not np.allclose(zooms, 1, atol=1e-2):
+        affine[:3, :3] *= zooms / sizes
+        notes.append(f"the sform claims 1 mm voxels, the header {_mm(zooms)}: the header's spacing is used")
+    if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
+        notes.append("no orientation in the header: left and right are nibabel's assumption")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    volume = _name(path, lambda: oriented(array, affine, "nifti", notes))
+    description = bytes(header["descrip"]).rstrip(b"\0").decode("latin-1")
+    if description.startswith(SYNTHETIC_MARK):
+        volume.tags = {"stream": bytes(header["intent_name"]).rstrip(b"\0").decode("latin-1")}
+    return volume
+
+
+def _name(path: Path, make: Any) -> Volume:
+    """Call ``make`` and put the path in front of its complaint."""
+    try:
+        return make()
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from error
+
+
+def read_itk(path: Path, kind: str) -> Volume:
+    import SimpleITK as sitk
+
+    with blame(path, f"reading {kind}"):
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO("MetaImageIO" if kind == "metaimage" else "NrrdImageIO")
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        size = [int(n) for n in reader.GetSize()]
+        while len(size) > 3 and size[-1] == 1:
+            size = size[:-1]
+        if len(size) > 3:
+            raise FileError(f"{path}: {len(size)}-D image of size {size}; give one 3-D volume")
+        if reader.GetNumberOfComponents() != 1:
+            raise FileError(f"{path}: {reader.GetNumberOfComponents()} values a voxel (colour or vector); needed one")
+        if int(np.prod(size, dtype=np.int64)) > MAX_VOXELS:
+            raise FileError(f"{path}: size {size} is more than {MAX_VOXELS} voxels")
+        if kind == "metaimage":
+            _check_meta_length(path, size)
+        image = reader.Execute()
+        dim = image.GetDimension()
+        array = sitk.GetArrayFromImage(image).astype(np.float32)  # z, y, x
+        direction = np.array(image.GetDirection()).reshape(dim, dim)
+        spacing = np.array(image.GetSpacing())
+    array = array.reshape(array.shape[-3:])
+    axes = np.eye(3)
+    n = min(dim, 3)
+    axes[:n, :n] = direction[:n, :n] * spacing[:n]
+    array = array.transpose()  # x, y, z; a flat image has none of the last
+    if array.ndim == 2:
+        array = array[:, :, None]
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ axes  # ITK's LPS to RAS
+    return _name(path, lambda: oriented(array, affine, kind, []))
+
+
+_ELEMENT_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
+
+
+def _check_meta_length(path: Path, size: list[int]) -> None:
+    """Refuse a MetaImage with less data than its header says: ITK would fill the rest with zeros and only print."""
+    whole = path.read_bytes()
+    head, _, rest = whole.partition(b"ElementDataFile")
+    pairs = (line.split("=", 1) for line in head.decode("latin-1").splitlines() if "=" in line)
+    found = {key.strip(): value.strip() for key, value in pairs}
+    first_line, _, data = rest.partition(b"\n")
+    name = first_line.decode("latin-1").strip(" =\r\t")
+    if "%" in name or name.startswith("LIST"):
+        return  # one file a slice: ITK itself complains of a missing one
+    if name.upper() != "LOCAL":
+        raw = path.parent / name
+        if not raw.is_file():
+            raise FileError(f"{path}: its data file {name!r} is missing; keep the .mhd and the .raw in one folder")
+        data = raw.read_bytes()
+    width = _ELEMENT_BYTES.get(found.get("ElementType", "").removeprefix("MET_").removeprefix("U"), 1)
+    need = width * int(np.prod(size, dtype=np.int64))
+    have = len(data)
+    if found.get("CompressedData", "False").lower() == "true":
+        have = len(zlib.decompressobj(wbits=47).decompress(data, need))  # 47: zlib or gzip, told by the header
+    if have < need:
+        raise FileError(f"{path}: the header promises {need} bytes of data and there are {have}: the file is truncated")
+
+
+def read_picture(path: Path, kind: str) -> Volume:
+    from PIL import Image
+
+    with blame(path, f"reading {kind.upper()}"), Image.open(path, formats=[kind.upper()]) as picture:
+        if picture.width * picture.height > 100_000_000:
+            raise FileError(f"{path}: a picture of {picture.width} x {picture.height} pixels is too large")
+        picture.load()
+        info = {str(k): str(v) for k, v in getattr(picture, "text", {}).items()}
+        pixels = np.asarray(picture.convert("RGB") if picture.mode in ("P", "PA") else picture)
+        mode = picture.mode
+    notes: list[str] = []
+    full = 65535.0 if pixels.dtype.itemsize > 1 else 255.0
+    if pixels.dtype == bool:
+        full = 1.0
+    if pixels.ndim == 3:
+        colours = pixels[..., : 3 if pixels.shape[-1] > 2 else 1].astype(np.float32)
+        spread = np.ptp(colours, axis=-1)
+        if np.quantile(spread, 0.999) > (12 if kind == "jpeg" else 2):
+            raise FileError(f"{path}: a colour picture (a screenshot?); needed a grey image without annotations")
+        if pixels.shape[-1] > 1:
+            notes.append(f"{mode} picture with equal channels taken as grey")
+        pixels = colours[..., 0]
+    volume = Volume(pixels.astype(np.float32), (float("nan"),) * 2, kind, notes, window=(0.0, full))
+    if info.get("Comment", "").startswith(SYNTHETIC_MARK):
+        volume.tags = {key.lower(): info.get(key, "") for key in ("Stream", "Plane", "Window")}
+        parts = info.get("Spacing", "").split()
+        if len(parts) >= 2:
+            with blame(path, "reading the spacing"):
+                volume.spacing_mm = (float(parts[0]), float(parts[1]))
+    return volume
+
+
+def _mm(spacing: np.ndarray) -> str:
+    return " x ".join(f"{s:.3g}" for s in spacing) + " mm"
