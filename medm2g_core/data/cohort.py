@@ -139,14 +139,15 @@ def _to_float(image: np.ndarray) -> torch.Tensor:
 
 def _warm(region: str) -> None:
     """Build the region's atlas, if it is not cached yet, before several processes would each build it."""
-    if region == "chest":
-        from medm2g_core.data.chest.atlas import load_atlases
+    with FileLock(default_cache_dir() / f"{region}_atlas.lock"):
+        if region == "chest":
+            from medm2g_core.data.chest.atlas import load_atlases
 
-        load_atlases()
-    else:
-        from medm2g_core.data.brain.atlas import load_atlas
+            load_atlases()
+        else:
+            from medm2g_core.data.brain.atlas import load_atlas
 
-        load_atlas()
+            load_atlas()
 
 
 @lru_cache(maxsize=2)
