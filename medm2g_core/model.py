@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +20,7 @@ from medm2g_core.codecs.tokenizer import encode_texts
 from medm2g_core.flows.environment import ImageEnvironment, TextEnvironment
 from medm2g_core.flows.guidance import Guide
 from medm2g_core.flows.image import ImageFlow
-from medm2g_core.flows.prompt import Prompt
+from medm2g_core.flows.prompt import Prompt, PromptProjection
 from medm2g_core.flows.schedule import NoiseSchedule
 from medm2g_core.flows.text import TextFlow
 from medm2g_core.profiles import Profile
@@ -167,8 +167,12 @@ class MedM2G(nn.Module):
             z: latent at noise level ``level`` (B,).  present: (B,) 1 or 0, see `Guide`.
         """
         modality = stream(name).modality
-        encoder = self.environments[modality]
+        encoder = cast(ImageEnvironment | TextEnvironment, self.environments[modality])
         return Guide(modality, encoder(z, level, self.contrast(name, len(z))), encoder.token_grid, present)
+
+    def prompt_projection(self, modality: str) -> PromptProjection:
+        """Where prompts enter the flow of a modality; its ``met`` says what that flow was trained with."""
+        return cast(PromptProjection, self.flows[modality].prompt)
 
     def flow(
         self, name: str, z: torch.Tensor, level: torch.Tensor, prompt: Prompt, guides: Sequence[Guide]
@@ -206,7 +210,7 @@ class MedM2G(nn.Module):
         }
         out = {}
         for m in want:
-            knows = self.flows[stream(m).modality].prompt.knows
+            knows = self.prompt_projection(stream(m).modality).knows
             chosen = [g for n, g in guides.items() if n != m and (strangers or knows(g.modality))]
             out[m] = self.flow(m, latents[m], levels[m], prompt, chosen)
         return out
@@ -264,7 +268,7 @@ class MedM2G(nn.Module):
         try:
             config = json.loads(config_file.read_text(encoding="utf-8"))
             version = config["format_version"]
-        except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{config_file} is damaged ({error}); copy the checkpoint again") from error
         if version != FORMAT_VERSION:
             raise CheckpointError(

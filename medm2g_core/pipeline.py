@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from medm2g_core.flows.prompt import Prompt, mix, null_prompt
@@ -125,7 +125,7 @@ class MedM2GPipeline(DiffusionPipeline):
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         if isinstance(generator, torch.Generator) and generator.device.type != "cpu":
-            raise ValueError(f"the generator is on {generator.device}; noise is drawn on the CPU so that seeds carry over")
+            raise ValueError(f"the generator is on {generator.device}; needed one on the CPU, so that seeds carry over")
         raw = self._batch(given, num_samples)
         batch = len(next(iter(raw.values()))) if raw else num_samples
         embeddings = self.model.embed(raw)

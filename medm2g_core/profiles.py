@@ -264,13 +264,14 @@ _CPU = Profile(
 
 _GPU = Profile(
     name="gpu",
-    image_codec=ImageCodecConfig(resolution=256, unshuffle=2, channels=(128, 256, 256), layers=2, norm_groups=32, latent_channels=8),
+    image_codec=ImageCodecConfig(resolution=256, unshuffle=2, channels=(128, 256, 256), layers=2, norm_groups=32,
+                                 latent_channels=8),
     text_codec=TextCodecConfig(vocab_size=4096, width=384, encoder_layers=4, decoder_layers=6, heads=6,
                                latent_tokens=32, latent_dim=64),
     alignment=AlignmentConfig(embed_dim=512, text_width=512, text_layers=6, text_heads=8,
                               image_channels=(128, 256, 384, 512)),
-    flow=FlowConfig(channels=(192, 384, 576), attention=(False, True, True), layers=2, head_dim=12, norm_groups=32, text_width=768,
-                    text_layers=12, text_heads=12, env_width=384, env_grid=16, guidance_heads=6),
+    flow=FlowConfig(channels=(192, 384, 576), attention=(False, True, True), layers=2, head_dim=12, norm_groups=32,
+                    text_width=768, text_layers=12, text_heads=12, env_width=384, env_grid=16, guidance_heads=6),
     data=DataConfig(chest_train=20000, brain_train=10000, chest_val=512, brain_val=256),
     stages=_stages(
         image_codec=StageConfig(steps=40000, batch=32, lr=2e-4, warmup=1000, weight_decay=0.0),
@@ -290,8 +291,8 @@ _PAPER = Profile(
                                heads=12, latent_tokens=1, latent_dim=768),
     alignment=AlignmentConfig(embed_dim=768, text_width=768, text_layers=12, text_heads=12, image_encoder="clip"),
     flow=FlowConfig(objective="epsilon", channels=(320, 640, 1280, 1280), attention=(True, True, True, False),
-                    layers=2, head_dim=8, norm_groups=32, text_width=768, text_layers=12, text_heads=12, text_pseudo_tokens=4,
-                    env_width=768, env_grid=16, guidance_heads=8, gate_start=0.0),
+                    layers=2, head_dim=8, norm_groups=32, text_width=768, text_layers=12, text_heads=12,
+                    text_pseudo_tokens=4, env_width=768, env_grid=16, guidance_heads=8, gate_start=0.0),
     data=DataConfig(chest_train=20000, brain_train=10000, chest_val=512, brain_val=256),
     stages=_stages(
         image_codec=StageConfig(steps=20000, batch=16, lr=1e-5, warmup=1000, weight_decay=0.0),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import ResnetBlock2D
@@ -45,7 +47,7 @@ class ImageEnvironment(nn.Module):
         self.level = NoiseLevel(width, contrasts)
         half = max(width // 2, config.norm_groups)
         groups = config.norm_groups if half % config.norm_groups == 0 else 1
-        block = {"temb_channels": width, "groups": groups, "eps": 1e-5}
+        block: dict[str, Any] = {"temb_channels": width, "groups": groups, "eps": 1e-5}
         self.enter = nn.Conv2d(latent_channels, half, 3, padding=1)
         self.fine = ResnetBlock2D(in_channels=half, out_channels=half, **block)
         # Cells of the latent move into channels, so nothing is lost on the way to the coarser grid.
@@ -71,7 +73,7 @@ class ImageEnvironment(nn.Module):
 class TextEnvironment(nn.Module):
     """V_text: latent tokens (B, K, d) at noise level s (B,) to tokens (B, K, E)."""
 
-    token_grid = None
+    token_grid: tuple[int, int] | None = None
 
     def __init__(self, latent_tokens: int, latent_dim: int, config: FlowConfig) -> None:
         super().__init__()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import nn
 from torch.nn import functional as F
 
@@ -77,7 +78,7 @@ def _heads(x: torch.Tensor, n: int) -> torch.Tensor:
 class SelfAttnProcessor(AttnProcessor2_0):
     """Self-attention as always; diffusers hands it ``guidance`` too, and it does not look."""
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         attn: Attention,
         hidden_states: torch.Tensor,
@@ -182,6 +183,7 @@ def install(module: nn.Module, config: FlowConfig, is_grid: bool) -> None:
     """Give every attention of ``module`` its processor: cross-guided for cross-attention, plain for the rest."""
     for attention in [m for m in module.modules() if isinstance(m, Attention)]:
         if attention.is_cross_attention:
-            attention.set_processor(CrossGuidedAttnProcessor(attention.query_dim, config, is_grid))
+            processor: nn.Module | SelfAttnProcessor = CrossGuidedAttnProcessor(attention.query_dim, config, is_grid)
         else:
-            attention.set_processor(SelfAttnProcessor())
+            processor = SelfAttnProcessor()
+        attention.set_processor(cast(AttnProcessor, processor))  # diffusers names a few classes, but takes any callable

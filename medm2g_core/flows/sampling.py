@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
@@ -125,7 +125,7 @@ def sample_latents(
                 assert cross_guidance_scale is not None
                 guided = e[2] + guidance_scale * (e[1] - e[2]) + cross_guidance_scale * (e[0] - e[1])
             denoised[n] = model.schedule.denoised(z[n], guided, torch.full_like(zeros[:batch], level))
-            scheduler = schedulers[n][0]
+            scheduler = cast(Any, schedulers[n][0])  # its own type hints want a float tensor type of old
             z[n] = scheduler.step(guided, scheduler.timesteps[i], z[n]).prev_sample.to(like)
         if callback is not None:
             callback(SampleStep(i, len(levels), level, dict(z), denoised))

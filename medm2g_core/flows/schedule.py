@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from medm2g_core.profiles import Objective
 
@@ -64,7 +65,7 @@ class NoiseSchedule:
         return a * zt - s * prediction
 
     def sample_levels(self, n: int, generator: torch.Generator) -> torch.Tensor:
-        """Training levels (n,) on the CPU. flow: logit-normal, denser in the middle (Esser et al. 2024); else uniform."""
+        """Training levels (n,) on the CPU: uniform; for flow logit-normal, dense in the middle (Esser et al. 2024)."""
         if self.objective == "flow":
             return torch.randn(n, generator=generator).sigmoid()
         return (torch.randint(TRAIN_STEPS, (n,), generator=generator) + 1) / TRAIN_STEPS

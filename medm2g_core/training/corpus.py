@@ -144,16 +144,18 @@ def _weights_key(model: MedM2G) -> str:
 def _encode(model: MedM2G, corpus: Corpus, batch: int) -> Iterator[tuple[str, torch.Tensor]]:
     n, w = len(corpus), len(corpus.reports[0])
     for name, images in tqdm(corpus.images.items(), desc=f"encode {corpus.region} images"):
-        z, pooled, tokens = [], [], []
+        z: list[torch.Tensor] = []
+        pooled: list[torch.Tensor] = []
+        cells: list[torch.Tensor] = []
         for i in range(0, n, batch):
             x = images[i : i + batch].float()
             z.append(model.encode(name, x).half().cpu())
             e = model.embed({name: x})[name]
             pooled.append(e.pooled.half().cpu())
-            tokens.append(e.tokens.half().cpu())
+            cells.append(e.tokens.half().cpu())
         yield f"z.{name}", torch.cat(z)
         yield f"pooled.{name}", torch.cat(pooled)
-        yield f"tokens.{name}", torch.cat(tokens)
+        yield f"tokens.{name}", torch.cat(cells)
     flat = [text for reports in corpus.reports for text in reports]
     length = int(model.tokens(flat)[1].sum(1).max())
     z, pooled = [], []

@@ -63,7 +63,7 @@ def _summary(folder: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise CheckpointError(f"{file} is damaged ({error}); delete it, the stages it lists are trained again") from error
+        raise CheckpointError(f"{file} is damaged ({error}); delete it, its stages are trained again") from error
 
 
 def train(

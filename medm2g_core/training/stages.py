@@ -80,8 +80,8 @@ class ImageCodecStage(Stage):
 
     def forward(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, Logs]:
         which = _draw(len(self.pools), batch, generator).tolist()
-        image = torch.stack([self.pools[p][int(_draw(len(self.pools[p]), 1, generator))] for p in which])
-        image = image.to(self.model.device, torch.float32)                     # (B, 1, H, W)
+        image = torch.stack([self.pools[p][int(_draw(len(self.pools[p]), 1, generator))].float() for p in which])
+        image = image.to(self.model.device)                                    # (B, 1, H, W)
         shape = (batch, *self.model.latent_shape("xray"))
         noise = torch.randn(shape, generator=generator).to(image)
         return image_codec_loss(self.model.image_codec, image, noise)
@@ -191,7 +191,7 @@ class RoundStage(Stage):
         self.corpora = {c.region: c for c in corpora}
         self.parts = (*self.round.trained, *self.round.frozen)
         for m in self.parts:
-            met = model.flows[m].prompt.met
+            met = model.prompt_projection(m).met
             if m in self.round.trained:
                 met.zero_()
             for _, streams, _ in self.round.batches:

@@ -49,14 +49,14 @@ def validate(model: MedM2G, corpora: Sequence[Corpus], stage: str, batches: int 
             out[f"n_{c.region}"] = len(c)
     else:
         latent = [LatentCorpus.build(model, c) for c in corpora]
-        met = {m: f.prompt.met.clone() for m, f in model.flows.items()}
+        met = {m: model.prompt_projection(m).met.clone() for m in model.flows}
         probe = RoundStage(model, latent, stage)
         sums: dict[str, list[float]] = {}
         for i in range(batches):
             _, logs = probe(32, torch.Generator().manual_seed(i))
             for k, v in logs.items():
                 sums.setdefault(k, []).append(v.item())
-        for m, f in model.flows.items():
-            f.prompt.met.copy_(met[m])
+        for m, before in met.items():
+            model.prompt_projection(m).met.copy_(before)
         out = {k: round(sum(v) / len(v), 4) for k, v in sums.items()}
     return out
