@@ -1,0 +1,1 @@
+"""Figures, widgets and the demo: everything that people look at."""
