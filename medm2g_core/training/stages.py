@@ -220,14 +220,15 @@ class RoundStage(Stage):
         hear = {n: corpus.embedding(n, index, wording) for n in streams}
         hear = {n: Embedding(e.pooled.to(device), e.tokens.to(device), e.mask.to(device)) for n, e in hear.items()}
 
-        t = {n: self.model.schedule.sample_levels(batch, generator) for n in targets}
+        # One level for all targets of a study, as in joint sampling (and in CoDi); guides also come at other levels.
+        t = self.model.schedule.sample_levels(batch, generator)                # (B,)
         eps = {n: torch.randn(z.shape, generator=generator).to(device) for n, z in z0.items()}
         guides, flat = self._guides(streams, t, z0, eps, generator)
         losses, logs = [], {}
         for m in targets:
             chosen = [g for n, g in guides.items() if n != m]
             prompt = self._prompt(m, hear, generator)
-            level = t[m].to(device)
+            level = t.to(device)
             zt = self.model.schedule.add_noise(z0[m], eps[m], level)
             prediction = self.model.flow(m, zt, level, prompt, chosen)
             error = (prediction.float() - self.model.schedule.target(z0[m], eps[m], level)).square().mean()
@@ -253,7 +254,7 @@ class RoundStage(Stage):
     def _guides(
         self,
         streams: tuple[str, ...],
-        t: Mapping[str, torch.Tensor],
+        t: torch.Tensor,
         z0: Mapping[str, torch.Tensor],
         eps: Mapping[str, torch.Tensor],
         generator: torch.Generator,
@@ -265,12 +266,10 @@ class RoundStage(Stage):
         flat: dict[str, torch.Tensor] = {}
         if len(streams) < 2:
             return guides, flat
-        shared = torch.stack(list(t.values())).mean(0)                         # (B,) a level the flows are near
         for n in streams:
             kind = torch.rand(batch, generator=generator)
-            own = t.get(n, shared)
             free = self.model.schedule.sample_levels(batch, generator)
-            s = torch.where(kind < 0.5, 0.0, torch.where(kind < 0.75, own, free)).to(device)
+            s = torch.where(kind < 0.5, 0.0, torch.where(kind < 0.75, t, free)).to(device)
             # With many possible guides each is absent more often, so that every subset is met.
             absent = DROP_GUIDE if len(streams) == 2 else 0.4
             present = (torch.rand(batch, generator=generator) >= absent).float().to(device)
