@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from filelock import FileLock
 from scipy import ndimage
 from tqdm.auto import tqdm
 
@@ -45,7 +46,7 @@ LOBES: tuple[str, ...] = ("right_upper", "right_middle", "right_lower", "left_up
 CHANNELS: tuple[str, ...] = (*LOBES, "heart", "blood", "bone", "organ", "body")
 BLOOD_HU = 42.0
 
-_VERSION = 3
+_VERSION = 4
 _APEX_MM = 30.0  # from the top of the grid down to the lung apex
 _LOBE_LABELS = {"right_upper": 12, "right_middle": 13, "right_lower": 14, "left_upper": 10, "left_lower": 11}
 _HEART_LABELS = (51, 61)
@@ -114,7 +115,7 @@ def _fine_reference(image: sitk.Image) -> sitk.Image:
     filled = np.stack([ndimage.binary_fill_holes(s) for s in body])
     air = (low < -500) & filled & ~body
     air = np.stack([ndimage.binary_opening(s, iterations=2) for s in air])
-    zs, ys, xs = np.nonzero(air)
+    _, ys, xs = np.nonzero(air)
     origin = np.array(image.GetOrigin())
     # robust bounds, so that a trachea above the apices does not count
     counts = air.sum((1, 2))
@@ -151,6 +152,18 @@ def _body(hu: np.ndarray) -> np.ndarray:
     filled = _largest(filled)
     fine = ndimage.zoom(filled.astype(np.float32), 2, order=1, grid_mode=True, mode="nearest") > 0.3
     return fine
+
+
+def _trunk(body: np.ndarray) -> np.ndarray:
+    """Per axial slice the largest piece of a body, and pieces at least a quarter as large; soft at its edge."""
+    out = np.zeros_like(body)
+    for z, each in enumerate(body):
+        labels, n = ndimage.label(each)
+        if n:
+            size = np.bincount(labels.ravel(), minlength=n + 1)
+            size[0] = 0
+            out[z] = (size >= 0.25 * size.max())[labels]
+    return ndimage.gaussian_filter(_dilate(out, 1.5).astype(np.float32), 0.5)
 
 
 def _mirror_edges(volume: np.ndarray, have: np.ndarray) -> np.ndarray:
@@ -288,7 +301,7 @@ def _heal(hu: np.ndarray, tumour: np.ndarray, lung: np.ndarray) -> np.ndarray:
         for dz in range(-44, 45, 4):
             for dy in range(-40, 41, 8):
                 for dx in range(-32, 33, 8):
-                    at = np.clip(base + (dz, dy, dx), 0, np.array(hu.shape) - 1)
+                    at = np.clip(base + np.array([dz, dy, dx]), 0, np.array(hu.shape) - 1)
                     found = good[at[:, 0], at[:, 1], at[:, 2]].mean() - 0.0005 * (abs(dz) + abs(dy) + abs(dx))
                     if found > score:
                         best, score = at, found
@@ -297,7 +310,8 @@ def _heal(hu: np.ndarray, tumour: np.ndarray, lung: np.ndarray) -> np.ndarray:
     source = hu[best[:, 0], best[:, 1], best[:, 2]].astype(np.float32)
     ok = good[best[:, 0], best[:, 1], best[:, 2]]
     typical = float(np.median(source[ok]))
-    source = np.where(ok | (source < -300), source, typical + 40 * np.random.default_rng(1).standard_normal(len(source)))
+    plain = typical + 40 * np.random.default_rng(1).standard_normal(len(source))
+    source = np.where(ok | (source < -300), source, plain)
     out = hu.copy()
     at = tuple(region.T)
     out[at] += soft[at] * (source - out[at])
@@ -329,6 +343,7 @@ def _unlabelled(
     warp = _register(_soft(hu), (valid > 0.99).astype(np.float32), donor_hu)
     warped = {name: np.clip(warp(mask), 0, 1) for name, mask in donor.items()}
     filler = warp(donor_hu)
+    donor_there = warp(np.pad(np.ones([n - 2 for n in GRID], np.float32), 1)) > 0.5
 
     def fine(mask: np.ndarray) -> np.ndarray:
         return ndimage.zoom(mask, 2, order=1, grid_mode=True, mode="nearest")
@@ -349,11 +364,16 @@ def _unlabelled(
     other = {"lungs": np.clip(prior, 0, 1), "bone": warped["bone"], "body": warped["body"]}
     mixed = {k: w * own[k] + (1 - w) * other[k] for k in own}
     out_hu = w * _soft(hu) + (1 - w) * filler
-    share = {n: sum(g * ndimage.gaussian_filter(warped[n], s) for g, s in ((1, 0.7), (1e-2, 4), (1e-4, 12))) for n in LOBES}
+    # arms, and what was never scanned, look like severed pieces beside the trunk: away with them
+    mixed["body"] = mixed["body"] * _trunk((mixed["body"] > 0.5) & ((valid > 0.5) | donor_there))
+    out_hu = -1024 + (out_hu + 1024) * np.minimum(1, mixed["body"] * 1.5)
+    scales = ((1, 0.7), (1e-2, 4), (1e-4, 12))  # the wide ones only count where no registered lobe is near
+    share = {n: sum(g * ndimage.gaussian_filter(warped[n], s) for g, s in scales) for n in LOBES}
     total = np.sum(list(share.values()), axis=0) + 1e-9
     channels = {n: share[n] / total * mixed["lungs"] for n in LOBES}
     channels |= {n: warped[n] for n in ("heart", "blood", "organ")} | {n: mixed[n] for n in ("bone", "body")}
-    return out_hu, channels
+    have = (valid > 0.5).mean((1, 2)) + ((valid <= 0.5) & donor_there).mean((1, 2)) > 0.6
+    return _mirror_edges(out_hu, have), {n: _mirror_edges(c, have) for n, c in channels.items()}
 
 
 def _pack(person: str, hu: np.ndarray, channels: Mapping[str, np.ndarray]) -> ChestAtlas:
@@ -388,7 +408,6 @@ def build_atlases() -> dict[str, ChestAtlas]:
 
 
 def _save(atlases: Mapping[str, ChestAtlas], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"{p}_{k}": v for p, a in atlases.items() for k, v in (("hu", a.hu), ("masks", a.masks))}
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".npz.part")
     try:
@@ -403,9 +422,10 @@ def _save(atlases: Mapping[str, ChestAtlas], path: Path) -> None:
 @lru_cache(maxsize=2)
 def _load(path: Path) -> dict[str, ChestAtlas]:
     if not path.exists():
-        atlases = build_atlases()
-        _save(atlases, path)
-        return atlases
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):  # other processes wait for the first one
+            if not path.exists():
+                _save(build_atlases(), path)
     try:
         with np.load(path, allow_pickle=False) as z:
             return {p: ChestAtlas(p, z[f"{p}_hu"], z[f"{p}_masks"]) for p in PERSONS}
@@ -414,7 +434,7 @@ def _load(path: Path) -> dict[str, ChestAtlas]:
 
 
 def load_atlases(cache_dir: Path | str | None = None) -> dict[str, ChestAtlas]:
-    """The three atlases by person, built once (a minute or two) and cached as one ``.npz`` of about 15 MB.
+    """The three atlases by person, built once (a minute or two) and cached as one ``.npz`` of about 5 MB.
 
     Args:
         cache_dir: folder of the cache; by default that of `medm2g_core.data.wheels.cache_dir`.

@@ -183,6 +183,12 @@ def anatomy_of(atlas: ChestAtlas) -> Anatomy:
     heart = atlas.mask("heart")
     volume = torch.from_numpy(np.stack([atlas.hu.astype(np.float32), right, left])[None])
     rest = torch.from_numpy(np.stack([atlas.mask(n) for n in CHANNELS[len(LOBES) :]])[None])
+    for faces, air in ((volume, -1024.0), (rest, 0.0)):
+        # sampling repeats the outermost voxels: beside, before and behind the grid there is air, not more body
+        faces[..., (0, -1)] = 0.0
+        faces[..., (0, -1), :] = 0.0
+        faces[:, :1, :, :, (0, -1)] = air
+        faces[:, :1, :, (0, -1), :] = air
     coarse = np.stack([_half(m) for m in (*lobes.values(), heart)])
     where = np.argwhere(heart > 0.5)
     low, high = _mm(where.min(0)), _mm(where.max(0))
@@ -363,6 +369,9 @@ def warp(anatomy: Anatomy, body: Body) -> Warp:
     """The backward map of a patient on both grids."""
     coarse = _map(anatomy, body)
     full = functional.interpolate(torch.movedim(coarse, -1, 1), size=GRID, mode="trilinear", align_corners=False)
+    # above and below the grid the body goes on: reflect, or its last slice would be drawn out into stripes
+    z = full[:, 2]
+    full[:, 2] = torch.where(z.abs() > 1, z.sign() * 2 - z, z)
     return Warp(coarse, torch.movedim(full, 1, -1))
 
 

@@ -132,8 +132,8 @@ def change_body(body: Body, findings: Sequence[Finding], rng: np.random.Generato
         out = -1.0 if f.side == "right" else 1.0
         index = 0 if f.side == "right" else 1
         if f.name == "atelectasis":
-            shrink[f"{f.side}_{f.location}"] = 0.52 + 0.12 * u if f.location != "middle" else 0.6 + 0.1 * u
-            domes[index] += {"lower": 18.0, "middle": 5.0, "upper": 10.0}[f.location] * (0.8 + 0.4 * u)
+            shrink[f"{f.side}_{f.location}"] = 0.56 + 0.12 * u if f.location != "middle" else 0.62 + 0.1 * u
+            domes[index] += {"lower": 14.0, "middle": 4.0, "upper": 9.0}[f.location] * (0.8 + 0.4 * u)
             shift += out * {"lower": 9.0, "middle": 3.0, "upper": 7.0}[f.location]
         elif f.name == "pleural_effusion" and f.side != "both" and f.size == "large":
             shift -= out * 11.0
@@ -224,8 +224,9 @@ def _effusion(scene: Scene, finding: Finding, rng: np.random.Generator) -> None:
         lateral = ((x - cx) * out / 55.0).clamp(-1, 1.3)
         posterior = ((y - cy) / 80.0).clamp(-1, 1.3)
         # the meniscus climbs the lateral and the posterior wall
-        climb = 16.0 * (lateral.clamp_min(0) ** 2) + 9.0 * posterior.clamp_min(0) ** 2 + 5.0 * (-lateral).clamp_min(0) ** 2
-        depth = z + climb * (0.7 if finding.size == "small" else 1.5)
+        outer, back, inner = lateral.clamp_min(0), posterior.clamp_min(0), (-lateral).clamp_min(0)
+        climb = 16.0 * outer**2 + 9.0 * back**2 + 5.0 * inner**2
+        depth = z + climb * (0.7 if finding.size == "small" else 1.9)
         some = inside > 0.5
         level = np.quantile(depth[some].numpy()[::7], 1 - share)
         wave = 1.5 * _noise(inside.shape, 14, rng)
@@ -255,15 +256,16 @@ def _pneumothorax(scene: Scene, finding: Finding, rng: np.random.Generator) -> N
     gain[..., 2] += torch.where(d[..., 2] < 0, 1.15, 0.55) * more  # air rises to the apex
     volume = torch.stack([scene.hu, lung])[None]
     moved = sample(volume, normalised(hilum + d * gain)[None])[0]
-    dense = min(1 / factor**1.3, 2.0)
+    dense = min(1 / factor**2.2, 2.6)
     left = moved[1].clamp(0, 1)
     line = 4 * left * (1 - left)  # the visceral pleura, seen edge-on
     inner = -1000 + (moved[0].clamp(-1000, 100) + 1000) * dense
     # where the source is outside of the lung, only air came in
-    target = left * inner.clamp(max=60) + (1 - left) * -1000 + 330 * line
+    full = ((left - 0.5) * 2).clamp(0, 1)  # the outermost voxels hold some chest wall: not lung's own density
+    inner = full * inner + (1 - full) * torch.minimum(inner, torch.tensor(-780.0))
+    target = left * inner.clamp(max=60) + (1 - left) * -1000 + 260 * line
     cavity = lung[box]
     scene.hu[box] = scene.hu[box] * (1 - cavity) + target * cavity
-    lung[box] = cavity * left
 
 
 def _airways(box_at: Tensor, hilum: np.ndarray, mask: Tensor, rng: np.random.Generator) -> Tensor:
@@ -380,10 +382,10 @@ def _lesion(scene: Scene, finding: Finding, rng: np.random.Generator) -> None:
         for _ in range(9):
             v = rng.normal(0, 1, 3)
             v /= np.linalg.norm(v)
-            across = torch.linalg.cross(unit, torch.tensor(v, dtype=torch.float32).expand_as(unit)).norm(dim=-1) * distance
-            along = (unit @ torch.tensor(v, dtype=torch.float32)) * distance
-            reach_mm = radius * (1.15 + 0.25 * float(rng.random()))
-            rays = torch.maximum(rays, torch.sigmoid((1.6 - across) / 0.6) * torch.sigmoid((reach_mm - along) / 1.5) * (along > 0))
+            along = (d @ torch.tensor(v, dtype=torch.float32)).clamp_min(0)
+            across = (distance.square() - along.square()).clamp_min(0).sqrt()
+            tip = radius * (1.15 + 0.25 * float(rng.random()))
+            rays = torch.maximum(rays, torch.sigmoid((1.6 - across) / 0.6) * torch.sigmoid((tip - along) / 1.5))
         mask = torch.maximum(mask, 0.8 * rays)
     mask = mask * _dilate(scene.lung[finding.side][sub])  # chest wall and mediastinum stay
     _raise(scene, sub, mask, LESION_HU + _grain(mask.shape, rng))

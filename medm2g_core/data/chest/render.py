@@ -8,6 +8,8 @@ be added or left out of an otherwise unchanged patient, and the depth of the sli
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,15 @@ from medm2g_core.streams import Finding, hu_to_unit
 
 __all__ = ["SLICE_RANGE", "render_chest", "slice_depth", "tissue_weights"]
 
-SLICE_RANGE = (40, 49)
-"""Range (inclusive) of the y index of the coronal slice: 28 mm around the hila. All five lobes and the heart are cut
+SLICE_RANGE = (43, 48)
+"""Range (inclusive) of the y index of the coronal slice: 17 mm around the hila. All five lobes and the heart are cut
 by every slice of it, so that the depth need not depend on where a lesion is."""
+
+CHEST_TISSUES: Mapping[str, mri.Tissue] = MappingProxyType(
+    dict(mri.TISSUES) | {"fat": replace(mri.TISSUES["fat"], t2_ms=95.0, pd=0.68)}
+)
+"""Chest MR is made with fast spin echo, where fat decays more slowly than its single-echo T2 (Henkelman et al., J Magn
+Reson Imaging 2:533, 1992); 95 ms and the proton density are choices."""
 
 _ANATOMIES: dict[int, tuple[ChestAtlas, Anatomy]] = {}
 
@@ -184,8 +192,8 @@ def render_chest(
     images = {
         "xray": xray.film(scene.hu, SPACING_MM, 1, noise[0]),
         "ct": hu_to_unit(hu + _texture(hu, noise[1])),
-        "mri_t1": mri.render(weights, "t1", noise[2]),
-        "mri_t2": mri.render(weights, "t2", noise[3]),
+        "mri_t1": mri.render(weights, "t1", noise[2], tissues=CHEST_TISSUES),
+        "mri_t2": mri.render(weights, "t2", noise[3], tissues=CHEST_TISSUES),
     }
     return {
         "images": {n: i.float()[None].contiguous() for n, i in images.items()},
