@@ -196,7 +196,7 @@ def _labelled(image: sitk.Image, labels_image: sitk.Image) -> tuple[np.ndarray, 
     hu, _ = _scan(image, reference)
     body = _body(hu)
     labels = _on(labels_image, reference, sitk.sitkNearestNeighbor, 0).astype(np.int16)
-    have = labels.any((1, 2))
+    have = np.asarray(labels.any((1, 2)))
     blood = np.isin(labels, _VESSEL_LABELS) | (np.isin(labels, _HEART_LABELS) & (ndimage.gaussian_filter(hu, 1) > 170))
     hu = np.where(body, _without_iodine(hu, labels, rng), -1024)
     fine = {name: labels == number for name, number in _LOBE_LABELS.items()}
@@ -208,7 +208,7 @@ def _labelled(image: sitk.Image, labels_image: sitk.Image) -> tuple[np.ndarray, 
         "body": body,
         "trachea": labels == _TRACHEA_LABEL,
     }
-    have_coarse = have.reshape(-1, 2).all(1)
+    have_coarse: np.ndarray = np.asarray(have.reshape(-1, 2).all(1))
     return (
         _mirror_edges(_soft(hu), have_coarse),
         {name: _mirror_edges(_soft(mask), have_coarse) for name, mask in fine.items()},
@@ -412,7 +412,7 @@ def _save(atlases: Mapping[str, ChestAtlas], path: Path) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".npz.part")
     try:
         with os.fdopen(handle, "wb") as f:
-            np.savez_compressed(f, **arrays)
+            np.savez_compressed(f, **arrays)  # type: ignore[arg-type]
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -155,8 +155,7 @@ def _outward(lungs: np.ndarray) -> np.ndarray:
     hull = np.zeros_like(solid)
     # per slice: the convex span of both lungs; below the lungs the last broad span goes on
     span: tuple[slice, slice] | None = None
-    zz, yy, xx = np.indices(solid.shape, sparse=True)
-    del zz
+    yy, xx = np.arange(solid.shape[1])[:, None], np.arange(solid.shape[2])[None, :]
     for z in range(solid.shape[0]):
         rows, cols = np.nonzero(solid[z])
         if len(rows) > 60 and z < low - 10:
@@ -164,9 +163,8 @@ def _outward(lungs: np.ndarray) -> np.ndarray:
         if span is not None:
             cy, cx = (span[0].start + span[0].stop - 1) / 2, (span[1].start + span[1].stop - 1) / 2
             ry, rx = (span[0].stop - span[0].start) / 2 + 3.5, (span[1].stop - span[1].start) / 2 + 2.5
-            hull[z] = (np.abs((yy[0] - cy) / ry) ** 2.5 + np.abs((xx[0] - cx) / rx) ** 2.5) <= 1
-    outside, index = ndimage.distance_transform_edt(~hull, return_indices=True)
-    del outside
+            hull[z] = (np.abs((yy - cy) / ry) ** 2.5 + np.abs((xx - cx) / rx) ** 2.5) <= 1
+    index = ndimage.distance_transform_edt(~hull, return_distances=False, return_indices=True)
     vector = np.stack([np.indices(hull.shape)[a] - index[a] for a in (2, 1, 0)]).astype(np.float32) * voxel
     vector[2] = 0  # fat lies around the trunk, not above the shoulders
     length = np.sqrt((vector**2).sum(0, keepdims=True)) + 1e-6

@@ -322,16 +322,17 @@ def _edema(scene: Scene, finding: Finding, rng: np.random.Generator) -> None:
         cloud = (1 + 0.30 * _noise(inside.shape, 7, rng) + 0.22 * _noise(inside.shape, 3, rng)).clamp(0.2, 2.0)
         here = scene.hu[box]
         # congested vessels: a grey dilation, more towards the apex than usual
-        wide = _dilate(here)
+        wide = _dilate(torch.where(inside > 0.97, here, -1000.0))  # of vessels, not of the chest wall
         swell = ((wide + 620) / 300).clamp(0, 1) * (0.45, 0.6, 0.7)[rank] * (inside - 0.5).clamp(0, 0.5) * 2
         here = here + swell * (wide.clamp(max=40) - here).clamp_min(0)
         # septal lines: thin sheets in the outer lower lung
         ripple = (at[..., 2] + 0.25 * at[..., 0].abs() + 4.0 * _noise(inside.shape, 10, rng)) / 9.5
         sheet = torch.exp(-0.5 * ((ripple - ripple.round()) * 9.5 / 1.5) ** 2)
-        patch = torch.sigmoid(3 * _noise(inside.shape, 9, rng))
-        septal = sheet * patch * (1 - hilar) * (0.25 + 0.75 * dependent)
-        add = haze_hu * hilar * cloud + haze_hu * 0.30 * dependent * cloud + (170.0, 220.0, 260.0)[rank] * septal
-        add = add * ((-here - 60) / 700).clamp(0, 1) * inside  # full only where there is still air to lose
+        patch = torch.sigmoid(6 * (_noise(inside.shape, 6, rng) - 0.5))
+        outer = (1.7 * (1 - functional.avg_pool3d(inside[None, None], 13, 1, 6)[0, 0])).clamp(0, 1)
+        septal = sheet * patch * outer * dependent
+        add = haze_hu * hilar * cloud + haze_hu * 0.30 * dependent * cloud + (300.0, 360.0, 400.0)[rank] * septal
+        add = add * ((-here - 60) / 700).clamp(0, 1) * _dilate(inside)  # full only where there is still air to lose
         scene.hu[box] = here + add
         scene.opaque[box] = torch.maximum(scene.opaque[box], (add / 900).clamp(0, 0.8))
 

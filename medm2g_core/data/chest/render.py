@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from medm2g_core.data import mri, xray
 from medm2g_core.data.chest.atlas import GRID, PERSONS, SPACING_MM, ChestAtlas, load_atlases
@@ -76,10 +77,15 @@ def tissue_weights(
     """
     drawn = torch.maximum(torch.maximum(fluid, opaque), lesion)
     lung = (lung * (1 - torch.maximum(fluid, lesion))).clamp(0, 1)
-    # a voxel at the lung's edge mixes lung and wall: take the lung's share of its HU out again
-    wall = torch.where(lung < 0.9, (hu + 850 * lung) / (1 - lung).clamp_min(0.1), hu)
-    wall = torch.where(lung > 0.03, wall.clamp(-140, 400), wall)
-    solid = 1 - lung
+    # next to air or lung a low HU is partial volume, not fat: the tissue is that of the densest neighbour
+    densest = functional.max_pool2d(hu[None, None], 3, 1, 1)[0, 0].clamp(-100, 90)
+    lightest = -functional.max_pool2d(-hu[None, None], 3, 1, 1)[0, 0]
+    near = functional.max_pool2d(lung[None, None], 3, 1, 1)[0, 0] > 0.5
+    edge = ((lightest < -350) | near) & (lung < 0.97) & (hu < densest)
+    wall = torch.where(edge, densest, hu)
+    empty = torch.where(edge, ((densest - hu) / (densest + 880)).clamp(0, 1), lung)
+    lung = torch.where(edge, empty * (lung > 0.02), lung)
+    solid = 1 - empty
     bone = masks["bone"].clamp(0, 1)
     cortical = bone * _ramp(wall, 190, 420)
     marrow = bone * (1 - cortical / bone.clamp_min(1e-3)) * _ramp(wall, 20, 110)
@@ -92,8 +98,8 @@ def tissue_weights(
     liver = lean * (organ * (1 - blood)).clamp(0, 1)
     muscle = (lean - chamber - myocardium - liver).clamp_min(0)
     # parenchyma up to -650 HU, above that more and more vessel
-    vessel = lung * _ramp(hu, -650, 20)
-    parenchyma = lung * _ramp(hu, -1000, -800) * (1 - _ramp(hu, -650, 20))
+    vessel = lung * _ramp(hu, -650, 20) * ~edge
+    parenchyma = lung * torch.where(edge, 1.0, _ramp(hu, -1000, -800) * (1 - _ramp(hu, -650, 20)))
     weights = {
         "fat": fat * solid,
         "muscle": muscle * solid,
@@ -114,7 +120,7 @@ def tissue_weights(
 def _texture(hu: Tensor, rng: np.random.Generator) -> Tensor:
     """Reconstruction noise of the CT slice, HU: white noise with its lowest frequencies taken off."""
     noise = torch.from_numpy(rng.standard_normal(tuple(hu.shape)).astype(np.float32))
-    smooth = torch.nn.functional.avg_pool2d(noise[None, None], 5, 1, 2)[0, 0]
+    smooth = functional.avg_pool2d(noise[None, None], 5, 1, 2)[0, 0]
     return 11.0 * (noise - 0.8 * smooth)
 
 
