@@ -212,6 +212,10 @@ class Profile:
             for k, v in plain.items()
         }
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles by value: read-only mappings cannot be pickled."""
+        return (Profile.from_dict, (self.to_dict(),))
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Profile:
         """The inverse of `to_dict`; unknown keys raise ``TypeError``, so a file of another version is noticed."""

