@@ -147,7 +147,7 @@ class FlowConfig:
 class DataConfig:
     """How many studies of the embedded cohort to make."""
 
-    chest_train: int = 2400
+    chest_train: int = 2000
     brain_train: int = 1000
     chest_val: int = 128
     brain_val: int = 64
@@ -237,7 +237,7 @@ class Profile:
 _SMOKE = Profile(
     name="smoke",
     image_codec=ImageCodecConfig(resolution=32, unshuffle=2, channels=(16, 32), norm_groups=8, latent_channels=4),
-    text_codec=TextCodecConfig(vocab_size=512, width=32, encoder_layers=1, decoder_layers=1, heads=2, latent_tokens=4,
+    text_codec=TextCodecConfig(vocab_size=768, width=32, encoder_layers=1, decoder_layers=1, heads=2, latent_tokens=4,
                                latent_dim=16),
     alignment=AlignmentConfig(embed_dim=32, text_width=32, text_layers=1, text_heads=2, image_channels=(16, 32),
                               image_unshuffle=2),
@@ -258,7 +258,7 @@ _CPU = Profile(
     name="cpu",
     stages=_stages(
         image_codec=StageConfig(steps=2600, batch=32, lr=2e-3, warmup=100, ema=0.995, weight_decay=0.0),
-        text_codec=StageConfig(steps=5000, batch=64, lr=2e-3, warmup=200, ema=0.995),
+        text_codec=StageConfig(steps=4000, batch=32, lr=1.5e-3, warmup=200, ema=0.995),
         alignment=StageConfig(steps=900, batch=64, lr=1e-3, warmup=100, ema=0.99, weight_decay=0.05),
         round1=StageConfig(steps=5000, batch=32, lr=1e-3, warmup=200, ema=0.998),
         round2=StageConfig(steps=3000, batch=32, lr=1e-3, warmup=200, ema=0.998),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,11 @@ def train(
             raise CheckpointError(f"{folder} holds a model of other sizes than profile {profile.name!r}")
         model.load_state_dict(before.state_dict())
     work = folder / "work"
-    corpora = load_corpora(profile, persons=persons, workers=workers)
-    held_out = load_corpora(profile, split="val", persons=persons, workers=workers)
+
+    @cache  # the text codec needs no pictures: none are rendered before a stage asks for them
+    def corpora(split: str) -> list[Corpus]:
+        return load_corpora(profile, split=split, persons=persons, workers=workers)
+
     latent: list[LatentCorpus] | None = None
     for name in [s for s in (*STAGES, "all_pairs") if s in stages]:
         if name in done and not again:
@@ -121,26 +125,26 @@ def train(
             raise ValueError(f"stage {name} needs {', '.join(needed)} first: train without --stage, or name them too")
         stage: Stage
         if name == "image_codec":
-            stage = ImageCodecStage(model, corpora)
+            stage = ImageCodecStage(model, corpora("train"))
         elif name == "text_codec":
             stage = TextCodecStage(model)
         elif name == "alignment":
-            stage = AlignmentStage(model, corpora)
+            stage = AlignmentStage(model, corpora("train"))
         else:
             model.to(device)
-            latent = latent or [LatentCorpus.build(model, c, work) for c in corpora]
+            latent = latent or [LatentCorpus.build(model, c, work) for c in corpora("train")]
             stage = RoundStage(model, latent, name)
         result = run_stage(
             stage, profile.stages[name if name in profile.stages else "round1"], work, seed=seed, device=device,
             precision=precision, progress=progress,
         )  # fmt: skip
         if name == "image_codec":
-            model.fit_standardisation(_raw_latents(model, corpora))
+            model.fit_standardisation(_raw_latents(model, corpora("train")))
         # Flows of later stages build on these weights: a stage trained again makes them stale.
         for later in STAGES[STAGES.index(name) + 1 :] if name in STAGES else ():
             if name in ("image_codec", "text_codec", "alignment") and later.startswith("round"):
                 done.pop(later, None)
-        done[name] = result | {"validation": validate(model, held_out, name)}
+        done[name] = result | {"validation": validate(model, name, lambda: corpora("val"))}
         model.save_pretrained(folder)
         text = json.dumps(summary, indent=1)
         atomic_write(folder / "training.json", lambda p, t=text: p.write_text(t, encoding="utf-8"))

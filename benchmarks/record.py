@@ -1,0 +1,29 @@
+"""Measurements go into results/speed.json, from where the README's table is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from medm2g_core.model import atomic_write
+
+FILE = Path(__file__).resolve().parent.parent / "results" / "speed.json"
+
+
+def where() -> str:
+    """The machine in a few words."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, no GPU"
+    return f"{platform.system()} {platform.machine()}, {device}, torch {torch.__version__.split('+')[0]}"
+
+
+def record(key: str, what: str, measured: str, aim: str) -> None:
+    """Store one measurement under ``key`` and print it."""
+    rows = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
+    rows[key] = {"what": what, "measured": measured, "aim": aim, "where": where()}
+    text = json.dumps(dict(sorted(rows.items())), indent=1) + "\n"
+    atomic_write(FILE, lambda p: p.write_text(text, encoding="utf-8"))
+    print(f"{what}: {measured} (aim: {aim})")
