@@ -6,7 +6,8 @@ A patient is a backward map: for every point of the patient's grid, the point of
 
 with an affine part (height, habitus, small rotations) and displacements for random shape (cubic B-splines on 5^3 and
 9^3 control points), heart size, the height of each hemidiaphragm, subcutaneous fat, scoliosis, mediastinal shift and
-the shrinking of a lobe. All are small enough against their width that the map stays invertible (`jacobian` checks).
+the shrinking of a lobe. All are small against their width, so the map is nearly invertible: `jacobian` is positive
+but for a few voxels in a thousand where a lobe collapses or an enlarged heart meets the chest wall.
 
 Coordinates are millimetres from the centre of the grid, in the order x (to the patient's left), y (to posterior),
 z (to inferior). Grids are (z, y, x) as in `medm2g_core.data.chest.atlas`.
@@ -299,10 +300,12 @@ def _bump(q: Tensor, centre: np.ndarray, widths: tuple[float, float, float]) -> 
 
 def _heart(q: Tensor, anatomy: Anatomy, scale: float) -> Tensor:
     """Backward displacement that scales the heart by `scale` and fades towards the chest wall."""
-    centre = anatomy.heart.copy()
-    d = q - torch.tensor(centre, dtype=torch.float32)
+    # the right border moves least: an enlarged heart grows towards its apex
+    fixed = anatomy.heart - np.array([0.45 * anatomy.heart_half[0], 0, 0])
+    grown = fixed + max(scale, 1.0) * (anatomy.heart - fixed)
+    d = q - torch.tensor(fixed, dtype=torch.float32)
     half = torch.tensor(anatomy.heart_half * np.array([1.0, 0.9, 0.95]), dtype=torch.float32)
-    rho = ((d / half) ** 2).sum(-1).sqrt() / max(scale, 1.0)
+    rho = (((q - torch.tensor(grown, dtype=torch.float32)) / half) ** 2).sum(-1).sqrt() / max(scale, 1.0)
     weight = 1 / (1 + torch.exp((rho - 1.35) / 0.16))
     posterior = torch.sigmoid((anatomy.heart_half[1] * 0.75 - d[..., 1]) / 6.0)  # the spine stays where it is
     amount = torch.tensor([1 - 1 / scale, 0.7 * (1 - 1 / scale), 0.55 * (1 - 1 / scale)])

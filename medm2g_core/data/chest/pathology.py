@@ -29,7 +29,7 @@ __all__ = ["HEART_RATIO", "Scene", "change_body", "compatible", "draw", "heart_r
 FLUID_HU, OPAQUE_HU, COLLAPSED_HU, LESION_HU = 8.0, 32.0, 38.0, 40.0
 HEART_RATIO = {"": (0.41, 0.475), "small": (0.55, 0.59), "moderate": (0.59, 0.64), "large": (0.64, 0.70)}
 """Range of the cardiothoracic ratio by size of cardiomegaly; ``""`` is a normal heart."""
-_FLUID_SHARE = {"small": (0.035, 0.075), "moderate": (0.26, 0.38), "large": (0.58, 0.80)}
+_FLUID_SHARE = {"small": (0.05, 0.09), "moderate": (0.26, 0.38), "large": (0.58, 0.80)}
 _RETRACT = {"small": (0.85, 0.89), "moderate": (0.70, 0.78), "large": (0.48, 0.60)}
 _FOCAL = ("consolidation", "atelectasis", "nodule", "mass")
 _SIZE_RANK = {"small": 0, "moderate": 1, "large": 2, "": 0}
@@ -226,7 +226,7 @@ def _effusion(scene: Scene, finding: Finding, rng: np.random.Generator) -> None:
         # the meniscus climbs the lateral and the posterior wall
         outer, back, inner = lateral.clamp_min(0), posterior.clamp_min(0), (-lateral).clamp_min(0)
         climb = 16.0 * outer**2 + 9.0 * back**2 + 5.0 * inner**2
-        depth = z + climb * (0.7 if finding.size == "small" else 1.9)
+        depth = z + climb * (1.3 if finding.size == "small" else 1.9)
         some = inside > 0.5
         level = np.quantile(depth[some].numpy()[::7], 1 - share)
         wave = 1.5 * _noise(inside.shape, 14, rng)
