@@ -157,10 +157,14 @@ def _pick(weight: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
 def _tumor_centre(plane: Plane, finding: Finding, rng: np.random.Generator) -> tuple[int, int]:
     """A pixel of the lobe with as much room around it as the lobe offers, up to what the tumour needs."""
     x = plane.xyz[0] * _side_sign(finding.side)
-    inside = (plane.lobe == LOBES.index(finding.location)) & (x > 0) & (plane.depth < -9)
+    lobe = (plane.lobe == LOBES.index(finding.location)) & (x > 0)
     # Gliomas and metastases of a lobe sit in its white matter or at its cortex, not in thalamus or ventricle.
     deep = (x < 30) & (plane.xyz[1] > -40) & (plane.xyz[1] < 20) & (plane.xyz[2] < 24)
-    inside &= ~deep & (plane.ventricle > 3)
+    inside = lobe & (plane.depth < -9) & ~deep & (plane.ventricle > 3)
+    # A thin lobe beside large ventricles can leave no such place, once in a thousand slices: then its cortex will do.
+    for wider in (lobe & (plane.depth < -9), lobe & (plane.depth < -4), lobe):
+        if not inside.any():
+            inside = wider
     if not inside.any():
         raise ValueError(f"no {finding.side} {finding.location} lobe in a slice at z = {plane.xyz[2].mean():.0f} mm")
     to_border = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1] * plane.mm
