@@ -18,6 +18,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from medm2g_core.cli import main
+from medm2g_core.commands.generate import GivenStreams, _geometry, _region, _remarks
 from medm2g_core.commands.overview import overview_png
 from medm2g_core.commands.train import changed_profile
 from medm2g_core.data.export import SYNTHETIC_MARK
@@ -88,7 +89,7 @@ def test_dicom_ct_mr_and_words_together_and_existing_files_are_replaced(
     wanted = {f"{n}-{i}.png" for n in ("xray", "mri_t2") for i in (1, 2)}
     assert written == wanted | {"overview.png", "generation.json"}
     said = capsys.readouterr().out
-    assert "training held no patient with both" in said and "ct is given as axial" in said
+    assert "mri_t1 is given as an axial slice beside chest streams" in said
     record = json.loads((tmp_path / "generation.json").read_text(encoding="utf-8"))
     assert record["given"]["text"]["text"] == REPORT and record["settings"]["prompt_weights"] == {"ct": 0.5}
     first = {n: (tmp_path / n).read_bytes() for n in wanted}
@@ -105,6 +106,35 @@ def test_dicom_ct_mr_and_words_together_and_existing_files_are_replaced(
 def test_nothing_given_draws_freely(saved: tuple[MedM2G, Path], tmp_path: Path) -> None:
     assert _generate(saved[1], tmp_path, "--want", "text,mri_flair", "--formats", "nifti") == 0
     assert {p.name for p in tmp_path.iterdir()} == {"text.txt", "mri_flair.nii.gz", "overview.png", "generation.json"}
+
+
+@pytest.mark.parametrize(
+    ("given", "sample", "region"),
+    [
+        ({"ct": "coronal"}, ("mri_t1",), "chest"),
+        ({}, ("mri_t1", "xray"), "chest"),
+        ({"mri_t2": "axial"}, ("mri_t1", "xray"), "chest"),
+        ({"mri_t2": "axial"}, ("mri_t1",), "brain"),
+        ({"mri_t2": "coronal"}, ("mri_t1",), "chest"),
+        ({"mri_flair": "axial"}, ("mri_t1", "mri_pd"), "brain"),
+        ({"text": "Left frontal tumor with edema."}, ("mri_t1",), "brain"),
+        ({"text": "Large left pleural effusion."}, ("mri_t1",), "chest"),
+        ({}, ("mri_t1", "mri_t2"), ""),
+    ],
+)
+def test_t1_and_t2_are_of_the_region_that_the_study_shows(
+    given: dict[str, str], sample: tuple[str, ...], region: str
+) -> None:
+    read = GivenStreams()
+    for name, what in given.items():
+        read.values[name] = what if name == "text" else torch.zeros(1, 32, 32)
+        read.records[name] = {"plane": what, "spacing_mm": None}
+    drawn = {name: torch.zeros(1, 32, 32) for name in sample}
+    assert _region("mri_t1", read, drawn) == region
+    spacing, plane = _geometry("mri_t1", read, drawn, 32)
+    assert (plane, round(spacing[0], 3)) == (("coronal", 11.2) if region == "chest" else ("axial", 7.2))
+    unclear = [remark for remark in _remarks(read, sample, [drawn]) if "nothing tells" in remark]
+    assert bool(unclear) == (not region)
 
 
 def test_overview_draws_any_words() -> None:

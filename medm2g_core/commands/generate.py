@@ -20,13 +20,19 @@ from medm2g_core.commands.info import versions
 from medm2g_core.commands.overview import overview_png
 from medm2g_core.data.export import FORMATS, SYNTHETIC_MARK, write_stream, write_text
 from medm2g_core.data.files import CHEST_FOV_MM, read_stream, read_text
+from medm2g_core.data.labeller import guess_region
 from medm2g_core.model import atomic_write
 from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
 from medm2g_core.streams import StreamError, stream
 
 __all__ = ["GivenStreams", "read_given", "run_generation"]
 
-CHEST = ("xray", "ct")
+ONLY = {"chest": ("xray", "ct"), "brain": ("mri_pd", "mri_flair")}
+"""Streams that the model knows of one region alone; T1 and T2 exist of both."""
+
+PLANES = {"chest": "coronal", "brain": "axial"}
+"""Slice plane of the training's images (the radiograph is frontal, written as coronal)."""
+
 NO_WORDS = "(the model wrote no words)"
 
 
@@ -92,30 +98,56 @@ def _check_weights(weights: Mapping[str, float], sources: Mapping[str, str]) -> 
         raise StreamError("--prompt-weight: weights must not be negative, and one of the given streams must keep some")
 
 
-def _geometry(name: str, given: GivenStreams, size: int) -> tuple[tuple[float, float], str]:
-    """Spacing and plane of a generated image: those of a given image of the same region, else the training's."""
+def _region(name: str, given: GivenStreams, sample: Mapping[str, torch.Tensor | str]) -> str:
+    """Which part of the body a generated image shows: ``"chest"``, ``"brain"``, or ``""`` where nothing tells.
+
+    X-ray and CT are always chests, proton density and FLAIR always brains. T1 and T2 exist of both: they go with the
+    other streams of the study, the given ones first, then with the plane of a given MR, then with the report.
+    """
+    for names in ((name,), given.values, sample):
+        found = {region for n in names for region, only in ONLY.items() if n in only}
+        if len(found) == 1:
+            return found.pop()
+    planes = {record["plane"] for other, record in given.records.items() if other.startswith("mri_")}
+    for region, plane in PLANES.items():
+        if plane in planes:
+            return region
+    text = given.values.get("text", sample.get("text", ""))
+    return guess_region(text) if isinstance(text, str) and text.strip() else ""
+
+
+def _geometry(
+    name: str, given: GivenStreams, sample: Mapping[str, torch.Tensor | str], size: int
+) -> tuple[tuple[float, float], str]:
+    """Spacing and plane of a generated image: those of a given image of the same plane, else the training's."""
     from medm2g_core.data.brain.render import IMAGE_SIZE, SPACING_MM
 
-    chest = name in CHEST
+    chest = _region(name, given, sample) == "chest"
     spacing = CHEST_FOV_MM / size if chest else SPACING_MM * IMAGE_SIZE / size
-    plane = "coronal" if chest else "axial"
+    plane = PLANES["chest" if chest else "brain"]
     for other, record in given.records.items():
-        if stream(other).is_image and (other in CHEST) == chest and record["plane"] == plane and record["spacing_mm"]:
+        if stream(other).is_image and record["plane"] == plane and record["spacing_mm"]:
             return (record["spacing_mm"][0], record["spacing_mm"][1]), plane
     return (spacing, spacing), plane
 
 
-def _warnings(given: GivenStreams, want: Sequence[str]) -> list[str]:
-    """What the user should know about the request itself."""
-    images = [n for n in (*given.values, *want) if stream(n).is_image]
+def _remarks(
+    given: GivenStreams, want: Sequence[str], samples: Sequence[Mapping[str, torch.Tensor | str]]
+) -> list[str]:
+    """What the user should know about the request and its result."""
     out = []
-    if any(n in CHEST for n in images) and not all(n in CHEST for n in images):
+    images = {n for n in (*given.values, *want) if stream(n).is_image}
+    if all(images & set(only) for only in ONLY.values()):
         out.append("chest and brain streams in one call: training held no patient with both, so they can guide each "
                    "other only loosely")  # fmt: skip
     for name, record in given.records.items():
-        usual = "coronal" if name in CHEST else "axial"
-        if stream(name).is_image and record["plane"] not in (usual, "flat"):
-            out.append(f"{name} is given as {record['plane']}; what is generated is {usual}")
+        if name.startswith("mri_") and record["plane"] == PLANES["brain"] and images & set(ONLY["chest"]):
+            out.append(f"{name} is given as an axial slice beside chest streams; the model's chest MR is coronal")
+    unclear = [n for n in want if stream(n).is_image and not _region(n, given, samples[0])]
+    if unclear:
+        out.append(f"{', '.join(unclear)}: nothing tells whether this is a chest or a brain; written as a brain slice")
+    if any(isinstance(v, str) and not v.strip() for sample in samples for v in sample.values()):
+        out.append("text: the model wrote no words")
     return out
 
 
@@ -142,7 +174,6 @@ def run_generation(args: argparse.Namespace) -> int:
         print(f"{name}: " + ("; ".join(record["notes"]) or "read as it is"))
     if "text" in given.values:
         pipe.model.tokens([str(given.values["text"])])  # refuses a text that is too long, before the work begins
-    remarks = _warnings(given, args.want)
 
     pipe.to(device)
     began = time.monotonic()
@@ -163,8 +194,7 @@ def run_generation(args: argparse.Namespace) -> int:
     broken = [n for n, v in samples[0].items() if isinstance(v, torch.Tensor) and not torch.isfinite(v).all()]
     if broken:
         raise ValueError(f"{', '.join(broken)}: the model gave NaN; a smaller --guidance or another --device may help")
-    if any(isinstance(v, str) and not v.strip() for sample in samples for v in sample.values()):
-        remarks.append("text: the model wrote no words")
+    remarks = _remarks(given, args.want, samples)
     for remark in remarks:
         print(f"note: {remark}")
     files = _write(args, out, given, samples, size)
@@ -218,7 +248,7 @@ def _write(
             if isinstance(value, str):
                 files.append(write_text(value.strip() or NO_WORDS, out / f"{name}{ending}.txt", meta))
                 continue
-            spacing, plane = _geometry(name, given, size)
+            spacing, plane = _geometry(name, given, sample, size)
             files += write_stream(
                 value, name, out / f"{name}{ending}", spacing_mm=spacing, plane=plane, formats=args.formats, meta=meta
             )
