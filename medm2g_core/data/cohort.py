@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from joblib import Parallel, cpu_count, delayed
+from joblib.externals.loky import get_reusable_executor
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch.utils.data import Dataset
@@ -181,8 +182,11 @@ def _records(tasks: Sequence[_Task], workers: int) -> Iterator[_Record]:
     if workers == 0:
         yield from (_with_one_thread(_render, task) for task in tasks)
         return
-    pool = Parallel(n_jobs=workers, backend="loky", return_as="generator", idle_worker_timeout=10)
-    yield from pool(delayed(_with_one_thread)(_render, task) for task in tasks)
+    pool = Parallel(n_jobs=workers, backend="loky", return_as="generator")
+    try:
+        yield from pool(delayed(_with_one_thread)(_render, task) for task in tasks)
+    finally:  # joblib would keep the processes, and some 600 MB in each, for the next five minutes
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 def _save(path: Path, records: Sequence[_Record]) -> None:
