@@ -145,8 +145,9 @@ def _data_sentence(profile: Profile) -> str:
     d = profile.data
     return (
         f"Training data: {d.chest_train} virtual chest studies (report, X-ray, CT, MR T1 and T2) and "
-        f"{d.brain_train} virtual brain studies (report, four MR contrasts) of the embedded cohort, seed {d.seed}; held out: {d.chest_val} and "
-        f"{d.brain_val}. No patient is in both parts, but all are drawn from the same few people's anatomy."
+        f"{d.brain_train} virtual brain studies (report, four MR contrasts) of the embedded cohort, seed {d.seed}; "
+        f"held out: {d.chest_val} and {d.brain_val}. No patient is in both parts, but all are drawn from the same few "
+        "people's anatomy."
     )
 
 
