@@ -98,10 +98,22 @@ def scrub(notebook: NotebookNode) -> NotebookNode:
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if _WIDGET not in o.get("data", {})]
+            cell.outputs = _joined(cell.outputs)
             for output in cell.outputs:
                 if "metadata" in output:
                     output.metadata = nbformat.from_dict({})
     return notebook
+
+
+def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Neighbouring pieces of one stream as one: where they break is a matter of timing."""
+    out: list[NotebookNode] = []
+    for output in outputs:
+        if output.output_type == "stream" and out and out[-1].get("name") == output.name:
+            out[-1].text += output.text
+        else:
+            out.append(output)
+    return out
 
 
 def _complaints(notebook: NotebookNode) -> list[str]:

@@ -179,8 +179,9 @@ def contact_sheet(
     gutter = _LABEL if any(label for label, _ in table) else 0.0
     under = [max((c.caption.count("\n") + 1 for c in cells if c.caption), default=0) * _CAPTION_LINE + 0.06
              for _, cells in table]  # fmt: skip
+    above = 0.0 if title or columns else (0.14 if any(bar) else _GAP)
     headings = max((1 + c.count("\n") for c in columns), default=0)
-    head = (_TITLE if title else 0.0) + (_CAPTION_LINE * headings + 0.05 if headings else 0.0)
+    head = above + (_TITLE if title else 0.0) + (_CAPTION_LINE * headings + 0.05 if headings else 0.0)
     width = gutter + sum(room) + _GAP * (count + 1)
     judged = any(c.is_text and c.findings is not None for _, cells in table for c in cells)
     height = head + sum(size + u for u in under) + _GAP + (0.16 if judged else 0.0)
