@@ -1,0 +1,162 @@
+"""The pipeline: any given streams, any wanted ones, and clear refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import pictures, reports, speak_up, untrained
+
+from medm2g_core import pipeline
+from medm2g_core.codecs.tokenizer import TextTooLongError
+from medm2g_core.model import CheckpointError
+from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.streams import IMAGE_STREAMS, StreamError
+
+
+@pytest.fixture(scope="module")
+def pipe(smoke) -> MedM2GPipeline:
+    return MedM2GPipeline(speak_up(untrained(smoke)))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+REPORT, CT = reports(1)[0], pictures(1)[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "want"),
+    [
+        ({"xray": CT}, ["text"]),
+        ({"text": REPORT}, ["xray"]),
+        ({"mri_t1": CT, "mri_pd": CT}, ["mri_t2"]),
+        ({"mri_t2": CT}, ["ct"]),
+        ({"text": REPORT, "ct": CT}, ["xray", "mri_t1"]),
+        ({}, ["text", "xray", "ct", "mri_t1"]),
+    ],
+)
+def test_all_five_tasks_are_one_call(pipe, given, want):
+    out = pipe(given, want, num_inference_steps=2, generator=seeded())
+    assert list(out.streams) == want
+    for name in want:
+        if name == "text":
+            assert len(out[name]) == 1 and isinstance(out[name][0], str)
+        else:
+            assert out[name].shape == (1, 1, 32, 32) and out[name].abs().max() <= 1 and out[name].isfinite().all()
+        assert out.latents[name].shape[1:] == pipe.model.latent_shape(name)
+
+
+@pytest.mark.parametrize("order", ["joint", "cascade"])
+def test_the_same_seed_gives_the_same_streams(pipe, order):
+    def draw(seed):
+        return pipe({"text": REPORT}, ["xray", "ct"], num_inference_steps=2, order=order,
+                    generator=seeded(seed))  # fmt: skip
+
+    a, b, c = draw(0), draw(0), draw(1)
+    assert torch.equal(a["xray"], b["xray"]) and torch.equal(a["ct"], b["ct"])
+    assert not torch.equal(a["xray"], c["xray"])
+
+
+def test_given_images_are_not_modified(pipe):
+    image = pictures(2)
+    before = image.clone()
+    pipe({"ct": image}, ["xray"], num_inference_steps=2, num_samples=2, generator=seeded())
+    assert torch.equal(image, before)
+
+
+def test_samples_come_study_by_study_and_do_not_depend_on_the_batch(pipe):
+    texts = reports(2)
+    many = pipe({"text": texts}, ["ct"], num_inference_steps=2, num_samples=2,
+                generator=[seeded(i) for i in range(4)])["ct"]  # fmt: skip
+    second = pipe({"text": texts[1]}, ["ct"], num_inference_steps=2, num_samples=2,
+                  generator=[seeded(2), seeded(3)])["ct"]  # fmt: skip
+    assert many.shape[0] == 4 and torch.allclose(many[2:], second, atol=1e-3)
+    assert not torch.allclose(many[0], many[1], atol=1e-2)
+
+
+def test_the_callback_sees_every_step(pipe):
+    seen = []
+    pipe({"ct": CT}, ["xray", "mri_t1"], num_inference_steps=3, generator=seeded(),
+         callback_on_step_end=lambda p, step, level, state: seen.append((p, step, level, state)))  # fmt: skip
+    assert [s[1] for s in seen] == [0, 1, 2] and all(s[0] is pipe for s in seen)
+    assert [s[2] for s in seen] == sorted((s[2] for s in seen), reverse=True) and seen[0][2] == 1.0
+    for *_, state in seen:
+        assert set(state) == {"latents", "denoised"} and set(state["latents"]) == {"xray", "mri_t1"}
+
+
+def test_a_weight_of_zero_silences_a_prompt_but_its_stream_still_guides(pipe):
+    def draw(report: str, scale: float):
+        return pipe({"text": report, "ct": CT}, ["xray"], num_inference_steps=2, guidance_scale=1.0,
+                    prompt_weights={"text": scale, "ct": 1.0}, generator=seeded())["xray"]  # fmt: skip
+
+    other = reports(4)[3]
+    assert not torch.allclose(draw(REPORT, 1.0), draw(other, 1.0), atol=1e-4)
+    assert not torch.equal(draw(REPORT, 0.0), draw(other, 0.0))  # as a guide
+    with pytest.raises(ValueError, match="prompt weights"):
+        pipe({"ct": CT}, ["xray"], prompt_weights={"mri_t1": 1.0})
+
+
+def test_a_saved_pipeline_draws_the_same(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = MedM2GPipeline.from_pretrained(tmp_path)
+    a, b = (p({"text": REPORT}, ["ct", "mri_t2"], num_inference_steps=2, generator=seeded()) for p in (pipe, again))
+    assert torch.equal(a["ct"], b["ct"]) and torch.equal(a["mri_t2"], b["mri_t2"])
+
+
+def test_missing_weights_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "SHIPPED_WEIGHTS", tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="nowhere"):
+        MedM2GPipeline.from_pretrained()
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        MedM2GPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "want", "message"),
+    [
+        ({"text": REPORT}, [], "nothing is wanted"),
+        ({"text": REPORT}, "ct", "must be a list"),
+        ({"text": REPORT}, ["text"], "given and wanted"),
+        ({"text": REPORT}, ["ct", "ct"], "twice"),
+        ({"pet": CT}, ["ct"], "unknown stream 'pet'"),
+        ({"text": REPORT}, ["pet"], "unknown stream 'pet'"),
+        ({"text": " "}, ["ct"], "none of them empty"),
+        ({"text": []}, ["ct"], "none of them empty"),
+        ({"xray": "a path"}, ["ct"], "needed a tensor"),
+        ({"xray": pictures(1, size=64)}, ["ct"], "this model needs"),
+        ({"xray": 5 * CT}, ["ct"], "outside"),
+        ({"xray": CT.expand(3, -1, -1)}, ["ct"], "needed"),
+        ({"text": [REPORT, REPORT], "xray": CT}, ["ct"], "different sizes"),
+    ],
+)
+def test_impossible_requests_are_refused(pipe, given, want, message):
+    with pytest.raises(StreamError, match=message):
+        pipe(given, want, num_inference_steps=1)
+
+
+def test_bad_numbers_are_refused(pipe):
+    with pytest.raises(ValueError, match="num_samples"):
+        pipe({}, ["ct"], num_samples=0)
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        pipe({}, ["ct"], num_inference_steps=0)
+    with pytest.raises(ValueError, match="generators"):
+        pipe({}, ["ct"], generator=[seeded(), seeded()], num_inference_steps=1)
+    with pytest.raises(TextTooLongError, match="shorten"):
+        pipe({"text": "word " * 400}, ["ct"])
+
+
+@pytest.mark.parametrize("name", IMAGE_STREAMS)
+def test_every_image_stream_can_be_given_and_wanted(pipe, name):
+    other = next(n for n in IMAGE_STREAMS if n != name)
+    assert pipe({name: CT}, [other], num_inference_steps=1, generator=seeded())[other].shape == (1, 1, 32, 32)
+    assert pipe({other: CT}, [name], num_inference_steps=1, generator=seeded())[name].shape == (1, 1, 32, 32)
+
+
+@pytest.mark.cuda
+def test_cuda_draws_what_the_cpu_draws(smoke):
+    def draw(device: str) -> torch.Tensor:
+        on = MedM2GPipeline(speak_up(untrained(smoke))).to(device)
+        return on({"text": REPORT}, ["ct"], num_inference_steps=4, generator=seeded())["ct"].cpu()
+
+    assert torch.allclose(draw("cpu"), draw("cuda"), atol=2e-2)
