@@ -1,4 +1,4 @@
-"""The command line: ``python -m medm2g_core prepare | train | generate | demo | info`` (or ``medm2g ...``).
+"""The command line: ``python -m medm2g_core prepare | train | generate | evaluate | demo | info`` (or ``medm2g ...``).
 
 This file only reads arguments and turns errors into one sentence; the work is in `medm2g_core.commands`, whose modules
 are imported when their command runs, so that ``--help`` is quick.
@@ -142,6 +142,16 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--formats", type=_names, default=["png", "nifti", "dicom"], metavar="A,B",
                           help="of generated images (default png,nifti,dicom)")  # fmt: skip
 
+    evaluate = add("evaluate", "Measure a model on held-out virtual patients, beside baselines and ceilings.")
+    evaluate.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    evaluate.add_argument("--model", type=Path, metavar="DIR", help="model folder (default: the shipped weights)")
+    evaluate.add_argument("--chest", type=_count, default=96, metavar="N", help="chest studies (default 96)")
+    evaluate.add_argument("--brain", type=_count, default=48, metavar="N", help="brain studies (default 48)")
+    evaluate.add_argument("--steps", type=_count, default=10, help="sampler steps (default 10)")
+    evaluate.add_argument("--guidance", type=_finite, default=2.0, help="classifier-free guidance (default 2)")
+    evaluate.add_argument("--seed", type=_natural, default=0)
+    evaluate.add_argument("--device", choices=DEVICES, default="auto")
+
     demo = add("demo", "Run the demonstration and write it as one HTML page.")
     demo.add_argument("--out", type=Path, default=Path("outputs/demo"), metavar="DIR")
 
@@ -163,6 +173,10 @@ def _run(args: argparse.Namespace) -> int:
         from medm2g_core.commands.generate import run_generation
 
         return run_generation(args)
+    if args.command == "evaluate":
+        from medm2g_core.commands.evaluate import run_evaluation
+
+        return run_evaluation(args)
     if args.command == "demo":
         from medm2g_core.commands.common import writable_folder
         from medm2g_core.show.demo import run_demo

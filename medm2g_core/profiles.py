@@ -147,8 +147,8 @@ class FlowConfig:
 class DataConfig:
     """How many studies of the embedded cohort to make."""
 
-    chest_train: int = 2000
-    brain_train: int = 1000
+    chest_train: int = 1408
+    brain_train: int = 704
     chest_val: int = 128
     brain_val: int = 64
     seed: int = 0
@@ -257,7 +257,7 @@ _SMOKE = Profile(
 _CPU = Profile(
     name="cpu",
     stages=_stages(
-        image_codec=StageConfig(steps=2600, batch=32, lr=2e-3, warmup=100, ema=0.995, weight_decay=0.0),
+        image_codec=StageConfig(steps=1400, batch=32, lr=2e-3, warmup=100, ema=0.995, weight_decay=0.0),
         text_codec=StageConfig(steps=4000, batch=32, lr=1.5e-3, warmup=200, ema=0.995),
         alignment=StageConfig(steps=900, batch=64, lr=1e-3, warmup=100, ema=0.99, weight_decay=0.05),
         round1=StageConfig(steps=5000, batch=32, lr=1e-3, warmup=200, ema=0.998),

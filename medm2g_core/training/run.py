@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 import medm2g_core
 from medm2g_core.codecs.tokenizer import train_tokenizer
@@ -102,12 +103,14 @@ def train(
         "profile": profile.name, "seed": seed, "version": medm2g_core.__version__, "torch": torch.__version__,
         "machine": f"{platform.machine()}, {platform.system()}", "persons": list(persons) if persons else "all",
     }  # fmt: skip
-    model = new_model(profile, seed)
     if done:
-        before = MedM2G.from_pretrained(folder)
-        if before.profile.to_dict() | {"stages": 0, "data": 0} != profile.to_dict() | {"stages": 0, "data": 0}:
+        model = MedM2G.from_pretrained(folder)
+        sizes = {"stages": 0, "data": 0}
+        if model.profile.to_dict() | sizes != profile.to_dict() | sizes:
             raise CheckpointError(f"{folder} holds a model of other sizes than profile {profile.name!r}")
-        model.load_state_dict(before.state_dict())
+        model.profile = profile
+    else:
+        model = new_model(profile, seed)
     work = folder / "work"
 
     @cache  # the text codec needs no pictures: none are rendered before a stage asks for them
@@ -145,10 +148,14 @@ def train(
             if name in ("image_codec", "text_codec", "alignment") and later.startswith("round"):
                 done.pop(later, None)
         done[name] = result | {"validation": validate(model, name, lambda: corpora("val"))}
-        model.save_pretrained(folder)
-        text = json.dumps(summary, indent=1)
-        atomic_write(folder / "training.json", lambda p, t=text: p.write_text(t, encoding="utf-8"))
-        state_file(work, name).unlink(missing_ok=True)
+        if name != "text_codec":
+            summary["cohort"] = {c.region: f"{len(c)} studies, {c.fingerprint()}" for c in corpora("train")}
+        if PartialState().is_main_process:
+            model.save_pretrained(folder)
+            text = json.dumps(summary, indent=1)
+            atomic_write(folder / "training.json", lambda p, t=text: p.write_text(t, encoding="utf-8"))
+            state_file(work, name).unlink(missing_ok=True)
+        PartialState().wait_for_everyone()
         if name in ("image_codec", "text_codec", "alignment"):
             latent = None
     return model
