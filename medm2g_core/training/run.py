@@ -19,7 +19,14 @@ from medm2g_core.model import CheckpointError, MedM2G, atomic_write
 from medm2g_core.profiles import STAGES, Profile
 from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports, wordings
 from medm2g_core.training.loop import run_stage, state_file
-from medm2g_core.training.stages import AlignmentStage, ImageCodecStage, RoundStage, Stage, TextCodecStage
+from medm2g_core.training.stages import (
+    AlignmentStage,
+    ImageCodecStage,
+    RoundStage,
+    Stage,
+    TextCodecStage,
+    inherit_weights,
+)
 from medm2g_core.training.validate import validate
 
 __all__ = ["load_corpora", "new_model", "train"]
@@ -136,6 +143,7 @@ def train(
         else:
             model.to(device)
             latent = latent or [LatentCorpus.build(model, c, work) for c in corpora("train")]
+            inherit_weights(model, name)
             stage = RoundStage(model, latent, name)
         result = run_stage(
             stage, profile.stages[name if name in profile.stages else "round1"], work, seed=seed, device=device,

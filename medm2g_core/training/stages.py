@@ -23,7 +23,7 @@ from medm2g_core.model import MedM2G
 from medm2g_core.streams import MODALITIES, stream
 from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports
 
-__all__ = ["ROUNDS", "AlignmentStage", "ImageCodecStage", "Round", "RoundStage", "Stage", "TextCodecStage"]
+__all__ = ["ROUNDS", "AlignmentStage", "ImageCodecStage", "Round", "RoundStage", "Stage", "TextCodecStage", "inherit_weights"]
 
 Logs = dict[str, torch.Tensor]
 
@@ -155,11 +155,13 @@ class Round:
         trained: modalities whose flow and environment encoder train.
         frozen: modalities that take part with a fixed flow; only what lets them hear the new one trains.
         batches: (region, streams, weight): what a step can be made of.
+        inherits: modality -> the one whose flow and environment encoder it starts from (`inherit_weights`).
     """
 
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
     batches: tuple[tuple[str, tuple[str, ...], float], ...]
+    inherits: tuple[tuple[str, str], ...] = ()
 
 
 _CHEST_MR = ("mri_t1", "mri_t2")
@@ -167,8 +169,10 @@ _BRAIN_MR = ("mri_t1", "mri_t2", "mri_pd", "mri_flair")
 ROUNDS: Mapping[str, Round] = {
     # A report without pictures (brain) lets the text flow learn to write it from an aligned embedding alone.
     "round1": Round(("text", "xray"), (), (("chest", ("text", "xray"), 0.85), ("brain", ("text",), 0.15))),
-    "round2": Round(("ct",), ("text",), (("chest", ("text", "ct"), 1.0),)),
-    "round3": Round(("mri",), ("ct",), (("chest", ("ct", *_CHEST_MR), 0.5), ("brain", _BRAIN_MR, 0.5))),
+    "round2": Round(("ct",), ("text",), (("chest", ("text", "ct"), 1.0),), (("ct", "xray"),)),
+    "round3": Round(
+        ("mri",), ("ct",), (("chest", ("ct", *_CHEST_MR), 0.5), ("brain", _BRAIN_MR, 0.5)), (("mri", "ct"),)
+    ),
     # Ablation: everything with everything at once.
     "all_pairs": Round(
         ("text", "xray", "ct", "mri"),
@@ -176,6 +180,24 @@ ROUNDS: Mapping[str, Round] = {
         (("chest", ("text", "xray", "ct", *_CHEST_MR), 0.7), ("brain", ("text", *_BRAIN_MR), 0.3)),
     ),
 }
+
+
+
+@torch.no_grad()
+def inherit_weights(model: MedM2G, name: str) -> None:
+    """Start a round's new flows from trained ones: every tensor of the same name and shape is copied.
+
+    The image flows work on latents of one codec, so what the X-ray flow knows of bodies, prompts and guides is a far
+    better start than noise. (The public ancestors start all image flows from one Stable Diffusion.)
+    """
+    own = model.state_dict()
+    for heir, donor in ROUNDS[name].inherits:
+        for kind in ("flows", "environments"):
+            for key, tensor in model.part(donor).items():
+                twin = own.get(key.replace(f"{kind}.{donor}.", f"{kind}.{heir}.", 1))
+                if key.startswith(f"{kind}.{donor}.") and twin is not None and twin.shape == tensor.shape:
+                    twin.copy_(tensor)
+
 
 DROP_PROMPT, DROP_DETAILS, SELF_PROMPT, DROP_GUIDE = 0.15, 0.3, 0.15, 0.15
 SELF_PROMPT_NOISE = 0.6
