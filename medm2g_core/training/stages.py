@@ -23,7 +23,16 @@ from medm2g_core.model import MedM2G
 from medm2g_core.streams import MODALITIES, stream
 from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports
 
-__all__ = ["ROUNDS", "AlignmentStage", "ImageCodecStage", "Round", "RoundStage", "Stage", "TextCodecStage", "inherit_weights"]
+__all__ = [
+    "ROUNDS",
+    "AlignmentStage",
+    "ImageCodecStage",
+    "Round",
+    "RoundStage",
+    "Stage",
+    "TextCodecStage",
+    "inherit_weights",
+]
 
 Logs = dict[str, torch.Tensor]
 
