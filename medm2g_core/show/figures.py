@@ -151,7 +151,7 @@ def contact_sheet(
     columns: Sequence[str] = (),
     title: str = "",
     hu_bar: bool = False,
-    size: float = 1.45,
+    size: float = 1.28,
     text_width: float = 2.3,
 ) -> Figure:
     """Labelled rows of pictures and reports.
@@ -162,7 +162,7 @@ def contact_sheet(
         columns: headings over the columns.
         title: above everything.
         hu_bar: a bar in Hounsfield units beside every ``ct`` panel.
-        size: side of a picture in inches.
+        size: side of a picture in inches; 1.28 shows 128 pixels one to one.
         text_width: width of a column that holds a report, in inches.
 
     Raises:
@@ -222,7 +222,7 @@ def report_panel(text: str, findings: tuple[Finding, ...] | None = None, *, regi
                  width: float = 5.0, height: float = 1.7) -> Figure:  # fmt: skip
     """One report; with ``findings`` (what is true) each sentence has the colour of its verdict.
 
-    Green ✓: a true finding, as stated. Orange ~: a true finding at a wrong place or of a wrong size. Red ✗: not true.
+    Green ✓: a true finding, as stated. Ochre ~: a true finding at a wrong place or of a wrong size. Red ✗: not true.
     Grey: missed. Black: nothing to judge. The verdicts come from `medm2g_core.data.labeller.label_report`.
     """
     with matplotlib.rc_context(_RC):
@@ -275,13 +275,15 @@ def compare(
     region: str = "chest",
     title: str = "",
     caption: Callable[[str, torch.Tensor | str], str] | None = None,
-    size: float = 1.45,
+    size: float = 1.28,
     text_width: float = 2.6,
 ) -> Figure:
     """What was given | what is true | what was drawn, one row for each wanted stream.
 
+    With one wanted stream all given ones stand in its row; with several, one in each row.
+
     Args:
-        given: stream -> value, of one patient; shown once, in the first rows (further ones on rows of their own).
+        given: stream -> value, of one patient.
         truth: wanted stream -> the patient's real value; may lack streams.
         samples: wanted stream -> draws (N, 1, H, W) or list of N reports, as the pipeline returns them.
         findings: what is true of the patient; drawn reports are then coloured against it.
@@ -290,20 +292,23 @@ def compare(
         caption: (stream, one draw) -> words under that draw, for example its PSNR.
     """
     wanted = list(samples)
-    left = list(given.items())
+    left: list[Cell] = [_cell(n, v, region=region) for n, v in given.items()]
+    side_by_side = max(len(left), 1) if len(wanted) == 1 else 1
+    count = max(len(wanted), -(-len(left) // side_by_side))
     rows: list[tuple[str, list[Cell]]] = []
-    most = max(len(v) for v in samples.values())
-    for i in range(max(len(left), len(wanted))):
-        cells: list[Cell] = [_cell(*left[i], region=region) if i < len(left) else None]
+    for i in range(count):
+        cells = left[i * side_by_side : (i + 1) * side_by_side]
+        cells += [None] * (side_by_side - len(cells))
         if i < len(wanted):
             name = wanted[i]
-            cells.append(_cell(name, truth[name], caption=stream(name).title, region=region) if name in truth else None)
+            cells.append(_cell(name, truth[name], region=region) if name in truth else None)
             for drawn in samples[name]:
                 words = caption(name, drawn) if caption else ""
                 cells.append(replace(_cell(name, drawn, judge=findings, region=region), caption=words))
         rows.append(("", cells))
+    most = max(len(v) for v in samples.values())
     drawn_titles = ["drawn"] if most == 1 else [f"drawn {k + 1}" for k in range(most)]
-    columns = ["given", "truth", *drawn_titles]
+    columns = [*["given"] * side_by_side, "truth", *drawn_titles]
     return contact_sheet(rows, columns=columns, title=title, size=size, text_width=text_width)
 
 

@@ -16,7 +16,7 @@ from medm2g_core.streams import Finding
 
 __all__ = ["COLOURS", "Judged", "finding_words", "judge_report", "write_report_on"]
 
-COLOURS = {"right": "#1a7f37", "partly": "#b35900", "wrong": "#cf222e", "missed": "#8a8a8a", "": "#1f1f1f"}
+COLOURS = {"right": "#1a7f37", "partly": "#9a6700", "wrong": "#cf222e", "missed": "#8a8a8a", "": "#1f1f1f"}
 """Verdict -> colour. The verdict is also written as a sign, for who cannot tell the colours apart."""
 SIGNS = {"right": "✓", "partly": "~", "wrong": "✗", "missed": "–", "": ""}
 
