@@ -268,4 +268,5 @@ def test_the_demo_page_needs_no_network_and_folds_the_code(
     assert "forty-two" in html and "data:image/png;base64," in html and "Show the code" in html
     assert not re.findall(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"https?:", html)
     assert not re.findall(r"import\s[^;]*https?://|url\(\"?https?:", html)
+    assert not re.findall(r'<a\b[^>]*href="(?!https?:|#)', html), "a link to a file that is not there"
     json.loads((tmp_path / "out" / path.name).read_text())

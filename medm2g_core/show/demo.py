@@ -21,7 +21,7 @@ QUICKSTART = Path(__file__).resolve().parents[2] / "notebooks" / "00_quickstart.
 _TOGGLE = """
 <style>
   body:not(.with-code) .jp-CodeCell .jp-Cell-inputWrapper { display: none; }
-  body:not(.with-code) .jp-OutputPrompt { display: none; }
+  body:not(.with-code) .jp-InputPrompt, body:not(.with-code) .jp-OutputPrompt { display: none; }
   body { max-width: 1320px; margin: 0 auto; padding: 0 24px; }
   .jp-RenderedImage img { max-width: 100%; height: auto; }
   #code-toggle { position: fixed; top: 10px; right: 14px; z-index: 99; padding: 6px 12px; font: 14px sans-serif;
@@ -34,6 +34,7 @@ _TOGGLE = """
   Show the code</button>
 """
 _REMOTE = re.compile(r"<(script|link)\b[^>]*\b(?:src|href)=\"https?://[^>]*>(?:\s*</script>)?", re.IGNORECASE)
+_LOCAL_LINK = re.compile(r"<a\b[^>]*\bhref=\"(?!https?:|#|data:)[^\"]*\"[^>]*>(.*?)</a>", re.IGNORECASE | re.DOTALL)
 _MATHJAX = re.compile(r"<script\b[^>]*type=\"text/x-mathjax-config\".*?</script>", re.IGNORECASE | re.DOTALL)
 
 
@@ -50,6 +51,7 @@ def to_html(notebook: nbformat.NotebookNode, title: str) -> str:
     page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
     page = _MATHJAX.sub("", _REMOTE.sub("", page))
     page = re.sub(r"<script type=\"module\">.*?</script>", "", page, flags=re.DOTALL)  # mermaid: loads from a CDN
+    page = _LOCAL_LINK.sub(r"\1", page)  # other notebooks are not beside the page
     return re.sub(r"(<body\b[^>]*>)", lambda m: m.group(1) + _TOGGLE, page, count=1)
 
 
