@@ -146,6 +146,15 @@ def test_comparison_has_given_truth_and_every_draw(study: Study) -> None:
     assert "drawn 3" in _text(figure) and "not true" in _text(figure)
 
 
+def test_the_few_coloured_words_keep_their_colours_in_the_png() -> None:
+    noise = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 64, 64)).astype(np.float32))
+    text = "Findings: Moderate pleural effusion on the left. There is a large left pneumothorax."
+    pixels = _pixels(contact_sheet([("", [noise, noise, Panel(text, findings=TRUTH)])])).reshape(-1, 3)
+    for verdict in ("right", "wrong", "missed"):
+        wanted = [int(COLOURS[verdict][i : i + 2], 16) for i in (1, 3, 5)]
+        assert np.abs(pixels - wanted).max(1).min() < 40, verdict  # thin letters are a blend with white
+
+
 def test_the_png_is_small_and_grey_survives_it() -> None:
     noise = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 64, 64)).astype(np.float32))
     figure = contact_sheet([("", [noise])])
