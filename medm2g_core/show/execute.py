@@ -84,7 +84,7 @@ def run(
                 cwd=str(source.resolve().parent), progress_bar=progress, log_output=False,
             )  # fmt: skip
         except PapermillExecutionError as error:
-            raise NotebookError(f"{source.name} failed, see {target}:\n{error}") from error
+            raise NotebookError(f"{source.name} failed:\n{error}") from error
 
 
 def scrub(notebook: NotebookNode) -> NotebookNode:
