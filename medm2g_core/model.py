@@ -65,14 +65,15 @@ class MedM2G(nn.Module):
 
     def __init__(self, profile: Profile, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
-        if len(tokenizer) > profile.text_codec.vocab_size:
-            raise ValueError(f"the tokenizer has {len(tokenizer)} entries, the profile {profile.text_codec.vocab_size}")
         self.profile, self.tokenizer = profile, tokenizer
         image, text, align, flow = profile.image_codec, profile.text_codec, profile.alignment, profile.flow
         self.schedule = NoiseSchedule(flow.objective)
         self.image_codec = ImageCodec(image)
         self.text_codec = TextCodec(text)
         self.alignment = AlignedEncoders(align, text)
+        room = min(text.vocab_size, self.alignment.text.vocab_size)
+        if len(tokenizer) > room:
+            raise ValueError(f"{len(tokenizer)} tokens in the tokenizer; profile {profile.name!r} has room for {room}")
         contrasts = {"xray": 1, "ct": 1, "mri": N_CONTRASTS}
         self.flows = nn.ModuleDict({"text": TextFlow(text, align, flow)})
         self.environments = nn.ModuleDict(
@@ -109,7 +110,8 @@ class MedM2G(nn.Module):
 
     def tokens(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Reports to (ids, mask) on the model's device; `TextTooLongError` when one does not fit."""
-        ids, mask = encode_texts(self.tokenizer, list(texts), self.profile.text_codec.max_length)
+        longest = min(self.profile.text_codec.max_length, self.alignment.text.max_tokens)
+        ids, mask = encode_texts(self.tokenizer, list(texts), longest)
         return ids.to(self.device), mask.to(self.device)
 
     def images(self, name: str, images: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,21 @@ class Embedding:
     mask: torch.Tensor
 
 
+class _Head(nn.Sequential):
+    """Pooled features (B, F) to unit vectors (B, D).
+
+    The batch normalisation (no weights of its own) is there for the start: untrained encoders put all patients within a
+    few degrees of each other, and the quickest way down for InfoNCE is then to make them all the same. With unit
+    variance a dimension over the batch that way is closed.
+    """
+
+    def __init__(self, features: int, dim: int) -> None:
+        super().__init__(nn.Linear(features, dim, bias=False), nn.BatchNorm1d(dim, affine=False))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(super().forward(x), dim=-1)
+
+
 class TextEncoder(nn.Module):
     """CLIP's text transformer at any size; pooled at the end token."""
 
@@ -54,8 +69,17 @@ class TextEncoder(nn.Module):
                 pad_token_id=PAD_ID,
             )
         )
-        self.pool = nn.Linear(config.text_width, config.embed_dim, bias=False)
+        self.pool = _Head(config.text_width, config.embed_dim)
         self.tokens = nn.Linear(config.text_width, config.embed_dim)
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest text in tokens; CLIP's own 77 in the ``paper`` profile."""
+        return self.model.config.max_position_embeddings
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.config.vocab_size
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> Embedding:
         """Token ids and mask (B, L)."""
@@ -63,7 +87,7 @@ class TextEncoder(nn.Module):
         last = mask.sum(1) - 1                                                 # (B,) the end token
         end = h[torch.arange(len(h), device=h.device), last]                   # (B, width)
         mean = (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)        # (B, width)
-        pooled = F.normalize(self.pool(end + mean), dim=-1)                    # (B, D)
+        pooled = self.pool(end + mean)                                         # (B, D)
         return Embedding(pooled, self.tokens(h), mask.bool())
 
 
@@ -102,7 +126,7 @@ class ImageEncoder(nn.Module):
             nn.init.zeros_(self.contrast.weight)
         self.norm = nn.LayerNorm(width)
         self.score = nn.Linear(width, 4)
-        self.pool = nn.Linear(4 * width, config.embed_dim, bias=False)
+        self.pool = _Head(4 * width, config.embed_dim)
         self.tokens = nn.Linear(width, config.embed_dim)
 
     def forward(self, image: torch.Tensor, contrast: torch.Tensor) -> Embedding:
@@ -118,7 +142,7 @@ class ImageEncoder(nn.Module):
         h = self.norm(h)
         weight = self.score(h).softmax(1)                                      # (B, N, 4) four looks at the image
         look = torch.einsum("bnk,bnd->bkd", weight, h).flatten(1)              # (B, 4 width)
-        pooled = F.normalize(self.pool(look), dim=-1)                          # (B, D)
+        pooled = self.pool(look)                                               # (B, D)
         tokens = self.tokens(h)                                                # (B, N, D)
         return Embedding(pooled, tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
 
@@ -138,6 +162,10 @@ class AlignedEncoders(nn.Module):
             }
         )
         self.logit_scale = nn.Parameter(torch.tensor(1 / config.temperature).log())
+
+    @property
+    def text(self) -> TextEncoder:
+        return cast(TextEncoder, self.encoders["text"])
 
     def forward(self, name: str, value: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> Embedding:
         """Embed a batch of stream ``name``: an image (B, 1, H, W), or (ids, mask) for text."""

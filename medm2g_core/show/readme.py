@@ -36,10 +36,11 @@ def fill(text: str, parts: dict[str, str]) -> str:
         ValueError: the text has no such block.
     """
     for name, part in parts.items():
-        pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(<!-- {name}:end -->)", re.S)
+        pattern = re.compile(rf"<!-- {name}:begin -->\n.*?<!-- {name}:end -->", re.S)
         if not pattern.search(text):
             raise ValueError(f"the README has no block {name!r}")
-        text = pattern.sub(lambda m, p=part: m[1] + p + m[2], text)
+        begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+        text = pattern.sub(lambda _, block=begin + part + end: block, text)  # type: ignore[misc]
     return text
 
 

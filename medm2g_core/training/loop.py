@@ -169,10 +169,13 @@ def run_stage(
     optimizer = torch.optim.AdamW(params, config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
     ema = {n: p.detach().clone() for n, p in named.items()}
 
+    buffers = {n: b for n, b in stage.model.named_buffers() if b.is_floating_point()}
     start, seconds, last = 0, 0.0, {}
     if loaded:
         start, tensors, extra = loaded
         seconds, last = extra["seconds"], extra["last"]
+        for n, b in buffers.items():
+            b.copy_(tensors[f"buffer.{n}"])
         for n, p in named.items():
             p.data.copy_(tensors[f"weight.{n}"])
             ema[n].copy_(tensors[f"ema.{n}"])
@@ -188,6 +191,7 @@ def run_stage(
         if not accelerator.is_main_process:
             return
         tensors = {f"weight.{n}": p for n, p in named.items()} | {f"ema.{n}": e for n, e in ema.items()}
+        tensors |= {f"buffer.{n}": b for n, b in buffers.items()}
         for n, p in named.items():
             moments = optimizer.state.get(p)
             if moments:

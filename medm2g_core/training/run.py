@@ -114,7 +114,7 @@ def train(
         model = MedM2G.from_pretrained(folder)
         sizes = {"stages": 0, "data": 0}
         if model.profile.to_dict() | sizes != profile.to_dict() | sizes:
-            raise CheckpointError(f"{folder} holds a model of other sizes than profile {profile.name!r}")
+            raise CheckpointError(f"{folder} holds a model of another configuration than profile {profile.name!r}")
         model.profile = profile
     else:
         model = new_model(profile, seed)

@@ -6,6 +6,7 @@ depends on nothing but the weights and (seed, step): training that was interrupt
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -114,7 +115,7 @@ class TextCodecStage(Stage):
 
 
 class AlignmentStage(Stage):
-    """Central alignment plus the visual invariant; chest and brain batches take turns (3 : 1)."""
+    """Central alignment plus the visual invariant; every batch holds chests and brains (3 : 1)."""
 
     name, parts = "alignment", ("alignment",)
 
@@ -125,34 +126,56 @@ class AlignmentStage(Stage):
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return _under(self.model, "alignment.")
 
+    def _studies(self, batch: int, generator: torch.Generator) -> list[tuple[Corpus, torch.Tensor]]:
+        """Which studies of which region make the batch."""
+        shares = {"chest": 3, "brain": 1}
+        whole = sum(shares[r] for r in self.corpora)
+        out = []
+        for region, corpus in self.corpora.items():
+            n = min(max(2, batch * shares[region] // whole), len(corpus))
+            out.append((corpus, torch.randperm(len(corpus), generator=generator)[:n]))
+        return out
+
     def forward(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, Logs]:
-        config, encoders = self.model.profile.alignment, self.model.alignment
-        regions = [r for r in ("chest", "chest", "chest", "brain") if r in self.corpora]
-        corpus = self.corpora[regions[int(_draw(len(regions), 1, generator))]]
-        batch = min(batch, len(corpus))
-        index = torch.randperm(len(corpus), generator=generator)[:batch]
-        w = _draw(len(corpus.reports[0]), batch, generator).tolist()
-        ids, mask = self.model.tokens([corpus.reports[i][j] for i, j in zip(index.tolist(), w, strict=True)])
-        # One MR contrast a step keeps the cost down; over the steps all are met.
-        mr = [n for n in corpus.images if stream(n).modality == "mri"]
-        names = [n for n in corpus.images if n not in mr]
-        order = torch.randperm(len(mr), generator=generator).tolist()
-        names += [mr[i] for i in order[: 1 if names else 2]]
-        pooled = {"text": encoders("text", (ids, mask)).pooled}                # (B, D)
-        looked = names[int(_draw(len(names), 1, generator))] if config.invariant != "off" else None
-        invariant = pooled["text"].new_zeros(())
-        for n in names:
-            image = corpus.images[n][index].to(self.model.device, torch.float32)
+        config, encoders, device = self.model.profile.alignment, self.model.alignment, self.model.device
+        studies = self._studies(batch, generator)
+        texts, images, contrasts, rows = [], {}, {}, {}
+        for corpus, index in studies:
+            first = len(texts)
+            w = _draw(len(corpus.reports[0]), len(index), generator).tolist()
+            texts += [corpus.reports[i][j] for i, j in zip(index.tolist(), w, strict=True)]
+            # One MR contrast of each region a step keeps the cost down; over the steps all are met.
+            mr = [n for n in corpus.images if stream(n).modality == "mri"]
+            chosen = [n for n in corpus.images if n not in mr]
+            chosen += [mr[int(_draw(len(mr), 1, generator))]] if mr else []
+            for n in chosen:
+                m = stream(n).modality
+                images.setdefault(m, []).append(corpus.images[n][index].float())
+                contrasts.setdefault(m, []).append(torch.full((len(index),), stream(n).contrast))
+                rows.setdefault(m, []).append(torch.arange(first, len(texts)))
+        text = encoders("text", self.model.tokens(texts)).pooled.float()       # (B, D)
+        modalities = list(images)
+        looked = modalities[int(_draw(len(modalities), 1, generator))] if config.invariant != "off" else None
+        invariant = text.new_zeros(())
+        pooled, losses = {}, []
+        for m in modalities:
+            image, contrast = torch.cat(images[m]).to(device), torch.cat(contrasts[m]).to(device)
             view = augment(image, generator)                                   # alignment sees augmented views too
-            pooled[n] = encoders(n, view).pooled
-            if n == looked:
-                other = encoders(n, augment(image, generator)).pooled
-                invariant = visual_invariant_loss(pooled[n].float(), other.float(), config)
-        pooled = {n: p.float() for n, p in pooled.items()}
-        align = central_alignment_loss(pooled, encoders.logit_scale, config.pairs)
+            pooled[m] = encoders.encoders[m](view, contrast).pooled.float()    # (B_m, D)
+            if m == looked:
+                other = encoders.encoders[m](augment(image, generator), contrast).pooled.float()
+                invariant = visual_invariant_loss(pooled[m], other, config)
+            row = torch.cat(rows[m]).to(device)
+            losses.append(central_alignment_loss({"text": text[row], m: pooled[m]}, encoders.logit_scale))
+        if config.pairs == "all":  # the ablation: every pair of image modalities as well, on the studies that have both
+            for a, b in itertools.combinations(modalities, 2):
+                both = min(len(pooled[a]), len(pooled[b]))                     # chests come first in every batch
+                losses.append(info_nce(pooled[a][:both], pooled[b][:both], encoders.logit_scale))
+        align = torch.stack(losses).mean()
         with torch.no_grad():
-            score = pooled["text"] @ pooled[names[0]].T
-            hit = (score.argmax(1) == torch.arange(batch, device=score.device)).float().mean()
+            first_image = modalities[0]
+            score = text[torch.cat(rows[first_image])] @ pooled[first_image].T
+            hit = (score.argmax(1) == torch.arange(len(score), device=score.device)).float().mean()
         return align + config.invariant_weight * invariant, {"align": align, "invariant": invariant, "r@1": hit}
 
 
