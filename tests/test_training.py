@@ -25,6 +25,7 @@ from medm2g_core.training.stages import (
     RoundStage,
     Stage,
     TextCodecStage,
+    inherit_weights,
 )
 
 SHORT = StageConfig(steps=4, batch=4, lr=1e-2, warmup=1, ema=0.5)
@@ -99,6 +100,23 @@ def test_round_2_opens_only_the_ears_of_the_frozen_text_flow(model, latent_corpo
     assert text and all(".gate.ct" in n or ".prompt.details.ct." in n for n in text)
     assert sum(".gate.ct" in n for n in text) == model.profile.flow.text_layers
     assert not any(n.startswith(("flows.xray", "environments.xray", "flows.mri", "environments.mri")) for n in names)
+
+
+@pytest.mark.parametrize(("name", "heir", "donor"), [("round2", "ct", "xray"), ("round3", "mri", "ct")])
+def test_a_new_flow_starts_as_a_copy_of_a_trained_one(model, name, heir, donor):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    inherit_weights(model, name)
+    after = model.state_dict()
+    copied = 0
+    for key, tensor in after.items():
+        twin = before.get(key.replace(f".{heir}.", f".{donor}.", 1))
+        own = key.startswith((f"flows.{heir}.", f"environments.{heir}."))
+        if own and twin is not None and twin.shape == tensor.shape:
+            assert torch.equal(tensor, twin), key
+            copied += 1
+        else:
+            assert torch.equal(tensor, before[key]), key
+    assert copied > 50
 
 
 def test_rounds_are_told_which_modalities_they_meet(model, latent_corpora):
