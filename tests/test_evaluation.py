@@ -65,7 +65,7 @@ def test_recall_is_perfect_for_equal_embeddings_and_chance_for_random_ones() -> 
 
 
 def test_evaluation_has_baselines_controls_and_ceilings_for_every_task(model: MedM2G, tmp_path: Path) -> None:
-    result = quick_evaluation(MedM2GPipeline(model), n_chest=3, n_brain=2, steps=1)
+    result = quick_evaluation(MedM2GPipeline(model), n_chest=3, n_brain=2, steps=1, reference=2)
     by_task: dict[tuple[str, str], set[str]] = {}
     for r in result["rows"]:
         assert r["low"] <= r["value"] <= r["high"] and r["n"] in (2, 3)

@@ -23,7 +23,7 @@ from medm2g_core.profiles import profile
 
 class TokenizerStub(SimpleNamespace):
     def __len__(self) -> int:
-        return 50257
+        return 49408
 
 
 @pytest.fixture(scope="module")

@@ -139,7 +139,10 @@ class AlignmentStage(Stage):
     def forward(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, Logs]:
         config, encoders, device = self.model.profile.alignment, self.model.alignment, self.model.device
         studies = self._studies(batch, generator)
-        texts, images, contrasts, rows = [], {}, {}, {}
+        texts: list[str] = []
+        images: dict[str, list[torch.Tensor]] = {}
+        contrasts: dict[str, list[torch.Tensor]] = {}
+        rows: dict[str, list[torch.Tensor]] = {}
         for corpus, index in studies:
             first = len(texts)
             w = _draw(len(corpus.reports[0]), len(index), generator).tolist()
@@ -157,7 +160,8 @@ class AlignmentStage(Stage):
         modalities = list(images)
         looked = modalities[int(_draw(len(modalities), 1, generator))] if config.invariant != "off" else None
         invariant = text.new_zeros(())
-        pooled, losses = {}, []
+        pooled: dict[str, torch.Tensor] = {}
+        losses: list[torch.Tensor] = []
         for m in modalities:
             image, contrast = torch.cat(images[m]).to(device), torch.cat(contrasts[m]).to(device)
             view = augment(image, generator)                                   # alignment sees augmented views too
