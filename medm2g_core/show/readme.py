@@ -1,15 +1,21 @@
-"""The README's numbers are printed by this program, never typed: ``python -m medm2g_core.show.readme``."""
+"""The README's numbers and its picture come from this program: ``python -m medm2g_core.show.readme [--picture]``."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from pathlib import Path
 
+import torch
+
 from medm2g_core.evaluation.quick import markdown
 from medm2g_core.model import atomic_write
+from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.show.figures import Cell, Figure, Panel, contact_sheet
+from medm2g_core.streams import STREAMS, Study
 
-__all__ = ["blocks", "fill", "main"]
+__all__ = ["blocks", "fill", "main", "picture"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,8 +50,46 @@ def fill(text: str, parts: dict[str, str]) -> str:
     return text
 
 
+def picture(pipe: MedM2GPipeline, chest: Study, brain: Study, seed: int = 0) -> Figure:
+    """Given and truth beside one draw, for each of the five tasks: the first draw of a fixed seed, not a chosen one."""
+
+    def row(label: str, study: Study, given: list[str], want: list[str]) -> tuple[str, list[Cell]]:
+        out = pipe(study.pick(given), want, generator=torch.Generator().manual_seed(seed))
+        cells: list[Cell] = [
+            Panel(study[n], f"given: {STREAMS[n].title}", n, region=study.region) for n in given
+        ]
+        for n in want:
+            drawn = out[n][0]
+            judged = study.findings if n == "text" else None
+            cells += [
+                Panel(study[n], f"true {STREAMS[n].title}", n, region=study.region),
+                Panel(drawn, f"drawn {STREAMS[n].title}", n, findings=judged, region=study.region),
+            ]
+        return label, cells
+
+    rows = [
+        row("1 report", chest, ["xray"], ["text"]),
+        row("2 from text", chest, ["text"], ["xray", "ct"]),
+        row("3 MR contrast", brain, ["mri_t1", "mri_t2"], ["mri_flair"]),
+        row("4 CT to MR", chest, ["ct"], ["mri_t1", "mri_t2"]),
+        row("5 CT to X-ray", chest, ["ct"], ["xray"]),
+    ]
+    return contact_sheet(rows, text_width=2.6)
+
+
 def main() -> None:
-    """Rewrite README.md in place."""
+    """Rewrite README.md in place; with ``--picture`` draw docs/overview.png with the shipped weights as well."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--picture", action="store_true")
+    if parser.parse_args().picture:
+        from medm2g_core.data.cohort import VirtualCohort
+
+        chests, brains = VirtualCohort("test", "chest", 16), VirtualCohort("test", "brain", 16)
+        # The first patients with two findings, so that there is something to see.
+        chest = next(s for s in map(chests.__getitem__, range(len(chests))) if len(s.findings or ()) >= 2)
+        brain = next(s for s in map(brains.__getitem__, range(len(brains))) if len(s.findings or ()) >= 2)
+        png = picture(MedM2GPipeline.from_pretrained(), chest, brain).png()
+        atomic_write(ROOT / "docs" / "overview.png", lambda p: p.write_bytes(png))
     file = ROOT / "README.md"
     text = fill(file.read_text(encoding="utf-8"), blocks())
     atomic_write(file, lambda p: p.write_text(text, encoding="utf-8"))
