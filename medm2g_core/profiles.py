@@ -261,8 +261,8 @@ _CPU = Profile(
         text_codec=StageConfig(steps=4000, batch=32, lr=1.5e-3, warmup=200, ema=0.995),
         alignment=StageConfig(steps=400, batch=64, lr=1.5e-3, warmup=50, ema=0.99, weight_decay=0.05),
         round1=StageConfig(steps=2400, batch=32, lr=1.5e-3, warmup=100, ema=0.995),
-        round2=StageConfig(steps=1100, batch=32, lr=1e-3, warmup=50, ema=0.995),
-        round3=StageConfig(steps=1100, batch=32, lr=1e-3, warmup=50, ema=0.995),
+        round2=StageConfig(steps=900, batch=32, lr=1e-3, warmup=50, ema=0.995),
+        round3=StageConfig(steps=950, batch=32, lr=1e-3, warmup=50, ema=0.995),
     ),
 )
 
