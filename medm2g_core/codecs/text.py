@@ -58,7 +58,6 @@ class TextCodec(nn.Module):
                 add_cross_attention=True,
                 bos_token_id=BOS_ID,
                 eos_token_id=EOS_ID,
-                pad_token_id=PAD_ID,
                 resid_pdrop=0.0,
                 embd_pdrop=0.0,
                 attn_pdrop=0.0,
@@ -92,6 +91,7 @@ class TextCodec(nn.Module):
             encoder_hidden_states=memory,
             max_length=max_length or self.config.max_length,
             do_sample=False,
+            pad_token_id=PAD_ID,
             num_beams=1,
             use_cache=True,
         )

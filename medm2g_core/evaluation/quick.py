@@ -172,8 +172,8 @@ def recall_at_one(a: torch.Tensor, b: torch.Tensor, i: int, k: int) -> float:
 def quick_evaluation(
     pipe: MedM2GPipeline,
     *,
-    n_chest: int = 96,
-    n_brain: int = 48,
+    n_chest: int = 64,
+    n_brain: int = 32,
     steps: int = 10,
     guidance: float = 2.0,
     seed: int = 0,
