@@ -153,7 +153,7 @@ class _Bench:
         text = self.pipe.model.embed({"text": self.data[region].texts})["text"].pooled
         rows = []
         for w in want:
-            rivals = {"model": drawn[w], "ceiling: real images": self.data[region].stack(w)}
+            rivals = {"model": drawn[w], "ceiling: real images (guidance can exceed them)": self.data[region].stack(w)}
             metric = f"own report among the 5 closest, {STREAMS[w].title}"
             for who, images in rivals.items():
                 e = torch.cat([self.pipe.model.embed({w: x})[w].pooled for x in images.split(BATCH)])
@@ -217,7 +217,7 @@ def markdown(result: dict[str, Any]) -> str:
     table: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for r in result["rows"]:
         table.setdefault((r["task"], r["metric"]), []).append(r)
-    lines = ["| task | metric | n | model | baselines and controls | ceiling |", "|---|---|---|---|---|---|"]
+    lines = ["| task | metric | n | model | baselines and controls | ceiling (codec) or real data |", "|---|---|---|---|---|---|"]
     for (task, metric), rows in table.items():
         digits = 1 if "dB" in metric or "HU" in metric else 2
 
