@@ -229,7 +229,9 @@ class MedM2G(nn.Module):
             prefixes = ("image_codec.", "latent_shift", "latent_scale")
         elif name in MODALITIES:
             prefixes = (f"flows.{name}.", f"environments.{name}.")
-        return {k: v for k, v in self.state_dict().items() if k.startswith(prefixes)}
+        # GPT-2's output layer is its input embedding: stored once.
+        tied = "text_codec.decoder.lm_head.weight"
+        return {k: v for k, v in self.state_dict().items() if k.startswith(prefixes) and k != tied}
 
     def save_pretrained(
         self, folder: str | Path, *, dtype: torch.dtype | None = None, parts: Sequence[str] = PARTS

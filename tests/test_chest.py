@@ -220,7 +220,7 @@ def test_no_dark_ring_between_fluid_and_chest_wall(atlases):
         wet = s["images"]["mri_t2"][0] > 0.6
         rows = [r for r in torch.nonzero(wet[:, :60].sum(1) > 12)[:, 0].tolist()]
         rows = rows[4:-4]
-        assert len(rows) > 15
+        assert len(rows) >= 12
         lowest = []
         for r in rows:
             edge = int(torch.nonzero(wet[r])[0])
