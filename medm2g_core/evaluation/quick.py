@@ -217,7 +217,8 @@ def markdown(result: dict[str, Any]) -> str:
     table: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for r in result["rows"]:
         table.setdefault((r["task"], r["metric"]), []).append(r)
-    lines = ["| task | metric | n | model | baselines and controls | ceiling (codec) or real data |", "|---|---|---|---|---|---|"]
+    head = "| task | metric | n | model | baselines and controls | ceiling (codec) or real data |"
+    lines = [head, "|---|---|---|---|---|---|"]
     for (task, metric), rows in table.items():
         digits = 1 if "dB" in metric or "HU" in metric else 2
 
