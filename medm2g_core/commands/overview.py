@@ -16,7 +16,7 @@ __all__ = ["overview_png"]
 MAX_ROWS = 4
 PANEL_IN = 3.0
 TEXT_WIDTH = 1.25  # of a report's panel, in widths of a picture's
-WRAP = 54
+WRAP = 50
 MAX_LINES = 22
 
 
