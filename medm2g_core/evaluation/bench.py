@@ -1,0 +1,133 @@
+"""The bench: one model, the held-out studies, and what the model draws for them (each draw is made once)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from medm2g_core.data.cohort import VirtualCohort
+from medm2g_core.flows.sampling import Order
+from medm2g_core.pipeline import MedM2GPipeline
+
+__all__ = ["BATCH", "SHIFT", "Bench"]
+
+BATCH = 32
+SHIFT = 7
+"""A control gets the input of the study so many places further on: another patient."""
+
+
+class Bench:
+    """What all sections of the evaluation share.
+
+    Args:
+        pipe: the model under test, on the device that it shall run on.
+        n_chest, n_brain: held-out studies (test split).
+        reference: studies of the validation split, for mean images, random reports and the tuning of settings.
+        steps, guidance: of the sampler; ``guidance`` for draws from text, ``translation_guidance`` for draws from
+            images (a scale of 1 is closest to the truth there, a larger one is sharper and further away).
+        seed: of the sampler.
+        persons: restrict the chests to these people's anatomy (leave-one-person-out).
+    """
+
+    def __init__(
+        self,
+        pipe: MedM2GPipeline,
+        *,
+        n_chest: int = 192,
+        n_brain: int = 96,
+        reference: int = 128,
+        steps: int = 10,
+        guidance: float = 2.0,
+        translation_guidance: float = 1.0,
+        seed: int = 0,
+        persons: Sequence[str] | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.pipe, self.model = pipe, pipe.model
+        self.steps, self.guidance, self.translation_guidance, self.seed = steps, guidance, translation_guidance, seed
+        size = self.model.profile.resolution
+        chosen = {"chest": persons, "brain": None}
+        self.data = {
+            r: VirtualCohort("test", r, n, resolution=size, persons=chosen[r])
+            for r, n in (("chest", n_chest), ("brain", n_brain))
+        }
+        self.other = {r: VirtualCohort("val", r, reference, resolution=size, persons=chosen[r]) for r in self.data}
+        self.bar = tqdm(desc="drawing", unit="batch", disable=not progress)
+        self._drawn: dict[tuple[Any, ...], dict[str, torch.Tensor | list[str]]] = {}
+
+    def value(self, region: str, name: str, index: Sequence[int]) -> torch.Tensor | list[str]:
+        """True values of one stream: images (B, 1, H, W), or B reports."""
+        data = self.data[region]
+        return [data.texts[i] for i in index] if name == "text" else data.stack(name, index)
+
+    def draw(
+        self,
+        region: str,
+        given: Sequence[str],
+        want: Sequence[str],
+        *,
+        draw: int = 0,
+        shift: int = 0,
+        guidance: float | None = None,
+        cross_guidance: float | None = None,
+        prompt_weights: dict[str, float] | None = None,
+        order: Order = "joint",
+        noise_scale: float = 1.0,
+        given_from: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        """Generate ``want`` for every test study of a region.
+
+        Args:
+            draw: number of the draw; another one starts from other noise.
+            shift: ``given`` comes from the study so many places further on (`SHIFT` for controls); 0 for its own.
+            guidance: scale; by default `guidance` if only a report is given, else `translation_guidance`.
+            cross_guidance, prompt_weights, order, noise_scale: see `MedM2GPipeline`.
+            given_from: only these of the given streams are shifted (all if empty).
+
+        Returns:
+            stream -> images (N, 1, H, W) in -1..1, or a list of N reports. Remembered: a second call costs nothing.
+        """
+        if guidance is None:
+            guidance = self.guidance if list(given) == ["text"] or "text" in want else self.translation_guidance
+        weights = tuple(sorted((prompt_weights or {}).items()))
+        key = (region, tuple(given), tuple(want), draw, shift, guidance, cross_guidance, weights, order, noise_scale,
+               given_from)  # fmt: skip
+        if key not in self._drawn:
+            n = len(self.data[region])
+            parts: dict[str, list[Any]] = {w: [] for w in want}
+            for i in range(0, n, BATCH):
+                own = list(range(i, min(n, i + BATCH)))
+                moved = [(j + shift) % n for j in own]
+                raw = {g: self.value(region, g, moved if not given_from or g in given_from else own) for g in given}
+                out = self.pipe(
+                    given=raw, want=want, num_inference_steps=self.steps, guidance_scale=guidance,
+                    cross_guidance_scale=cross_guidance, prompt_weights=prompt_weights, order=order,
+                    noise_scale=noise_scale, num_samples=len(own) if not raw else 1,
+                    generator=[torch.Generator().manual_seed(self.seed + 1000003 * draw + j) for j in own],
+                )  # fmt: skip
+                for w in want:
+                    parts[w] += [out[w]] if isinstance(out[w], torch.Tensor) else out[w]
+                self.bar.update()
+            self._drawn[key] = {w: torch.cat(p) if isinstance(p[0], torch.Tensor) else p for w, p in parts.items()}
+        return self._drawn[key]
+
+    def draws(self, region: str, given: Sequence[str], target: str, count: int, **kwargs: Any) -> torch.Tensor:
+        """``count`` draws of one image stream: (count, N, 1, H, W)."""
+        return torch.stack([self.draw(region, given, [target], draw=d, **kwargs)[target] for d in range(count)])
+
+    @torch.no_grad()
+    def codec(self, region: str, name: str) -> torch.Tensor | list[str]:
+        """The held-out truth through the codec and back: the ceiling of everything that is generated."""
+        key = ("codec", region, name)
+        if key not in self._drawn:
+            n = len(self.data[region])
+            parts: list[Any] = []
+            for i in range(0, n, BATCH):
+                index = list(range(i, min(n, i + BATCH)))
+                out = self.model.decode(name, self.model.encode(name, self.value(region, name, index)))
+                parts += [out] if isinstance(out, torch.Tensor) else out
+            self._drawn[key] = {name: torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts}
+        return self._drawn[key][name]

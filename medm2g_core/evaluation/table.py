@@ -1,0 +1,149 @@
+"""Scores as rows: what every section of the evaluation produces, how rows are shown, and how pieces are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medm2g_core.evaluation.metrics import bootstrap
+from medm2g_core.model import atomic_write
+
+__all__ = ["Check", "Piece", "Row", "Shelf", "make_row", "markdown"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score of one predictor.
+
+    Attributes:
+        task: what is generated from what.
+        metric: the score and its unit.
+        who: ``"model"`` (perhaps ``"model, mean of 8"``), or a rival that begins with ``"baseline: "``,
+            ``"control: "`` (what must fall to chance), or ``"ceiling: "`` (codec reconstruction or real data).
+        value, low, high: mean and 95 % interval (bootstrap over studies unless ``note`` says otherwise).
+        n: held-out studies.
+        note: what a reader of this one row must know; mostly empty.
+    """
+
+    task: str
+    metric: str
+    who: str
+    value: float
+    low: float
+    high: float
+    n: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition without which the tables must not be believed, such as a control at chance.
+
+    Attributes:
+        name: what must hold.  passed: whether it does.  detail: the figures, in words.
+    """
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def make_row(task: str, metric: str, who: str, samples: Sequence[Any], note: str = "") -> Row:
+    """A row from one number (or one `finding_counts` triple) a study; see `metrics.bootstrap`."""
+    value, low, high = bootstrap(samples)
+    return Row(task, metric, who, round(value, 4), round(low, 4), round(high, 4), len(samples), note)
+
+
+def _digits(metric: str) -> int:
+    return 1 if any(unit in metric for unit in ("dB", "HU", "%", "mm")) else 2
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table with a line a task and metric: model | baselines and controls | ceilings."""
+    table: dict[tuple[str, str], list[Row]] = {}
+    for r in rows:
+        table.setdefault((r.task, r.metric), []).append(r)
+    lines = ["| task | metric | n | model | baselines and controls | ceiling |", "|---|---|---|---|---|---|"]
+    for (task, metric), group in table.items():
+        digits = _digits(metric)
+
+        def show(r: Row, digits: int = digits) -> str:
+            who = r.who.split(": ")[-1].removeprefix("model, ")
+            name = "" if who == "model" else f"{who} "
+            return f"{name}{r.value:.{digits}f} [{r.low:.{digits}f}, {r.high:.{digits}f}]"
+
+        def cell(kinds: tuple[str, ...], group: list[Row] = group) -> str:
+            return "; ".join(show(r) for r in group if r.who.startswith(kinds))
+
+        lines.append(
+            f"| {task} | {metric} | {group[0].n} | {cell(('model',))} | {cell(('baseline', 'control'))} "
+            f"| {cell(('ceiling',))} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+@dataclass
+class Piece:
+    """What one section measured.
+
+    Attributes:
+        rows: the scores.  checks: what must hold.  seconds: time it took.  facts: settings and other plain values.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    seconds: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Piece:
+        rows = [Row(**r) for r in plain["rows"]]
+        checks = [Check(**c) for c in plain["checks"]]
+        return cls(rows, checks, plain["seconds"], plain["facts"])
+
+
+class Shelf:
+    """Finished pieces on disk: a piece is measured again only when what it depends on has changed.
+
+    Args:
+        folder: one ``<name>.json`` a piece.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def key(**depends: Any) -> str:
+        """A digest of plain values (weights, cohort, settings, version of the section)."""
+        return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+    def get(self, name: str, key: str) -> Piece | None:
+        """The stored piece, or ``None`` if there is none for that key (also when the file is damaged)."""
+        file = self.folder / f"{name}.json"
+        try:
+            plain = json.loads(file.read_text(encoding="utf-8"))
+            return Piece.from_dict(plain["piece"]) if plain["key"] == key else None
+        except (OSError, json.JSONDecodeError, KeyError, TypeError):
+            return None
+
+    def put(self, name: str, key: str, piece: Piece) -> Path:
+        """Store a piece in one step."""
+        file = self.folder / f"{name}.json"
+        text = json.dumps({"key": key, "piece": piece.to_dict()}, indent=1) + "\n"
+        atomic_write(file, lambda p: p.write_text(text, encoding="utf-8"))
+        return file
+
+    def make(self, name: str, key: str, measure: Callable[[], Piece]) -> Piece:
+        """The stored piece, or ``measure()``, stored."""
+        known = self.get(name, key)
+        if known is None:
+            known = measure()
+            self.put(name, key, known)
+        return known
