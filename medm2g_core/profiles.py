@@ -164,6 +164,7 @@ class StageConfig:
     warmup: int = 100
     ema: float = 0.999
     weight_decay: float = 0.01
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
 
 def _stages(**steps: StageConfig) -> Mapping[str, StageConfig]:

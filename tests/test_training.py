@@ -139,7 +139,7 @@ def test_no_round_pairs_what_must_emerge():
     """text-MRI, X-ray-CT and X-ray-MRI never meet in rounds 1 to 3."""
     pairs = set()
     for name in ("round1", "round2", "round3"):
-        for _, streams, _ in ROUNDS[name].batches:
+        for streams in (each.streams for each in ROUNDS[name].mixes):
             modalities = {stream(s).modality for s in streams}
             pairs |= {frozenset((a, b)) for a in modalities for b in modalities if a != b}
     assert pairs == {frozenset(p) for p in (("text", "xray"), ("text", "ct"), ("ct", "mri"))}

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from medm2g_core.model import CheckpointError, atomic_write
 from medm2g_core.profiles import StageConfig
+from medm2g_core.training.optimizer import Optimizer
 from medm2g_core.training.stages import Stage
 
 __all__ = ["StageInterrupted", "bf16_pays", "run_stage", "state_file"]
@@ -166,7 +167,7 @@ def run_stage(
     stage.to(accelerator.device)
     named = dict(stage.trainable())
     params = list(named.values())
-    optimizer = torch.optim.AdamW(params, config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    optimizer = Optimizer(named, stage.model, config)
     ema = {n: p.detach().clone() for n, p in named.items()}
 
     buffers = {n: b for n, b in stage.model.named_buffers() if b.is_floating_point()}
@@ -179,23 +180,15 @@ def run_stage(
         for n, p in named.items():
             p.data.copy_(tensors[f"weight.{n}"])
             ema[n].copy_(tensors[f"ema.{n}"])
-            if f"m.{n}" in tensors:
-                optimizer.state[p] = {
-                    "step": tensors[f"n.{n}"].clone(),
-                    "exp_avg": tensors[f"m.{n}"].to(p.device),
-                    "exp_avg_sq": tensors[f"v.{n}"].to(p.device),
-                }
-    wrapped, prepared = accelerator.prepare(stage, optimizer)
+        optimizer.load_state_tensors(tensors)
+    wrapped = accelerator.prepare(stage)
 
     def save(step: int) -> None:
         if not accelerator.is_main_process:
             return
         tensors = {f"weight.{n}": p for n, p in named.items()} | {f"ema.{n}": e for n, e in ema.items()}
         tensors |= {f"buffer.{n}": b for n, b in buffers.items()}
-        for n, p in named.items():
-            moments = optimizer.state.get(p)
-            if moments:
-                tensors |= {f"n.{n}": moments["step"], f"m.{n}": moments["exp_avg"], f"v.{n}": moments["exp_avg_sq"]}
+        tensors |= optimizer.state_tensors()
         state.save(step, tensors, {"precision": precision, "seconds": seconds, "last": last})
 
     log = folder / f"{stage.name}.log.jsonl"
@@ -219,10 +212,9 @@ def run_stage(
                     raise FloatingPointError(f"{stage.name}: the loss is {loss.item()} at step {step}")
                 accelerator.backward(loss)
             accelerator.clip_grad_norm_(params, 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
-            prepared.step()
-            prepared.zero_grad(set_to_none=True)
+            optimizer.set_lr(learning_rate(config, step))
+            optimizer.step()
+            optimizer.zero_grad()
             decay = min(config.ema, (1 + step) / (10 + step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(ema.values()), [p.detach() for p in params], 1 - decay)

@@ -184,19 +184,37 @@ class AlignmentStage(Stage):
 
 
 @dataclass(frozen=True)
+class Mix:
+    """What a step of a round can be made of.
+
+    Attributes:
+        region: of the studies.  streams: that take part.
+        weight: how often, relative to the other mixes of the round.
+        targets: modalities with a loss; all of the streams' if empty.
+        batch: studies relative to the stage's batch.
+    """
+
+    region: str
+    streams: tuple[str, ...]
+    weight: float
+    targets: tuple[str, ...] = ()
+    batch: int = 1
+
+
+@dataclass(frozen=True)
 class Round:
     """One round of multi-flow training.
 
     Attributes:
         trained: modalities whose flow and environment encoder train.
         frozen: modalities that take part with a fixed flow; only what lets them hear the new one trains.
-        batches: (region, streams, weight): what a step can be made of.
+        mixes: what a step can be made of.
         inherits: modality -> the one whose flow and environment encoder it starts from (`inherit_weights`).
     """
 
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
-    batches: tuple[tuple[str, tuple[str, ...], float], ...]
+    mixes: tuple[Mix, ...]
     inherits: tuple[tuple[str, str], ...] = ()
 
 
@@ -204,16 +222,16 @@ _CHEST_MR = ("mri_t1", "mri_t2")
 _BRAIN_MR = ("mri_t1", "mri_t2", "mri_pd", "mri_flair")
 ROUNDS: Mapping[str, Round] = {
     # A report without pictures (brain) lets the text flow learn to write it from an aligned embedding alone.
-    "round1": Round(("text", "xray"), (), (("chest", ("text", "xray"), 0.85), ("brain", ("text",), 0.15))),
-    "round2": Round(("ct",), ("text",), (("chest", ("text", "ct"), 1.0),), (("ct", "xray"),)),
+    "round1": Round(("text", "xray"), (), (Mix("chest", ("text", "xray"), 0.85), Mix("brain", ("text",), 0.15))),
+    "round2": Round(("ct",), ("text",), (Mix("chest", ("text", "ct"), 1.0),), (("ct", "xray"),)),
     "round3": Round(
-        ("mri",), ("ct",), (("chest", ("ct", *_CHEST_MR), 0.5), ("brain", _BRAIN_MR, 0.5)), (("mri", "ct"),)
+        ("mri",), ("ct",), (Mix("chest", ("ct", *_CHEST_MR), 0.5), Mix("brain", _BRAIN_MR, 0.5)), (("mri", "ct"),)
     ),
     # Ablation: everything with everything at once.
     "all_pairs": Round(
         ("text", "xray", "ct", "mri"),
         (),
-        (("chest", ("text", "xray", "ct", *_CHEST_MR), 0.7), ("brain", ("text", *_BRAIN_MR), 0.3)),
+        (Mix("chest", ("text", "xray", "ct", *_CHEST_MR), 0.7), Mix("brain", ("text", *_BRAIN_MR), 0.3)),
     ),
 }
 
@@ -252,8 +270,8 @@ class RoundStage(Stage):
             met = model.prompt_projection(m).met
             if m in self.round.trained:
                 met.zero_()
-            for _, streams, _ in self.round.batches:
-                modalities = [stream(s).modality for s in streams]
+            for each in self.round.mixes:
+                modalities = [stream(s).modality for s in each.streams]
                 for other in {o for o in modalities if o != m or modalities.count(m) > 1}:
                     if m in modalities:
                         met[MODALITIES.index(other)] = 1
@@ -268,12 +286,13 @@ class RoundStage(Stage):
                     yield name, parameter
 
     def forward(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, Logs]:
-        weights = torch.tensor([w for _, _, w in self.round.batches])
-        region, streams, _ = self.round.batches[int(torch.multinomial(weights, 1, generator=generator))]
-        corpus, device = self.corpora[region], self.model.device
+        weights = torch.tensor([each.weight for each in self.round.mixes])
+        chosen_mix = self.round.mixes[int(torch.multinomial(weights, 1, generator=generator))]
+        streams, batch = chosen_mix.streams, batch * chosen_mix.batch
+        corpus, device = self.corpora[chosen_mix.region], self.model.device
         index = _draw(len(corpus), batch, generator)
         wording = _draw(corpus.latents["text"].shape[1], batch, generator)
-        targets = self._targets(streams, generator)
+        targets = self._targets(streams, chosen_mix.targets, generator)
         z0 = {n: corpus.latent(n, index, wording).to(device) for n in streams}
         hear = {n: corpus.embedding(n, index, wording) for n in streams}
         hear = {n: Embedding(e.pooled.to(device), e.tokens.to(device), e.mask.to(device)) for n, e in hear.items()}
@@ -301,10 +320,12 @@ class RoundStage(Stage):
             loss, logs["env"] = loss + config.env_contrast * env, env
         return loss, logs
 
-    def _targets(self, streams: tuple[str, ...], generator: torch.Generator) -> tuple[str, ...]:
+    def _targets(
+        self, streams: tuple[str, ...], wanted: tuple[str, ...], generator: torch.Generator
+    ) -> tuple[str, ...]:
         """Streams with a loss this step: one a modality; a modality with several streams takes turns."""
         out = []
-        for m in dict.fromkeys(stream(s).modality for s in streams):
+        for m in dict.fromkeys(stream(s).modality for s in streams if not wanted or stream(s).modality in wanted):
             own = [s for s in streams if stream(s).modality == m]
             out.append(own[int(_draw(len(own), 1, generator))])
         return tuple(out)
