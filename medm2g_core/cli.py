@@ -145,8 +145,17 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = add("evaluate", "Measure a model on held-out virtual patients, beside baselines and ceilings.")
     evaluate.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     evaluate.add_argument("--model", type=Path, metavar="DIR", help="model folder (default: the shipped weights)")
-    evaluate.add_argument("--chest", type=_count, default=64, metavar="N", help="chest studies (default 64)")
-    evaluate.add_argument("--brain", type=_count, default=32, metavar="N", help="brain studies (default 32)")
+    evaluate.add_argument("--sections", type=_names, default=[], metavar="A,B", help="only these (default: all)")
+    evaluate.add_argument("--fresh", action="store_true", help="measure again what DIR holds already")
+    evaluate.add_argument("--chest", type=_count, default=128, metavar="N", help="chest studies (default 128)")
+    evaluate.add_argument("--brain", type=_count, default=64, metavar="N", help="brain studies (default 64)")
+    evaluate.add_argument(
+        "--reference", type=_count, default=128, metavar="N", help="validation studies, for settings and floors"
+    )
+    evaluate.add_argument(
+        "--time-fraction", type=_finite, default=1.0, metavar="X",
+        help="training time of the trained baselines, relative to the flow they face (default 1)",
+    )  # fmt: skip
     evaluate.add_argument("--steps", type=_count, default=10, help="sampler steps (default 10)")
     evaluate.add_argument("--guidance", type=_finite, default=2.0, help="classifier-free guidance (default 2)")
     evaluate.add_argument("--seed", type=_natural, default=0)

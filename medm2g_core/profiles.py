@@ -257,15 +257,20 @@ _SMOKE = Profile(
 
 _CPU = Profile(
     name="cpu",
+    image_codec=ImageCodecConfig(latent_channels=12),
+    alignment=AlignmentConfig(invariant_weight=0.01),
+    data=DataConfig(chest_train=2816, brain_train=1408, chest_val=256, brain_val=128),
     stages=_stages(
-        image_codec=StageConfig(steps=1400, batch=32, lr=2e-3, warmup=100, ema=0.995, weight_decay=0.0),
+        image_codec=StageConfig(steps=2000, batch=32, lr=2e-3, warmup=50, ema=0.995, weight_decay=0.0,
+                                optimizer="muon"),
         text_codec=StageConfig(steps=4000, batch=32, lr=1.5e-3, warmup=200, ema=0.995),
-        alignment=StageConfig(steps=400, batch=64, lr=1.5e-3, warmup=50, ema=0.99, weight_decay=0.05),
-        round1=StageConfig(steps=2400, batch=32, lr=1.5e-3, warmup=100, ema=0.995),
-        round2=StageConfig(steps=900, batch=32, lr=1e-3, warmup=50, ema=0.995),
-        round3=StageConfig(steps=950, batch=32, lr=1e-3, warmup=50, ema=0.995),
+        alignment=StageConfig(steps=1000, batch=64, lr=1.5e-3, warmup=50, ema=0.995, weight_decay=0.05,
+                              optimizer="muon"),
+        round1=StageConfig(steps=1100, batch=32, lr=1.5e-3, warmup=50, ema=0.99, optimizer="muon"),
+        round2=StageConfig(steps=450, batch=32, lr=1.5e-3, warmup=50, ema=0.99, optimizer="muon"),
+        round3=StageConfig(steps=850, batch=32, lr=1.5e-3, warmup=50, ema=0.99, optimizer="muon"),
     ),
-)
+)  # fmt: skip
 
 _GPU = Profile(
     name="gpu",

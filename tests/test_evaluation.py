@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from medm2g_core.evaluation.metrics import bootstrap, ct_mae_hu, finding_counts, finding_f1, psnr, ssim
-from medm2g_core.evaluation.quick import markdown, quick_evaluation, recall_at_one, write_results
+from medm2g_core.evaluation.results import evaluate, failed, flow_seconds, report, weights_digest
+from medm2g_core.evaluation.retrieval import ceiling_hits, hits_at, same_findings_at_1
+from medm2g_core.evaluation.table import Check, Piece, Row, Shelf, make_row, markdown
 from medm2g_core.model import MedM2G
-from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.show.readme import blocks, fill
 from medm2g_core.streams import Finding, hu_to_unit
 from medm2g_core.training.validate import recall_at
@@ -60,22 +61,88 @@ def test_recall_is_perfect_for_equal_embeddings_and_chance_for_random_ones() -> 
     a, b = torch.nn.functional.normalize(torch.randn(2, 200, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
     assert recall_at(a, a, 1) == 1.0
     assert recall_at(a, b, 5) < 0.1
-    hits = [recall_at_one(a, b, i, 5) for i in range(200)]
-    assert np.mean(hits) == pytest.approx(recall_at(a, b, 5))
+    assert np.mean(hits_at(a, a, 1)) == 1.0
+    assert np.mean(hits_at(a, b, 5)) == pytest.approx(recall_at(a, b, 5))
 
 
-def test_evaluation_has_baselines_controls_and_ceilings_for_every_task(model: MedM2G, tmp_path: Path) -> None:
-    result = quick_evaluation(MedM2GPipeline(model), n_chest=3, n_brain=2, steps=1, reference=2)
-    by_task: dict[tuple[str, str], set[str]] = {}
-    for r in result["rows"]:
-        assert r["low"] <= r["value"] <= r["high"] and r["n"] in (2, 3)
-        by_task.setdefault((r["task"], r["metric"]), set()).add(r["who"].split(":")[0].split(",")[0])
-    for key, who in by_task.items():
-        assert {"model", "baseline", "ceiling"} <= who, key
-    assert any("Report (chest)" in t for t, _ in by_task) and any(m == "MAE, HU" for _, m in by_task)
-    files = write_results(result, tmp_path)
-    assert json.loads(files[0].read_text(encoding="utf-8")) == result
-    assert markdown(result).count("\n") == len(by_task) + 2
+def test_equal_embeddings_are_a_draw_in_retrieval() -> None:
+    """Four copies of one patient: a rank of 1 would be luck, so each counts a quarter, as the ceiling says."""
+    same = torch.ones(4, 3) / 3**0.5
+    assert hits_at(same, same, 1) == pytest.approx([0.25] * 4)
+    assert hits_at(same, same, 4) == [1.0] * 4
+    assert ceiling_hits(["a", "a", "a", "a"], 1) == [0.25] * 4
+    assert ceiling_hits(["a", "b", "b"], 1) == [1.0, 0.5, 0.5]
+
+
+def test_same_findings_counts_another_patient_with_equal_findings_and_no_other_side() -> None:
+    left, right = Finding("pneumothorax", "left", "", "small"), Finding("pneumothorax", "right", "", "small")
+    swap = torch.eye(3)[[1, 0, 2]]  # patients 0 and 1 find each other, 2 itself
+    assert same_findings_at_1(torch.eye(3), swap, [(left,), (left,), ()]) == [1.0, 1.0, 1.0]
+    assert same_findings_at_1(torch.eye(3), swap, [(left,), (right,), ()]) == [0.0, 0.0, 1.0]
+
+
+def test_a_piece_is_measured_once_and_again_when_what_it_depends_on_changes(tmp_path: Path) -> None:
+    shelf, calls = Shelf(tmp_path), []
+
+    def measure() -> Piece:
+        calls.append(1)
+        return Piece([make_row("t", "m", "model", [1.0, 2.0])], [Check("c", True, "d")], 1.0, {"a": 1})
+
+    first = shelf.make("x", Shelf.key(weights="a"), measure)
+    assert shelf.make("x", Shelf.key(weights="a"), measure) == first and len(calls) == 1
+    shelf.make("x", Shelf.key(weights="b"), measure)
+    assert len(calls) == 2
+    (tmp_path / "x.json").write_text("{half", encoding="utf-8")
+    shelf.make("x", Shelf.key(weights="b"), measure)  # a damaged file is measured again
+    assert len(calls) == 3
+
+
+def test_the_table_has_a_line_a_metric_and_keeps_rivals_apart() -> None:
+    rows = [
+        Row("a → b", "PSNR, dB", "model", 20.0, 19.0, 21.0, 8),
+        Row("a → b", "PSNR, dB", "ceiling: codec", 30, 29, 31, 8),
+        Row("a → b", "PSNR, dB", "baseline: mean image", 15, 14, 16, 8),
+        Row("a → b", "SSIM", "model", 0.5, 0.4, 0.6, 8),
+    ]
+    lines = markdown(rows).splitlines()
+    assert len(lines) == 4
+    cells = ["a → b", "PSNR, dB", "8", "20.0 [19.0, 21.0]", "mean image 15.0 [14.0, 16.0]", "codec 30.0 [29.0, 31.0]"]
+    assert lines[2] == f"| {' | '.join(cells)} |"
+
+
+def test_trained_baselines_get_the_time_of_the_flow_they_face(tmp_path: Path) -> None:
+    stages = {n: {"seconds": s} for n, s in (("round1", 100.0), ("round2", 50.0), ("round3", 70.0))}
+    (tmp_path / "training.json").write_text(json.dumps({"stages": stages}), encoding="utf-8")
+    assert flow_seconds(tmp_path) == {"text": 50.0, "xray": 50.0, "ct": 50.0, "mri": 70.0}
+    assert flow_seconds(tmp_path, 0.5)["mri"] == 35.0
+    assert set(flow_seconds(tmp_path / "nothing")) == {"text", "xray", "ct", "mri"}
+
+
+def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(model: MedM2G, tmp_path: Path) -> None:
+    """An untrained model: its tables are complete, its controls that need a trained model fail, and that is said."""
+    folder, out = tmp_path / "weights", tmp_path / "results"
+    model.save_pretrained(folder)
+    sizes = {"n_chest": 8, "n_brain": 4, "reference": 4, "steps": 1}
+    sections = ("alignment", "guidance")
+    pieces = evaluate(folder, out, sections=sections, **sizes)
+    assert set(pieces) == set(sections)
+    for piece in pieces.values():
+        assert piece.rows and all(r.low <= r.value <= r.high for r in piece.rows)
+    bad = failed(pieces)
+    assert any("a wrong guide is visibly wrong" in c.name for _, c in bad) and "does not hold" in report(pieces)
+    stamp = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    assert evaluate(folder, out, sections=sections, **sizes) == pieces
+    assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == stamp
+    before = weights_digest(folder)
+    with torch.no_grad():
+        next(model.flows["mri"].parameters()).add_(0.5)
+    model.save_pretrained(folder)
+    assert weights_digest(folder) != before
+    evaluate(folder, out, sections=("guidance",), **sizes)
+    changed = {p.name for p in out.iterdir() if p.stat().st_mtime_ns != stamp[p.name]}
+    assert changed == {"guidance.json"}
+    with pytest.raises(ValueError, match="unknown section 'x'"):
+        evaluate(folder, out, sections=("x",))
 
 
 def test_readme_shows_what_the_programs_measured() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from medm2g_core.commands.common import pick_device, writable_folder
 
@@ -10,21 +11,25 @@ __all__ = ["run_evaluation"]
 
 
 def run_evaluation(args: argparse.Namespace) -> int:
-    """Measure, print the table and write ``quick.json`` and ``quick.md``.
+    """Measure what is not measured yet, print the tables, write ``<section>.json`` and ``results.md``.
+
+    Returns:
+        0, or 1 if a control does not hold (the tables are written all the same).
 
     Raises:
         medm2g_core.model.CheckpointError: no such model, or a damaged one.
-        ValueError: the device is not there, or the folder cannot be written.
+        ValueError: the device is not there, the folder cannot be written, or there is no such section.
     """
-    from medm2g_core.evaluation.quick import markdown, quick_evaluation, write_results
-    from medm2g_core.pipeline import MedM2GPipeline
+    from medm2g_core.evaluation.results import SECTIONS, evaluate, failed, report, write_report
 
-    out = writable_folder(args.out)
-    pipe = MedM2GPipeline.from_pretrained(args.model).to(pick_device(args.device))
-    result = quick_evaluation(
-        pipe, n_chest=args.chest, n_brain=args.brain, steps=args.steps, guidance=args.guidance, seed=args.seed
-    )
-    print(markdown(result))
-    for file in write_results(result, out):
-        print(file)
-    return 0
+    pieces = evaluate(
+        args.model, writable_folder(args.out), sections=args.sections or tuple(SECTIONS), n_chest=args.chest,
+        n_brain=args.brain, reference=args.reference, steps=args.steps, guidance=args.guidance, seed=args.seed,
+        device=pick_device(args.device), fresh=args.fresh, time_fraction=args.time_fraction,
+    )  # fmt: skip
+    print(report(pieces))
+    print(write_report(pieces, args.out))
+    bad = failed(pieces)
+    for section, check in bad:
+        print(f"a control does not hold ({section}): {check.name}: {check.detail}", file=sys.stderr)
+    return 1 if bad else 0

@@ -38,7 +38,7 @@ from medm2g_core.data.findings import FINDINGS, findings_of
 from medm2g_core.data.wheels import cache_dir as default_cache_dir
 from medm2g_core.streams import Finding, StreamError, Study, stream
 
-__all__ = ["REGIONS", "SPLITS", "CohortError", "VirtualCohort", "collate", "study_seed"]
+__all__ = ["REGIONS", "SPLITS", "CohortError", "VirtualCohort", "cohort_version", "collate", "study_seed"]
 
 SPLITS = ("train", "val", "test")
 REGIONS = ("chest", "brain")
@@ -149,6 +149,11 @@ def _warm(region: str) -> None:
             from medm2g_core.data.brain.atlas import load_atlas
 
             load_atlas()
+
+
+def cohort_version(region: str) -> str:
+    """What the pictures and reports of a region were made by: the same text, the same studies."""
+    return _version(region)
 
 
 @lru_cache(maxsize=2)

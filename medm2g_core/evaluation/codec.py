@@ -31,7 +31,7 @@ def image_codec_section(bench: Bench, finding_auc: FindingScore | None = None) -
         finding_auc: scores images by an independent classifier; without it those rows are left out.
     """
     piece = Piece(facts={"factor": bench.model.profile.image_codec.factor,
-                         "numbers a picture": _numbers(bench)})  # fmt: skip
+                         "numbers a picture": _numbers(bench)})
     for region, names in REGION_STREAMS.items():
         for name in names:
             truth = bench.data[region].stack(name)
@@ -54,7 +54,7 @@ def image_codec_section(bench: Bench, finding_auc: FindingScore | None = None) -
             model, control = (psnr(x, truth).mean().item() for x in (back, rivals[list(rivals)[2]]))
             piece.checks.append(
                 Check(f"{task}: another patient's reconstruction is far off", control < model - 6,
-                      f"{control:.1f} dB against {model:.1f} dB")  # fmt: skip
+                      f"{control:.1f} dB against {model:.1f} dB")
             )
             if finding_auc is not None:
                 for who, x in (("model", back), ("ceiling: real images", truth)):

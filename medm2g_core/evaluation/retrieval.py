@@ -95,6 +95,6 @@ def alignment_section(bench: Bench) -> Piece:
             piece.checks.append(
                 Check(f"{task}: another patient's partner is found by chance", row.low <= max(5 / n, row.value * 0.999)
                       and row.value <= 5 / n + 4 * (5 / n / n) ** 0.5,
-                      f"R@5 {row.value:.3f} [{row.low:.3f}, {row.high:.3f}], chance {5 / n:.3f}")  # fmt: skip
+                      f"R@5 {row.value:.3f} [{row.low:.3f}, {row.high:.3f}], chance {5 / n:.3f}")
             )
     return piece

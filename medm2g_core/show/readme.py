@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from medm2g_core.evaluation.quick import markdown
+from medm2g_core.evaluation.results import load_pieces, summary_rows
+from medm2g_core.evaluation.table import markdown
 from medm2g_core.model import atomic_write
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.show.figures import Cell, Figure, Panel, contact_sheet
@@ -23,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def blocks(root: Path = ROOT) -> dict[str, str]:
     """Name of each block of the README -> its text, from the files in ``results/``."""
     out = {}
-    quick = root / "results" / "quick.json"
-    if quick.is_file():
-        out["results"] = markdown(json.loads(quick.read_text(encoding="utf-8")))
+    pieces = load_pieces(root / "results")
+    if pieces:
+        out["results"] = markdown(summary_rows(pieces))
     speed = root / "results" / "speed.json"
     if speed.is_file():
         rows = json.loads(speed.read_text(encoding="utf-8"))

@@ -1,0 +1,253 @@
+"""All tables of the results: sections in order, each measured once and kept; controls that must hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from medm2g_core.data.cohort import VirtualCohort, cohort_version
+from medm2g_core.evaluation.bench import Bench
+from medm2g_core.evaluation.codec import image_codec_section
+from medm2g_core.evaluation.fidelity import auc_scorer
+from medm2g_core.evaluation.judges import SHIPPED_JUDGES, Judges, load_judges
+from medm2g_core.evaluation.report_generation import report_generation, text_codec_section
+from medm2g_core.evaluation.retrieval import alignment_section
+from medm2g_core.evaluation.table import Check, Piece, Shelf, markdown
+from medm2g_core.evaluation.text_to_image import text_to_image
+from medm2g_core.evaluation.translation import guidance_used, translation
+from medm2g_core.evaluation.unified import unified
+from medm2g_core.model import PARTS, atomic_write
+from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
+from medm2g_core.profiles import Profile
+from medm2g_core.training.run import load_corpora
+
+__all__ = [
+    "SECTIONS", "evaluate", "failed", "flow_seconds", "load_pieces", "report", "summary_rows", "weights_digest",
+    "write_report",
+]  # fmt: skip
+
+SECTIONS: Mapping[str, tuple[str, int]] = {
+    "image_codec": ("Image codec", 1),
+    "text_codec": ("Text codec", 1),
+    "alignment": ("Alignment", 1),
+    "text_to_image": ("Text to image", 1),
+    "report_xray": ("Report generation from an X-ray", 1),
+    "report_ct": ("Report generation from a CT", 1),
+    "translation": ("Image to image", 1),
+    "guidance": ("Is the guidance used?", 1),
+    "unified": ("Several streams at once, and pairs that never trained together", 1),
+}
+"""Name -> (title, version). A version is raised when its section measures something else than before."""
+
+
+def weights_digest(folder: Path) -> str:
+    """Changes when a weight of the model in ``folder`` does."""
+    digest = hashlib.sha256()
+    for part in PARTS:
+        with safe_open(folder / f"{part}.safetensors", "pt") as f:
+            for name in sorted(f.keys()):
+                digest.update(name.encode())
+                digest.update(f.get_tensor(name).float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def flow_seconds(folder: Path, fraction: float = 1.0) -> dict[str, float]:
+    """How long a trained baseline gets: wall-clock seconds a modality, from the model's own ``training.json``.
+
+    A round's time is shared equally by the flows that it trains; ``fraction`` shortens all (tests, small machines).
+    Where the folder tells nothing the answer is ten minutes.
+    """
+    try:
+        stages = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
+        rounds = {n: float(stages[n]["seconds"]) for n in ("round1", "round2", "round3")}
+    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        rounds = dict.fromkeys(("round1", "round2", "round3"), 600.0)
+    own = {"text": rounds["round1"] / 2, "xray": rounds["round1"] / 2, "ct": rounds["round2"], "mri": rounds["round3"]}
+    return {m: round(s * fraction, 1) for m, s in own.items()}
+
+
+def evaluate(
+    model: Path | None,
+    folder: Path,
+    *,
+    sections: Sequence[str] = tuple(SECTIONS),
+    n_chest: int = 128,
+    n_brain: int = 64,
+    reference: int = 128,
+    steps: int = 10,
+    guidance: float = 2.0,
+    seed: int = 0,
+    device: str = "cpu",
+    fresh: bool = False,
+    time_fraction: float = 1.0,
+    train_studies: tuple[int, int] | None = None,
+    judges: Path = SHIPPED_JUDGES,
+) -> dict[str, Piece]:
+    """Measure the sections that are not in ``folder`` yet and return all.
+
+    Args:
+        model: folder of weights; ``None`` for the shipped ones.
+        folder: for ``<section>.json``; a stored section is taken over if weights, cohort and settings are the same.
+        sections: names of `SECTIONS`.
+        n_chest, n_brain, reference, steps, guidance, seed: see `Bench`.
+        fresh: measure again what is stored.
+        time_fraction: of the flows' training time, for the trained baselines (1 is a fair comparison).
+        train_studies: chest and brain studies of the baselines; by default those of the model's profile.
+
+    Raises:
+        ValueError: an unknown section.
+        medm2g_core.model.CheckpointError: no such model.
+    """
+    unknown = set(sections) - set(SECTIONS)
+    if unknown:
+        raise ValueError(f"unknown section {sorted(unknown)[0]!r}; known: {', '.join(SECTIONS)}")
+    source = model or SHIPPED_WEIGHTS
+    pipe = MedM2GPipeline.from_pretrained(model)
+    profile = pipe.model.profile
+    d = profile.data
+    train_studies = train_studies or (d.chest_train, d.brain_train)
+    settings: dict[str, Any] = {
+        "n_chest": n_chest, "n_brain": n_brain, "reference": reference, "steps": steps, "guidance": guidance,
+        "seed": seed, "time_fraction": time_fraction, "train_studies": list(train_studies),
+    }  # fmt: skip
+    depends = {
+        "weights": weights_digest(source), "settings": settings,
+        "cohort": {r: cohort_version(r) for r in ("chest", "brain")},
+        "judges": hashlib.sha256(b"".join(p.read_bytes() for p in sorted(judges.glob("*.safetensors")))).hexdigest(),
+    }  # fmt: skip
+    shelf = Shelf(folder)
+    keys = {n: Shelf.key(section=n, version=SECTIONS[n][1], **depends) for n in sections}
+    known: dict[str, Piece | None] = {n: None if fresh else shelf.get(n, keys[n]) for n in sections}
+    missing = [n for n in sections if known[n] is None]
+    if missing:
+        bench = Bench(
+            pipe.to(device), n_chest=n_chest, n_brain=n_brain, reference=reference, steps=steps, guidance=guidance,
+            seed=seed,
+        )  # fmt: skip
+        measure = _measures(bench, source, profile, train_studies, time_fraction, judges, seed)
+        for name in missing:
+            begin = time.monotonic()
+            with torch.no_grad():
+                piece = measure[name]()
+            piece.seconds = round(time.monotonic() - begin, 1)
+            piece.facts["settings"] = settings
+            known[name] = piece
+            shelf.put(name, keys[name], piece)
+        bench.bar.close()
+    return {n: done for n in SECTIONS if (done := known.get(n)) is not None}
+
+
+def _measures(
+    bench: Bench, source: Path, profile: Profile, train_studies: tuple[int, int], fraction: float, folder: Path,
+    seed: int,
+) -> dict[str, Callable[[], Piece]]:  # fmt: skip
+    """Section -> what measures it; judges and training studies are loaded when first needed."""
+    seconds = flow_seconds(source, fraction)
+    small = profile.replace(data={"chest_train": train_studies[0], "brain_train": train_studies[1]})
+    kept: dict[str, Any] = {}
+    threads = torch.get_num_threads()
+
+    def judges() -> Judges:
+        if "judges" not in kept:
+            kept["judges"] = load_judges(folder)
+        return kept["judges"]
+
+    def cohorts() -> dict[str, VirtualCohort]:
+        if "cohorts" not in kept:
+            kept["cohorts"] = {
+                r: VirtualCohort("train", r, n, resolution=profile.resolution, seed=profile.data.seed)
+                for r, n in zip(("chest", "brain"), train_studies, strict=True)
+            }
+        return kept["cohorts"]
+
+    def reports(given: Any) -> Piece:
+        return report_generation(
+            bench, given, decoder_seconds=seconds["text"], train=cohorts()["chest"], threads=threads, seed=seed
+        )
+
+    return {
+        "image_codec": lambda: image_codec_section(bench, auc_scorer(bench, judges())),
+        "text_codec": lambda: text_codec_section(bench),
+        "alignment": lambda: alignment_section(bench),
+        "text_to_image": lambda: text_to_image(bench, judges(), cohorts()),
+        "report_xray": lambda: reports("xray"),
+        "report_ct": lambda: reports("ct"),
+        "translation": lambda: translation(
+            bench, judges(), {c.region: c for c in load_corpora(small)}, seconds=seconds, threads=threads
+        ),
+        "guidance": lambda: guidance_used(bench),
+        "unified": lambda: unified(bench, judges()),
+    }
+
+
+def failed(pieces: Mapping[str, Piece]) -> list[tuple[str, Check]]:
+    """(section, check) of everything that should hold and does not."""
+    return [(name, c) for name, piece in pieces.items() for c in piece.checks if not c.passed]
+
+
+def report(pieces: Mapping[str, Piece]) -> str:
+    """All sections as one Markdown document."""
+    lines = [
+        "# Results",
+        "",
+        "Held-out virtual patients; 95 % intervals in brackets, by bootstrap over studies. Chest pictures come from "
+        "three people's anatomy and brains from one template: nothing here measures generalisation to new people.",
+        "",
+    ]
+    for name, piece in pieces.items():
+        lines += [f"## {SECTIONS[name][0]}", "", markdown(piece.rows)]
+        bad = [c for c in piece.checks if not c.passed]
+        lines.append(f"{len(piece.checks) - len(bad)} of {len(piece.checks)} controls hold.")
+        lines += [f"- **does not hold**: {c.name}: {c.detail}" for c in bad]
+        lines += [f"\nMeasured in {piece.seconds:.0f} s.", ""]
+    return "\n".join(lines)
+
+
+def write_report(pieces: Mapping[str, Piece], folder: Path) -> Path:
+    """``results.md`` in ``folder``."""
+    file = folder / "results.md"
+    text = report(pieces)
+    atomic_write(file, lambda p: p.write_text(text, encoding="utf-8"))
+    return file
+
+
+SUMMARY: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("image_codec", "PSNR, dB", ("Chest X-ray (chest)", "CT (chest)", "FLAIR (brain)")),
+    ("text_codec", "finding F1, strict", ("(chest)",)),
+    ("alignment", "same findings@1", ("Report → Chest X-ray", "Report → CT")),
+    ("text_to_image", "finding AUC", ("",)),
+    ("report_xray", "finding F1, strict", ("",)),
+    ("report_xray", "finding F1, presence", ("",)),
+    ("report_ct", "finding F1, strict", ("",)),
+    ("translation", "PSNR, dB", ("",)),
+    ("guidance", "right guide less none, dB", ("",)),
+)
+"""(section, beginning of the metric, parts of the task) of the rows that the README shows."""
+
+
+def summary_rows(pieces: Mapping[str, Piece]) -> list[Any]:
+    """The leading rows, in the README's order."""
+    return [
+        r
+        for section, metric, tasks in SUMMARY
+        if section in pieces
+        for r in pieces[section].rows
+        if r.metric.startswith(metric) and any(t in r.task for t in tasks)
+    ]
+
+
+def load_pieces(folder: Path) -> dict[str, Piece]:
+    """The stored sections of a results folder, whatever weights they were measured with."""
+    out = {}
+    for name in SECTIONS:
+        file = folder / f"{name}.json"
+        if file.is_file():
+            out[name] = Piece.from_dict(json.loads(file.read_text(encoding="utf-8"))["piece"])
+    return out

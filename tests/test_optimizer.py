@@ -1,0 +1,107 @@
+"""The optimiser: Muon moves matrices, AdamW the rest, and both go on from where they were."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from conftest import untrained
+from torch import nn
+
+from medm2g_core.profiles import StageConfig
+from medm2g_core.training.optimizer import Optimizer, matrices
+
+MUON = StageConfig(steps=1, lr=0.05, optimizer="muon", weight_decay=0.0)
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Flatten(), nn.Linear(8 * 16, 8), nn.Linear(8, 2)
+        )
+
+
+def a_step(net: nn.Module, optimizer: Optimizer, seed: int = 0) -> float:
+    g = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(16, 8, 4, 4, generator=g), torch.randn(16, 2, generator=g)
+    loss = (net(x) - y).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def test_kernels_and_matrices_are_muons_and_small_or_one_dimensional_weights_are_not():
+    net = network()
+    chosen = {n for n, p in net.named_parameters() if id(p) in matrices(net)}
+    assert chosen == {"0.weight", "3.weight"}  # "4.weight" has two rows only
+
+
+def test_no_embedding_table_is_a_matrix_not_even_a_tied_one(smoke):
+    model = untrained(smoke)
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    assert id(model.text_codec.decoder.lm_head.weight) in tables
+    chosen = matrices(model)
+    assert chosen and not chosen & tables
+
+
+def test_an_update_of_a_kernel_is_orthogonal_as_a_matrix():
+    """The gradient has singular values of 1 to 100, the update of one size; its sides are the gradient's."""
+    net = network()
+    optimizer = Optimizer(dict(net.named_parameters()), net, MUON)
+    g = torch.Generator().manual_seed(0)
+    u, _ = torch.linalg.qr(torch.randn(8, 8, generator=g))
+    v, _ = torch.linalg.qr(torch.randn(72, 8, generator=g))
+    gradient = u @ torch.diag(torch.logspace(0, 2, 8)) @ v.T
+    before = net[0].weight.detach().clone()
+    net[0].weight.grad = gradient.reshape(before.shape)
+    optimizer.step()
+    update = (before - net[0].weight.detach()).flatten(1)
+    singular = torch.linalg.svdvals(update)
+    assert singular.max() / singular.min() < 2.5
+    aligned = torch.diagonal(u.T @ update @ v)
+    assert (aligned > 0).all() and aligned.square().sum() > 0.99 * update.square().sum()
+
+
+def test_both_learn_and_every_parameter_moves():
+    for kind in ("muon", "adamw"):
+        net = network()
+        before = {n: p.detach().clone() for n, p in net.named_parameters()}
+        optimizer = Optimizer(dict(net.named_parameters()), net, dataclasses.replace(MUON, optimizer=kind, lr=0.01))
+        losses = [a_step(net, optimizer) for _ in range(60)]
+        assert losses[-1] < 0.5 * losses[0]
+        assert all(not torch.equal(p, before[n]) for n, p in net.named_parameters())
+
+
+def test_without_a_gradient_nothing_moves():
+    net = network()
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    optimizer = Optimizer(dict(net.named_parameters()), net, MUON)
+    a_step(net, optimizer)
+    moved = {n: p.detach().clone() for n, p in net.named_parameters()}
+    optimizer.step()  # gradients were cleared: neither momentum nor weight decay may move anything
+    assert all(torch.equal(p, moved[n]) for n, p in net.named_parameters())
+    assert any(not torch.equal(moved[n], before[n]) for n in moved)
+
+
+def test_state_that_was_stored_goes_on_as_if_nothing_had_happened():
+    straight, broken, control = network(), network(), network()
+    one = Optimizer(dict(straight.named_parameters()), straight, MUON)
+    for i in range(4):
+        a_step(straight, one, i)
+    two = Optimizer(dict(broken.named_parameters()), broken, MUON)
+    for i in range(2):
+        a_step(broken, two, i)
+    stored = {k: v.clone() for k, v in two.state_tensors().items()}
+    resumed = Optimizer(dict(broken.named_parameters()), broken, MUON)
+    resumed.load_state_tensors(stored)
+    forgotten = Optimizer(dict(control.named_parameters()), control, MUON)
+    for i in range(4):
+        if i == 2:
+            forgotten = Optimizer(dict(control.named_parameters()), control, MUON)
+        a_step(control, forgotten, i)
+        if i >= 2:
+            a_step(broken, resumed, i)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), broken.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(straight.parameters(), control.parameters(), strict=True))

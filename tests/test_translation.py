@@ -1,0 +1,118 @@
+"""Translation baselines and scores: what they learn, and what they cannot."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from medm2g_core.data.cohort import VirtualCohort
+from medm2g_core.evaluation.baselines.regression import (
+    Patches,
+    RegressionSettings,
+    Translation,
+    Translator,
+    train_translator,
+)
+from medm2g_core.evaluation.judges import auc
+from medm2g_core.evaluation.metrics import psnr
+from medm2g_core.evaluation.translation import GROUPS, LESIONS, TASKS, dice, hyperintense
+from medm2g_core.training.corpus import Corpus
+
+TASK = Translation("brain", ("mri_t1",), "mri_t2")
+
+
+@pytest.fixture(scope="module")
+def pairs() -> Corpus:
+    """Four smooth pictures whose T2 is the negative of their T1, and a PD that has nothing to do with it."""
+    g = torch.Generator().manual_seed(0)
+    coarse = torch.rand(4, 1, 4, 4, generator=g) * 2 - 1
+    x = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic").clamp(-1, 1)
+    return Corpus("brain", {"mri_t1": x.half(), "mri_t2": (-x).half(), "mri_pd": x.roll(1, 0).half()}, [["a"]] * 4)
+
+
+def small(adversarial: bool = False, seconds: float = 6.0, **changes) -> RegressionSettings:
+    values = {"batch": 4, "lr": 3e-3, "channels": (16, 24)} | changes
+    return RegressionSettings((TASK,), seconds, 1, adversarial, **values)
+
+
+def test_regression_learns_pairs_by_heart_and_the_wrong_input_does_not_help(pairs, tmp_path):
+    net = train_translator(small(), {"brain": pairs}, cache=tmp_path, progress=False)
+    given, truth = pairs.images["mri_t1"].float(), pairs.images["mri_t2"].float()
+    right = psnr(net.translate({"mri_t1": given}, "mri_t2"), truth).mean()
+    wrong = psnr(net.translate({"mri_t1": given.roll(1, 0)}, "mri_t2"), truth).mean()
+    assert right > 20 and wrong < right - 6
+
+
+def test_a_cached_baseline_is_the_same_network_and_a_damaged_one_is_trained_again(pairs, tmp_path):
+    settings = small(seconds=0.5)
+    net = train_translator(settings, {"brain": pairs}, cache=tmp_path, progress=False)
+    (file,) = tmp_path.glob("*.safetensors")
+    stamp = file.stat().st_mtime_ns
+    again = train_translator(settings, {"brain": pairs}, cache=tmp_path, progress=False)
+    given = {"mri_t1": pairs.images["mri_t1"].float()}
+    assert torch.equal(net.translate(given, "mri_t2"), again.translate(given, "mri_t2"))
+    assert file.stat().st_mtime_ns == stamp and again.info["steps"] == net.info["steps"]
+    file.write_bytes(b"half")
+    train_translator(settings, {"brain": pairs}, cache=tmp_path, progress=False)
+    assert file.stat().st_size > 1000
+    with pytest.raises(ValueError, match="need studies of their regions"):
+        train_translator(settings, {"chest": pairs}, cache=tmp_path)
+
+
+def test_an_absent_stream_says_only_that_it_is_absent():
+    """What stands in the slot of a stream that is not given cannot matter, and that it is missing does."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Translator((16, 24)).eval()
+    x = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    one, both = net({"mri_t1": x}, "ct"), net({"mri_t1": x, "mri_t2": torch.zeros_like(x)}, "ct")
+    assert one.shape == x.shape and not torch.allclose(one, both)
+    assert not torch.allclose(one, net({"mri_t1": x}, "xray"))
+
+
+def test_the_critic_sees_the_condition_and_gives_the_generator_a_gradient():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        critic, net = Patches(8), Translator((16, 24))
+    x = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    out = net({"ct": x}, "mri_t2")
+    score = critic({"ct": x}, out, "mri_t2")
+    assert score.ndim == 4 and score.shape[-1] > 1  # a map of patches
+    assert not torch.allclose(score, critic({"ct": x.flip(0)}, out, "mri_t2"))
+    (score - 1).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in critic.parameters())
+    assert sum(p.grad.abs().sum() for p in net.parameters() if p.grad is not None) > 0
+
+
+def test_pix2pix_trains_both_players(pairs, tmp_path):
+    net = train_translator(small(True, 4.0), {"brain": pairs}, cache=tmp_path, progress=False)
+    given, truth = pairs.images["mri_t1"].float(), pairs.images["mri_t2"].float()
+    untrained = Translator((16, 24)).eval()
+    assert psnr(net.translate({"mri_t1": given}, "mri_t2"), truth).mean() > 3 + psnr(
+        untrained.translate({"mri_t1": given}, "mri_t2"), truth
+    ).mean()
+
+
+def test_dice_of_equal_masks_is_one_and_of_mirrored_ones_is_nothing():
+    a = np.zeros((8, 8), bool)
+    a[2:4, 1:3] = True
+    assert dice(a, a) == 1.0 and dice(a, a[:, ::-1]) == 0.0
+    assert dice(np.zeros((2, 2), bool), np.zeros((2, 2), bool)) == 1.0
+    b = a.copy()
+    b[2] = False
+    assert dice(a, b) == pytest.approx(2 * 2 / (4 + 2))
+
+
+def test_the_threshold_finds_bright_lesions_on_flair():
+    """Against what is true of each patient; with the truths of other patients it finds nothing."""
+    cohort = VirtualCohort("val", "brain", 48)
+    area = np.array([float(hyperintense(x).sum()) for x in cohort.stack("mri_flair")])
+    has = np.array([any(f.name in LESIONS for f in fs) for fs in cohort.findings])
+    assert auc(area, has) > 0.8
+    assert abs(auc(area, np.roll(has, 7)) - 0.5) < 0.25
+
+
+def test_every_translation_belongs_to_one_group_of_one_target_modality():
+    assert sorted(map(str, TASKS)) == sorted(str(t) for group in GROUPS.values() for t in group)
+    assert len(GROUPS["mri"]) == 6
