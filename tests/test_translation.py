@@ -31,9 +31,9 @@ def pairs() -> Corpus:
     return Corpus("brain", {"mri_t1": x.half(), "mri_t2": (-x).half(), "mri_pd": x.roll(1, 0).half()}, [["a"]] * 4)
 
 
-def small(adversarial: bool = False, seconds: float = 6.0, **changes) -> RegressionSettings:
-    values = {"batch": 4, "lr": 3e-3, "channels": (16, 24)} | changes
-    return RegressionSettings((TASK,), seconds, 1, adversarial, **values)
+def small(adversarial: bool = False, steps: int = 150, **changes) -> RegressionSettings:
+    values = {"batch": 4, "lr": 5e-3, "channels": (16, 24)} | changes
+    return RegressionSettings((TASK,), 60.0, 1, adversarial, steps, **values)
 
 
 def test_regression_learns_pairs_by_heart_and_the_wrong_input_does_not_help(pairs, tmp_path):
@@ -45,7 +45,7 @@ def test_regression_learns_pairs_by_heart_and_the_wrong_input_does_not_help(pair
 
 
 def test_a_cached_baseline_is_the_same_network_and_a_damaged_one_is_trained_again(pairs, tmp_path):
-    settings = small(seconds=0.5)
+    settings = small(steps=3)
     net = train_translator(settings, {"brain": pairs}, cache=tmp_path, progress=False)
     (file,) = tmp_path.glob("*.safetensors")
     stamp = file.stat().st_mtime_ns
@@ -86,7 +86,7 @@ def test_the_critic_sees_the_condition_and_gives_the_generator_a_gradient():
 
 
 def test_pix2pix_trains_both_players(pairs, tmp_path):
-    net = train_translator(small(True, 4.0), {"brain": pairs}, cache=tmp_path, progress=False)
+    net = train_translator(small(True, 60), {"brain": pairs}, cache=tmp_path, progress=False)
     given, truth = pairs.images["mri_t1"].float(), pairs.images["mri_t2"].float()
     untrained = Translator((16, 24)).eval()
     assert psnr(net.translate({"mri_t1": given}, "mri_t2"), truth).mean() > 3 + psnr(
