@@ -49,8 +49,9 @@ train: prepare ## train all stages with the CPU profile (ARGS="--profile gpu" fo
 smoke: prepare ## the whole training in about a minute, no quality to expect
 	$(PY) -m medm2g_core train --profile smoke --out outputs/smoke $(ARGS)
 
-results: prepare ## evaluate the shipped weights and write the tables in results/
+results: prepare ## measure what is not measured yet, write tables and contact sheets in results/
 	$(PY) -m medm2g_core evaluate $(ARGS)
+	$(PY) -m medm2g_core.show.sheets
 
 bench: prepare ## speed and memory
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "$$script"; $(PY) $$script; done

@@ -1,114 +1,147 @@
-"""A contact sheet a task: given, truth, what the codec keeps of it, four draws, their mean, a baseline.
-
-``python -m medm2g_core.show.sheets`` writes ``results/sheet_<task>.png``. The patients are the first of the test split
-that have a finding, the draws the first of a fixed seed: nothing is chosen.
-"""
+"""Contact sheets of tasks: what was given, the truth, draws, their mean, and rivals, for patients that nobody chose."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from medm2g_core.data.cohort import VirtualCohort
+from medm2g_core.evaluation.baselines.regression import TASKS, ImageTask
+from medm2g_core.evaluation.bench import Bench
+from medm2g_core.evaluation.metrics import psnr
+from medm2g_core.evaluation.translation import Predict
 from medm2g_core.model import atomic_write
-from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.show.figures import Cell, Figure, Panel, contact_sheet
-from medm2g_core.streams import STREAMS, Study
+from medm2g_core.streams import STREAMS, Finding
 
-__all__ = ["SHEETS", "joint_sheet", "main", "report_sheet", "translation_sheet"]
+__all__ = ["LARGEST", "REPORT_TASKS", "first_patients", "report_sheets", "task_sheet", "translation_sheets"]
 
-DRAWS = 4
-SHEETS: dict[str, tuple[str, tuple[str, ...], str]] = {
-    "text_to_xray": ("chest", ("text",), "xray"),
-    "text_to_ct": ("chest", ("text",), "ct"),
-    "t1_t2_to_flair": ("brain", ("mri_t1", "mri_t2"), "mri_flair"),
-    "t1_flair_to_t2": ("brain", ("mri_t1", "mri_flair"), "mri_t2"),
-    "ct_to_t2": ("chest", ("ct",), "mri_t2"),
-    "mr_to_ct": ("chest", ("mri_t1", "mri_t2"), "ct"),
-    "ct_to_xray": ("chest", ("ct",), "xray"),
-}
-"""Name of the file -> region, given streams, wanted image stream."""
+LARGEST = 600_000
+"""Bytes that a sheet may have."""
+
+REPORT_TASKS: tuple[tuple[str, str, str], ...] = (
+    ("chest", "text", "xray"), ("chest", "text", "ct"), ("chest", "text", "mri_t2"), ("brain", "text", "mri_flair"),
+    ("chest", "xray", "text"), ("chest", "ct", "text"),
+)  # fmt: skip
+"""(region, given, wanted) of the tasks with a report."""
 
 
-def first_with_findings(region: str, count: int = 3) -> list[Study]:
-    """The first studies of the test split that have a finding."""
-    cohort = VirtualCohort("test", region, 24)
-    return [s for s in map(cohort.__getitem__, range(len(cohort))) if s.findings][:count]
+def first_patients(bench: Bench, region: str, count: int = 3) -> list[int]:
+    """The first held-out studies with a finding, by index: no choice of good ones."""
+    return [i for i, findings in enumerate(bench.data[region].findings) if findings][:count]
 
 
-def _draws(pipe: MedM2GPipeline, study: Study, given: Sequence[str], want: Sequence[str], count: int) -> Any:
-    generators = [torch.Generator().manual_seed(i) for i in range(count)]
-    scale = 2.0 if list(given) == ["text"] or "text" in want else 1.0
-    return pipe(study.pick(list(given)), list(want), num_samples=count, generator=generators, guidance_scale=scale)
+def task_sheet(
+    bench: Bench,
+    region: str,
+    given: Sequence[str],
+    target: str,
+    *,
+    rivals: Mapping[str, torch.Tensor | Sequence[str]] | None = None,
+    patients: Sequence[int] | None = None,
+    draws: int = 4,
+    count: int = 8,
+) -> Figure:
+    """One task: given | truth | draws | mean of draws | rivals, a row a patient; PSNR in dB under each picture.
 
+    Args:
+        given, target: streams; either may be the report.
+        rivals: name -> what it drew for these patients, in their order.
+        patients: indices of the bench's studies; by default `first_patients`.
+        draws: the first so many draws are shown.  count: draws in the mean (pictures only; 0 for no mean).
 
-def translation_sheet(pipe: MedM2GPipeline, region: str, given: Sequence[str], target: str) -> Figure:
-    """Rows of patients: given | truth | through the codec | four draws | their mean | the mean training image."""
-    mean = VirtualCohort("train", region, 64).stack(target).mean(0)
+    Returns:
+        the figure; ``figure.png()`` is small enough for a repository.
+    """
+    who = list(first_patients(bench, region) if patients is None else patients)
+    data, image = bench.data[region], STREAMS[target].is_image
+    drawn = [bench.draw(region, given, [target], draw=d)[target] for d in range(max(draws, count if image else 0))]
+    columns = [*("given" for _ in given), "truth", *(f"drawn {d + 1}" for d in range(draws))]
+    if image and count:
+        columns.append(f"mean of {count}")
+    columns += [name.removeprefix("baseline: ").replace(" ", "\n", 1) for name in rivals or {}]
     rows: list[tuple[str, list[Cell]]] = []
-    for study in first_with_findings(region):
-        out = _draws(pipe, study, given, [target], DRAWS)[target]
-        truth = study.images[target]
-        codec = pipe.model.decode(target, pipe.model.encode(target, truth[None]))[0]
-        cells: list[Cell] = [Panel(study[n], STREAMS[n].title, n, region=region) for n in given]
-        cells += [Panel(truth, "truth", target, region=region), Panel(codec, "codec", target, region=region)]
-        cells += [Panel(x, f"draw {i + 1}", target, region=region) for i, x in enumerate(out)]
-        cells += [Panel(out.mean(0), f"mean of {DRAWS}", target, region=region),
-                  Panel(mean, "mean image", target, region=region)]  # fmt: skip
-        rows.append(("", cells))
-    names = " + ".join(STREAMS[n].title for n in given)
-    return contact_sheet(rows, title=f"{names} → {STREAMS[target].title}: generated, for research and teaching only")
+    for k, i in enumerate(who):
+        truth, findings = bench.value(region, target, [i])[0], data.findings[i]
+        cells: list[Cell] = [
+            Panel(bench.value(region, g, [i])[0], STREAMS[g].title, g, region=region) for g in given
+        ]
+        cells.append(Panel(truth, STREAMS[target].title, target, region=region))
+        shown: list[torch.Tensor | str] = [x[i] for x in drawn[:draws]]
+        if image and count:
+            shown.append(torch.stack([x[i] for x in drawn[:count]]).mean(0))
+        shown += [x[k] for x in (rivals or {}).values()]
+        for x in shown:
+            if isinstance(x, str) or isinstance(truth, str):
+                cells.append(Panel(x, "", target, findings=findings, region=region))
+            else:
+                cells.append(Panel(x, f"{psnr(x[None], truth[None]).item():.1f} dB", target, region=region))
+        rows.append((_label(findings), cells))
+    title = f"{' + '.join(STREAMS[g].title for g in given)} → {STREAMS[target].title} ({region})"
+    return contact_sheet(rows, columns=columns, title=f"{title}: first held-out patients with findings, first seeds",
+                         text_width=2.6)  # fmt: skip
 
 
-def report_sheet(pipe: MedM2GPipeline, given: str) -> Figure:
-    """Rows of patients: image | true report | two draws, coloured by whether what they say is true."""
-    rows: list[tuple[str, list[Cell]]] = []
-    for study in first_with_findings("chest"):
-        out = _draws(pipe, study, [given], ["text"], 2)["text"]
-        cells: list[Cell] = [Panel(study[given], STREAMS[given].title, given)]
-        cells.append(Panel(study["text"], "true report", "text"))
-        cells += [Panel(t, f"draw {i + 1}", "text", findings=study.findings, region="chest") for i, t in enumerate(out)]
-        rows.append(("", cells))
-    title = f"{STREAMS[given].title} → Report: generated, for research and teaching only"
-    return contact_sheet(rows, size=1.9, text_width=2.7, title=title)
+def _label(findings: Sequence[Finding]) -> str:
+    """A patient's findings in lines that fit the gutter."""
+    lines = []
+    for f in findings:
+        words = [w for w in (f.size, f.side, f.location, *f.name.split("_")) if w]
+        line = ""
+        for word in words:
+            if len(line) + len(word) > 15 and line:
+                lines.append(line)
+                line = ""
+            line = f"{line} {word}".strip()
+        lines.append(line)
+    return "\n".join(lines)
 
 
-def joint_sheet(pipe: MedM2GPipeline) -> Figure:
-    """Rows of patients: the report | truth and draw of X-ray, CT, T2, drawn together and one after another."""
-    want = ["xray", "ct", "mri_t2"]
-    rows: list[tuple[str, list[Cell]]] = []
-    for study in first_with_findings("chest", 2):
-        cells: list[Cell] = [Panel(study["text"], "given report", "text")]
-        cells += [Panel(study[n], f"true {STREAMS[n].title}", n) for n in want]
-        for order in ("joint", "cascade"):
-            out = pipe(study.pick(["text"]), want, order=order, generator=torch.Generator().manual_seed(0))
-            cells += [Panel(out[n][0], f"{order}: {STREAMS[n].title}", n) for n in want]
-        rows.append(("", cells))
-    return contact_sheet(rows, title="One sentence → X-ray, CT and T2: generated, for research and teaching only")
+def _write(figure: Figure, file: Path) -> Path:
+    for greys in (64, 48, 32, 24, 16):
+        data = figure.png(greys)
+        if len(data) < LARGEST:
+            break
+    atomic_write(file, lambda p: p.write_bytes(data))
+    return file
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw every sheet with the shipped weights."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--model", type=Path)
-    args = parser.parse_args(arguments)
-    pipe = MedM2GPipeline.from_pretrained(args.model)
-    pipe.set_progress_bar_config(disable=True)
-    figures: dict[str, Callable[[], Figure]] = {n: partial(translation_sheet, pipe, *t) for n, t in SHEETS.items()}
-    figures |= {f"{n}_to_report": partial(report_sheet, pipe, n) for n in ("xray", "ct")}
-    figures["joint"] = partial(joint_sheet, pipe)
-    for name, draw in figures.items():
-        png, file = draw().png(), args.out / f"sheet_{name}.png"
-        atomic_write(file, lambda p, png=png: p.write_bytes(png))
-        print(file)
-    return 0
+def translation_sheets(
+    bench: Bench,
+    folder: Path,
+    baselines: Mapping[str, Predict] | None = None,
+    tasks: Sequence[ImageTask] = TASKS,
+    *,
+    count: int = 8,
+) -> list[Path]:
+    """``sheet_<region>_<given>_to_<wanted>.png`` of each image-to-image task.
+
+    Args:
+        baselines: rivals to show, as `medm2g_core.evaluation.translation.translation` takes them.
+        count: draws in the mean; that of the tables costs nothing more, as the bench keeps its draws.
+    """
+    files = []
+    for task in tasks:
+        who = first_patients(bench, task.region)
+        given = {g: bench.data[task.region].stack(g, who) for g in task.given}
+        drawn = {name: predict(task, given) for name, predict in (baselines or {}).items()}
+        figure = task_sheet(
+            bench, task.region, task.given, task.target, patients=who, count=count,
+            rivals={name: x for name, x in drawn.items() if x is not None},
+        )  # fmt: skip
+        name = f"sheet_{task.region}_{'+'.join(task.given)}_to_{task.target}.png"
+        files.append(_write(figure, folder / name))
+    return files
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def report_sheets(
+    bench: Bench, folder: Path, tasks: Sequence[tuple[str, str, str]] = REPORT_TASKS
+) -> list[Path]:
+    """``sheet_<region>_<given>_to_<wanted>.png`` of each task with a report; sentences are coloured by their truth."""
+    files = []
+    for region, given, target in tasks:
+        draws = 4 if STREAMS[target].is_image else 2
+        figure = task_sheet(bench, region, [given], target, draws=draws, count=0)
+        files.append(_write(figure, folder / f"sheet_{region}_{given}_to_{target}.png"))
+    return files

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from medm2g_core.data.cohort import VirtualCohort
-from medm2g_core.evaluation.baselines.regression import (
+from medm2g_core.evaluation.baselines.translator import (
     Patches,
     RegressionSettings,
     Translation,
     Translator,
     train_translator,
 )
+from medm2g_core.evaluation.image_to_image import GROUPS, LESIONS, TASKS, dice, hyperintense
 from medm2g_core.evaluation.judges import auc
 from medm2g_core.evaluation.metrics import psnr
-from medm2g_core.evaluation.translation import GROUPS, LESIONS, TASKS, dice, hyperintense
 from medm2g_core.training.corpus import Corpus
 
 TASK = Translation("brain", ("mri_t1",), "mri_t2")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from medm2g_core.evaluation.baselines.regression import RegressionSettings, Translation, train_translator
+from medm2g_core.evaluation.baselines.translator import RegressionSettings, Translation, train_translator
 from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
 from medm2g_core.evaluation.fidelity import CODEC, REAL, judged_rows
 from medm2g_core.evaluation.judges import Judges, auc
