@@ -161,6 +161,12 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=_natural, default=0)
     evaluate.add_argument("--device", choices=DEVICES, default="auto")
 
+    ablate = add("ablate", "Short trainings that differ in one component, over several seeds.")
+    ablate.add_argument("--out", type=Path, default=Path("results/ablation"), metavar="DIR")
+    ablate.add_argument("--model", type=Path, metavar="DIR", help="trained codecs and encoders (default: shipped)")
+    ablate.add_argument("--groups", type=_names, default=[], metavar="A,B", help="alignment, guidance, rounds")
+    ablate.add_argument("--seeds", type=_count, default=3, metavar="N", help="seeds a variant (default 3)")
+
     demo = add("demo", "Run the demonstration and write it as one HTML page.")
     demo.add_argument("--out", type=Path, default=Path("outputs/demo"), metavar="DIR")
 
@@ -186,6 +192,10 @@ def _run(args: argparse.Namespace) -> int:
         from medm2g_core.commands.evaluate import run_evaluation
 
         return run_evaluation(args)
+    if args.command == "ablate":
+        from medm2g_core.commands.ablate import run_ablation
+
+        return run_ablation(args)
     if args.command == "demo":
         from medm2g_core.commands.common import writable_folder
         from medm2g_core.show.demo import run_demo

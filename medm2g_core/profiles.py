@@ -268,7 +268,7 @@ _CPU = Profile(
                               optimizer="muon"),
         round1=StageConfig(steps=1100, batch=32, lr=1.5e-3, warmup=50, ema=0.99, optimizer="muon"),
         round2=StageConfig(steps=450, batch=32, lr=1.5e-3, warmup=50, ema=0.99, optimizer="muon"),
-        round3=StageConfig(steps=850, batch=32, lr=1.5e-3, warmup=50, ema=0.99, optimizer="muon"),
+        round3=StageConfig(steps=650, batch=32, lr=1.5e-3, warmup=50, ema=0.99, optimizer="muon"),
     ),
 )  # fmt: skip
 

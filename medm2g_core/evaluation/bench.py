@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tqdm.auto import tqdm
@@ -12,7 +12,10 @@ from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.flows.sampling import Order
 from medm2g_core.pipeline import MedM2GPipeline
 
-__all__ = ["BATCH", "SHIFT", "Bench"]
+__all__ = ["BATCH", "SHIFT", "Bench", "Split"]
+
+Split = Literal["test", "val"]
+"""Scores are of ``"test"``; settings are chosen on ``"val"``."""
 
 BATCH = 32
 SHIFT = 7
@@ -58,9 +61,15 @@ class Bench:
         self.bar = tqdm(desc="drawing", unit="batch", disable=not progress)
         self._drawn: dict[tuple[Any, ...], dict[str, torch.Tensor | list[str]]] = {}
 
-    def value(self, region: str, name: str, index: Sequence[int]) -> torch.Tensor | list[str]:
+    def studies(self, region: str, split: Split = "test") -> VirtualCohort:
+        """The held-out studies of a region: `data`, or `other` for the validation split."""
+        return (self.data if split == "test" else self.other)[region]
+
+    def value(
+        self, region: str, name: str, index: Sequence[int], split: Split = "test"
+    ) -> torch.Tensor | list[str]:
         """True values of one stream: images (B, 1, H, W), or B reports."""
-        data = self.data[region]
+        data = self.studies(region, split)
         return [data.texts[i] for i in index] if name == "text" else data.stack(name, index)
 
     def draw(
@@ -77,8 +86,9 @@ class Bench:
         order: Order = "joint",
         noise_scale: float = 1.0,
         given_from: tuple[str, ...] = (),
+        split: Split = "test",
     ) -> dict[str, Any]:
-        """Generate ``want`` for every test study of a region.
+        """Generate ``want`` for every held-out study of a region.
 
         Args:
             draw: number of the draw; another one starts from other noise.
@@ -86,6 +96,7 @@ class Bench:
             guidance: scale; by default `guidance` if only a report is given, else `translation_guidance`.
             cross_guidance, prompt_weights, order, noise_scale: see `MedM2GPipeline`.
             given_from: only these of the given streams are shifted (all if empty).
+            split: ``"val"`` to choose settings without a look at the test studies.
 
         Returns:
             stream -> images (N, 1, H, W) in -1..1, or a list of N reports. Remembered: a second call costs nothing.
@@ -94,14 +105,16 @@ class Bench:
             guidance = self.guidance if list(given) == ["text"] or "text" in want else self.translation_guidance
         weights = tuple(sorted((prompt_weights or {}).items()))
         key = (region, tuple(given), tuple(want), draw, shift, guidance, cross_guidance, weights, order, noise_scale,
-               given_from)  # fmt: skip
+               given_from, split)  # fmt: skip
         if key not in self._drawn:
-            n = len(self.data[region])
+            n = len(self.studies(region, split))
             parts: dict[str, list[Any]] = {w: [] for w in want}
             for i in range(0, n, BATCH):
                 own = list(range(i, min(n, i + BATCH)))
                 moved = [(j + shift) % n for j in own]
-                raw = {g: self.value(region, g, moved if not given_from or g in given_from else own) for g in given}
+                raw = {
+                    g: self.value(region, g, moved if not given_from or g in given_from else own, split) for g in given
+                }
                 out = self.pipe(
                     given=raw, want=want, num_inference_steps=self.steps, guidance_scale=guidance,
                     cross_guidance_scale=cross_guidance, prompt_weights=prompt_weights, order=order,
@@ -119,15 +132,15 @@ class Bench:
         return torch.stack([self.draw(region, given, [target], draw=d, **kwargs)[target] for d in range(count)])
 
     @torch.no_grad()
-    def codec(self, region: str, name: str) -> torch.Tensor | list[str]:
+    def codec(self, region: str, name: str, split: Split = "test") -> torch.Tensor | list[str]:
         """The held-out truth through the codec and back: the ceiling of everything that is generated."""
-        key = ("codec", region, name)
+        key = ("codec", region, name, split)
         if key not in self._drawn:
-            n = len(self.data[region])
+            n = len(self.studies(region, split))
             parts: list[Any] = []
             for i in range(0, n, BATCH):
                 index = list(range(i, min(n, i + BATCH)))
-                out = self.model.decode(name, self.model.encode(name, self.value(region, name, index)))
+                out = self.model.decode(name, self.model.encode(name, self.value(region, name, index, split)))
                 parts += [out] if isinstance(out, torch.Tensor) else out
             self._drawn[key] = {name: torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts}
         return self._drawn[key][name]

@@ -16,12 +16,12 @@ from medm2g_core.data.cohort import VirtualCohort, cohort_version
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.codec import image_codec_section
 from medm2g_core.evaluation.fidelity import auc_scorer
+from medm2g_core.evaluation.image_to_image import guidance_used, translation
 from medm2g_core.evaluation.judges import SHIPPED_JUDGES, Judges, load_judges
 from medm2g_core.evaluation.report_generation import report_generation, text_codec_section
 from medm2g_core.evaluation.retrieval import alignment_section
 from medm2g_core.evaluation.table import Check, Piece, Shelf, markdown
 from medm2g_core.evaluation.text_to_image import text_to_image
-from medm2g_core.evaluation.image_to_image import guidance_used, translation
 from medm2g_core.evaluation.unified import unified
 from medm2g_core.model import PARTS, atomic_write
 from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline

@@ -28,6 +28,7 @@ __all__ = [
     "ROUNDS",
     "AlignmentStage",
     "ImageCodecStage",
+    "Mix",
     "Round",
     "RoundStage",
     "Stage",
@@ -270,9 +271,12 @@ SELF_PROMPT_NOISE = 0.6
 class RoundStage(Stage):
     """One round: flows of a few streams, each predicting its noise with the others as guides."""
 
-    def __init__(self, model: MedM2G, corpora: Sequence[LatentCorpus], name: str) -> None:
+    def __init__(
+        self, model: MedM2G, corpora: Sequence[LatentCorpus], name: str, plan: Round | None = None
+    ) -> None:
+        """``plan`` is `ROUNDS` [name] unless another is given."""
         super().__init__(model)
-        self.name, self.round = name, ROUNDS[name]
+        self.name, self.round = name, plan or ROUNDS[name]
         self.corpora = {c.region: c for c in corpora}
         self.parts = (*self.round.trained, *self.round.frozen)
         for m in self.parts:

@@ -1,0 +1,28 @@
+"""``ablate``: short trainings that differ in one component, over several seeds."""
+
+from __future__ import annotations
+
+import argparse
+
+from medm2g_core.commands.common import writable_folder
+
+__all__ = ["run_ablation"]
+
+
+def run_ablation(args: argparse.Namespace) -> int:
+    """Run what is missing, print the tables and write ``ablation.md`` beside the runs.
+
+    Raises:
+        medm2g_core.model.CheckpointError: no such model, or a damaged one.
+        ValueError: an unknown group, or a folder that cannot be written.
+    """
+    from medm2g_core.evaluation.ablation import GROUPS, ablate, table
+    from medm2g_core.model import atomic_write
+    from medm2g_core.pipeline import SHIPPED_WEIGHTS
+
+    out = writable_folder(args.out)
+    runs = ablate(args.model or SHIPPED_WEIGHTS, out, groups=args.groups or tuple(GROUPS), seeds=range(args.seeds))
+    text = table(runs)
+    print(text)
+    atomic_write(out / "ablation.md", lambda p: p.write_text(text, encoding="utf-8"))
+    return 0

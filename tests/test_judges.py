@@ -1,0 +1,171 @@
+"""Judges: what they are asked, that they were trained well, and what happens to damaged files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional.classification import binary_auroc
+
+from medm2g_core.data.cohort import VirtualCohort
+from medm2g_core.data.findings import BRAIN, CHEST
+from medm2g_core.evaluation.fidelity import Reading, macro_auc
+from medm2g_core.evaluation.judges import (
+    JUDGED,
+    SHIPPED_JUDGES,
+    JudgeNet,
+    Judges,
+    JudgeSettings,
+    Label,
+    auc,
+    augment,
+    best_threshold,
+    label_matrix,
+    labels_of,
+    load_judge,
+    load_judges,
+    main,
+    save_judge,
+    train_judge,
+)
+from medm2g_core.model import CheckpointError
+from medm2g_core.streams import Finding, StreamError
+from tests.conftest import pictures
+
+FEW = JudgeSettings(steps=2, batch=4, train=8, held_out=8)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Judges:
+    return load_judges()
+
+
+def test_a_finding_on_both_sides_is_on_each_and_a_lobe_belongs_to_its_finding() -> None:
+    findings = [Finding("pleural_effusion", "both", "", "small"), Finding("nodule", "right", "upper", "small", 12)]
+    yes = {label for label in labels_of("chest") if label.holds(findings)}
+    assert yes == {
+        Label("pleural_effusion"), Label("pleural_effusion", "left"), Label("pleural_effusion", "right"),
+        Label("nodule"), Label("nodule", "right"), Label("nodule", location="upper"),
+    }  # fmt: skip
+
+
+def test_presence_of_every_finding_comes_first() -> None:
+    for region, names in (("chest", CHEST), ("brain", BRAIN)):
+        assert tuple(label.finding for label in labels_of(region)[: len(names)]) == names
+    cohort = VirtualCohort("test", "chest", 16)
+    assert torch.equal(label_matrix(cohort.findings, "chest")[:, : len(CHEST)], cohort.finding_matrix())
+
+
+def test_auc_is_that_of_torchmetrics_also_with_ties() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        score, yes = rng.integers(0, 6, 40) / 5.0, rng.random(40) < 0.3
+        if yes.any() and not yes.all():
+            reference = binary_auroc(torch.tensor(score), torch.tensor(yes).long()).item()
+            assert auc(score, yes) == pytest.approx(reference, abs=1e-6)
+    assert np.isnan(auc(np.arange(4.0), np.ones(4)))
+
+
+def test_threshold_separates_what_can_be_separated() -> None:
+    score = np.array([0.1, 0.9, 0.2, 0.8, 0.3])
+    assert best_threshold(score, np.array([0, 1, 0, 1, 0])) == pytest.approx(0.55)
+    assert best_threshold(score, np.zeros(5)) == 0.0
+
+
+def test_augmentation_keeps_left_on_the_left() -> None:
+    x = torch.full((16, 1, 64, 64), -1.0)
+    x[..., 24:40, 4:20] = 1.0
+    y = augment(x, JudgeSettings(), torch.Generator().manual_seed(0))
+    assert y.abs().max() <= 1 and not torch.equal(x, y)
+    assert (y[..., :32].mean((1, 2, 3)) > y[..., 32:].mean((1, 2, 3)) + 0.1).all()
+
+
+def test_training_again_gives_the_same_judge_and_leaves_the_global_generator_alone() -> None:
+    before = torch.random.get_rng_state()
+    a, b = (train_judge("mri_t2", "brain", FEW, resolution=32, progress=False) for _ in range(2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    x = pictures(3)
+    assert np.array_equal(a.logits(x), b.logits(x))
+    assert a.probabilities(x).shape == (3, len(labels_of("brain"))) and a.features(x).shape == (3, 64)
+    with pytest.raises(StreamError, match="judges exist for"):
+        train_judge("xray", "brain", FEW)
+
+
+def test_a_prediction_does_not_depend_on_the_batch() -> None:
+    judge = train_judge("ct", "chest", FEW, resolution=32, progress=False)
+    x = pictures(5)
+    assert np.allclose(judge.logits(x), np.concatenate([judge.logits(x[:2]), judge.logits(x[2:])]), atol=1e-5)
+    with pytest.raises(StreamError, match="N from 1"):
+        judge.read(x[:0])
+
+
+def test_command_trains_what_is_missing_or_damaged_and_only_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--out", str(tmp_path), "--only", "brain/mri_pd", "--steps", "2", "--train", "80", "--held-out", "16"]
+    weights = tmp_path / "brain_mri_pd.safetensors"
+
+    def trained() -> int:
+        assert main(arguments) == 0
+        return weights.stat().st_mtime_ns
+
+    first = trained()
+    assert trained() == first
+    weights.write_bytes(b"cut")
+    assert trained() != first
+    assert capsys.readouterr().out.count("on 8 real test images") == 3
+
+
+def test_saved_judge_says_the_same(tmp_path: Path) -> None:
+    judge = train_judge("ct", "chest", FEW, resolution=32, progress=False)
+    save_judge(judge, tmp_path)
+    again = load_judge(tmp_path, "chest", "ct")
+    x = pictures(6)
+    assert np.allclose(judge.logits(x), again.logits(x), atol=0.02)
+    assert again.info["settings"] == judge.info["settings"] and again.info["n_test"] == 8
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda w, f: w.write_bytes(w.read_bytes()[:1000]), "damaged"),
+        (lambda w, f: w.unlink(), "missing"),
+        (lambda w, f: f.unlink(), "missing"),
+        (lambda w, f: f.write_text("{"), "damaged"),
+        (lambda w, f: shutil.copy(SHIPPED_JUDGES / "chest_ct.safetensors", w), "another version or stream"),
+    ],
+)
+def test_damaged_files_are_named(damage, message: str, tmp_path: Path) -> None:
+    for suffix in ("safetensors", "json"):
+        shutil.copy(SHIPPED_JUDGES / f"chest_xray.{suffix}", tmp_path)
+    assert load_judge(tmp_path, "chest", "xray").stream == "xray"
+    damage(tmp_path / "chest_xray.safetensors", tmp_path / "chest_xray.json")
+    with pytest.raises(CheckpointError, match=f"chest_xray.*{message}|{message}.*chest_xray"):
+        load_judge(tmp_path, "chest", "xray")
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for suffix in ("safetensors", "json"):
+        shutil.copy(SHIPPED_JUDGES / f"chest_xray.{suffix}", tmp_path)
+    monkeypatch.setattr(JudgeNet, "FEATURES", 32)
+    with pytest.raises(CheckpointError, match="does not fit this network"):
+        load_judge(tmp_path, "chest", "xray")
+
+
+def test_shipped_judges_are_complete_and_small(shipped: Judges) -> None:
+    assert set(shipped) == set(JUDGED)
+    assert sum(f.stat().st_size for f in SHIPPED_JUDGES.iterdir()) < 2.5e6
+
+
+@pytest.mark.parametrize(("region", "stream"), [("chest", "xray"), ("brain", "mri_flair")])
+def test_shipped_judges_know_the_findings_of_new_patients_and_nothing_of_shuffled_labels(
+    region: str, stream: str, shipped: Judges
+) -> None:
+    cohort = VirtualCohort("test", region, 96)
+    reading = Reading.of(shipped[region, stream], cohort.stack(stream), cohort.findings)
+    moved = Reading.of(shipped[region, stream], cohort.stack(stream), cohort.findings[7:] + cohort.findings[:7])
+    assert macro_auc(reading) > 0.8
+    assert macro_auc(moved) == pytest.approx(0.5, abs=0.12)

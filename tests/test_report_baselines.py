@@ -1,0 +1,198 @@
+"""Report baselines: retrieval finds itself, the decoder reads its image, and kept weights are trusted only if whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import EDEMA, EFFUSION, NODULE, pictures
+
+from medm2g_core.data.cohort import VirtualCohort
+from medm2g_core.data.reports import write_report
+from medm2g_core.evaluation import report_generation as section
+from medm2g_core.evaluation.baselines.report_decoder import DecoderSettings, decoder_file, train_decoder
+from medm2g_core.evaluation.baselines.reports import (
+    constant_reports,
+    embed_images,
+    embed_reports,
+    image_retrieval,
+    pixel_retrieval,
+    random_reports,
+    report_corpus,
+    report_retrieval,
+)
+from medm2g_core.evaluation.bench import Bench
+from medm2g_core.evaluation.report_scores import Truth, finding_summary
+from medm2g_core.model import MedM2G
+from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.streams import StreamError
+from medm2g_core.training.corpus import Corpus
+
+FINDINGS = [(EFFUSION,), (NODULE,), (EDEMA,), (EDEMA, EFFUSION)] * 2
+
+
+def corpus() -> Corpus:
+    """Eight studies of random pictures, two wordings each."""
+    rngs = np.random.default_rng(0).spawn(16)
+    reports = [[write_report(f, "chest", 30 + 5 * i, "male", rngs[2 * i + w]) for w in range(2)]
+               for i, f in enumerate(FINDINGS)]  # fmt: skip
+    return Corpus("chest", {"xray": pictures(8, seed=4).half()}, reports)
+
+
+def test_retrieval_of_a_study_from_itself_finds_itself_and_from_others_does_not(model: MedM2G) -> None:
+    c = corpus()
+    own = [r[0] for r in c.reports]
+    images = c.images["xray"].float()
+    seen = embed_images(model, "xray", images)
+    assert pixel_retrieval(images, c, "xray") == own
+    assert pixel_retrieval((images * 0.8 + 0.1).clamp(-1, 1), c, "xray") == own
+    assert image_retrieval(seen, seen, c) == own
+    texts = [t for r in c.reports for t in r]
+    read = embed_reports(model, texts)
+    assert seen.shape[1] == read.shape[1] and torch.allclose(read.norm(dim=1), torch.ones(16), atol=1e-4)
+    assert report_retrieval(read, read, c) == texts
+    assert image_retrieval(seen.roll(1, 0), seen, c) == own[-1:] + own[:-1]
+
+
+def test_simple_reports_are_constant_or_random() -> None:
+    c = corpus()
+    assert len(set(constant_reports("chest", 5))) == 1
+    assert sorted(random_reports(c, 8)) == sorted(r[0] for r in c.reports)
+    assert random_reports(c, 20, seed=1) != random_reports(c, 20, seed=2)
+
+
+def test_a_corpus_has_the_wordings_of_training_and_one_region(tmp_path: Path) -> None:
+    cohort = VirtualCohort("val", "chest", 2, resolution=32)
+    c = report_corpus(cohort, "xray")
+    assert c.reports[0][0] == cohort.texts[0] and len(set(c.reports[0])) == 4 and list(c.images) == ["xray"]
+    assert finding_summary([r[3] for r in c.reports], Truth("chest", cohort.texts, cohort.findings))["strict"] in (0, 1)
+    with pytest.raises(StreamError, match="both regions"):
+        report_corpus(VirtualCohort("val", "both", 2, resolution=32), "xray")
+
+
+@pytest.mark.parametrize("encoder", ["frozen", "fresh"])
+def test_the_decoder_learns_eight_studies_by_their_pictures(model: MedM2G, tmp_path: Path, encoder: str) -> None:
+    c = corpus()
+    settings = DecoderSettings(stream="xray", seconds=4, encoder=encoder, lr=1e-2, batch=16, dropout=0.0)  # type: ignore[arg-type]
+    torch.manual_seed(5)
+    before = torch.rand(1)
+    torch.manual_seed(5)
+    decoder = train_decoder(model, c, settings, cache=tmp_path, progress=False)
+    assert torch.equal(torch.rand(1), before), "the caller's random numbers moved"
+    truth = Truth("chest", [r[0] for r in c.reports], FINDINGS)
+    images = c.images["xray"].float()
+    greedy = decoder.write(images)
+    assert finding_summary(greedy, truth)["strict"] > 0.9
+    assert finding_summary(decoder.write(images, sample=True, seed=1), truth)["strict"] > 0.6
+    assert decoder.write(images, sample=True, seed=1) == decoder.write(images, sample=True, seed=1)
+    # The control: it reads the picture, so another patient's picture gives another patient's report.
+    assert finding_summary(decoder.write(images.roll(1, 0)), truth)["strict"] < 0.6
+
+
+def test_a_decoder_whose_pictures_were_shuffled_cannot_tell_them_apart(model: MedM2G, tmp_path: Path) -> None:
+    c = corpus()
+    same = Corpus("chest", {"xray": c.images["xray"][:1].expand(8, -1, -1, -1).clone()}, c.reports)
+    settings = DecoderSettings(stream="xray", seconds=2, lr=1e-2, batch=16, dropout=0.0)
+    decoder = train_decoder(model, same, settings, cache=tmp_path, progress=False)
+    written = decoder.write(same.images["xray"].float())
+    assert len(set(written)) == 1
+    assert finding_summary(written, Truth("chest", [r[0] for r in c.reports], FINDINGS))["strict"] < 0.7
+
+
+def test_a_kept_decoder_is_loaded_and_a_damaged_one_trained_again(model: MedM2G, tmp_path: Path) -> None:
+    c = corpus()
+    settings = DecoderSettings(stream="xray", seconds=0.3)
+    images = c.images["xray"].float()
+
+    def train() -> tuple[list[str], float]:
+        start = time.process_time()
+        return train_decoder(model, c, settings, cache=tmp_path, progress=False).write(images), (
+            time.process_time() - start
+        )
+
+    train()
+    file = decoder_file(model, c, settings, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+    whole, stamp = file.read_bytes(), file.stat().st_mtime_ns
+    assert train()[0] == train()[0] and file.stat().st_mtime_ns == stamp, "the kept file was not used"
+    for damage in (whole[: len(whole) // 2], b"", b"not a safetensors file at all"):
+        file.write_bytes(damage)
+        train()
+        assert len(file.read_bytes()) == pytest.approx(len(whole), rel=0.01)
+
+
+@pytest.mark.parametrize("change", [
+    lambda m, c, s: (m, c, DecoderSettings(stream="xray", seconds=s.seconds, seed=1)),
+    lambda m, c, s: (m, c, DecoderSettings(stream="xray", seconds=s.seconds + 1)),
+    lambda m, c, s: (m, Corpus(c.region, c.images, c.reports[1:] + c.reports[:1]), s),
+    lambda m, c, s: (_moved(m), c, s),
+])  # fmt: skip
+def test_other_settings_studies_or_weights_mean_another_file(model: MedM2G, change: Callable) -> None:
+    c, s = corpus(), DecoderSettings(stream="xray", seconds=1)
+    before = decoder_file(model, c, s)
+    assert decoder_file(model, corpus(), DecoderSettings(stream="xray", seconds=1)) == before
+    assert decoder_file(*change(model, c, s)) != before
+
+
+def _moved(model: MedM2G) -> MedM2G:
+    with torch.no_grad():
+        next(model.alignment.encoders["xray"].parameters()).add_(0.01)
+    return model
+
+
+def test_reports_have_no_decoder_of_reports(model: MedM2G) -> None:
+    with pytest.raises(StreamError, match="image stream"):
+        train_decoder(model, corpus(), DecoderSettings(stream="text", seconds=1), keep=False)
+
+
+def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validation(
+    model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medm2g_core.evaluation.report_scores.meteor", lambda a, b: None)
+    bench = Bench(MedM2GPipeline(model), n_chest=4, n_brain=2, reference=3, steps=1, progress=False)
+    piece = section.report_generation(bench, "xray", decoder_seconds=0.2, train=6, cache=tmp_path)
+    strict = {r.who: r for r in piece.rows if r.metric == "finding F1, strict"}
+    kinds = [who.split(":")[0].split(",")[0] for who in strict]
+    assert kinds.count("baseline") >= 7 and kinds.count("ceiling") == 2 and kinds.count("control") == 1
+    assert strict["ceiling: true findings in other words"].value == 1.0
+    assert {"model", "model, consensus of 5"} <= strict.keys() and len(piece.checks) == 2
+    assert len(piece.facts["grid on validation"]) <= 6 and piece.facts["validation studies"] == 3
+    drawn = [k for k in bench._drawn if k[0] != "codec"]
+    grid = {(k[5], k[9]) for k in drawn if k[-1] == "val"}
+    assert grid == set(section.GRID), "the grid is drawn on the validation split"
+    assert all((k[5], k[9]) in {(float(g), float(n)) for n, g in
+                                piece.facts["guidance chosen for each noise scale"].items()}
+               for k in drawn if k[-1] == "test"), "test studies see the chosen settings only"  # fmt: skip
+
+
+def test_the_control_check_fails_where_another_patients_image_does_as_well_as_the_own() -> None:
+    from medm2g_core.evaluation.table import Row
+
+    def rows(control: float) -> list[Row]:
+        return [Row("t", m, who, v, v - 0.05, v + 0.05, 50)
+                for m in ("finding F1, strict", "finding F1, presence")
+                for who, v in (("model", 0.6), ("baseline: random report", 0.1),
+                               ("control: another patient's image", control))]  # fmt: skip
+
+    assert all(c.passed for c in section._falls_to_chance(rows(0.12), "t"))
+    assert not any(c.passed for c in section._falls_to_chance(rows(0.5), "t"))
+
+
+def test_the_text_codec_section_skips_real_reports_that_cannot_be_had(
+    model: MedM2G, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medm2g_core.data.wheels import DataUnavailableError
+
+    def gone(progress: bool) -> None:
+        raise DataUnavailableError("no network")
+
+    monkeypatch.setattr(section, "load_iu_reports", gone)
+    bench = Bench(MedM2GPipeline(model), n_chest=3, n_brain=2, reference=2, progress=False)
+    piece = section.text_codec_section(bench)
+    assert "left out" in piece.facts["real IU findings"]
+    assert {r.task for r in piece.rows} == {"text codec: Report (chest)", "text codec: Report (brain)"}
+    assert {"exact match, share", "BLEU-4, corpus", "finding F1, strict"} <= {r.metric for r in piece.rows}
