@@ -51,7 +51,7 @@ smoke: prepare ## the whole training in about a minute, no quality to expect
 
 results: prepare ## measure what is not measured yet, write tables and contact sheets in results/
 	$(PY) -m medm2g_core evaluate $(ARGS)
-	$(PY) -m medm2g_core.show.sheets
+	$(PY) -m medm2g_core.show.task_sheets
 
 ablate: prepare ## component effects over three seeds (hours; resumable)
 	$(PY) -m medm2g_core ablate $(ARGS)

@@ -234,7 +234,7 @@ def _run_guidance(
     model = _listener(base, source, profile, seed)
     stage = RoundStage(model, _latent(model, profile, kept), "guidance", LISTEN)
     seconds = _train(stage, "round3", budget.guidance, model, work, seed, progress)
-    gates = [float(p) for n, p in model.flows["mri"].named_parameters() if n.endswith("gate.ct")]
+    gates = [p.item() for n, p in model.flows["mri"].named_parameters() if n.endswith("gate.ct")]
     scores = _image_scores(model.eval(), "chest", ["ct"], "mri_t2", budget)
     return {"seconds": seconds, "steps": budget.guidance, "n": budget.held_out, "gates": gates, "scores": scores}
 

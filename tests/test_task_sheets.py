@@ -6,7 +6,7 @@ import pytest
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.pipeline import MedM2GPipeline
-from medm2g_core.show.sheets import SHEETS, first_with_findings, joint_sheet, main, report_sheet, translation_sheet
+from medm2g_core.show.task_sheets import SHEETS, first_with_findings, joint_sheet, main, report_sheet, translation_sheet
 from medm2g_core.streams import STREAMS
 
 
