@@ -55,6 +55,7 @@ class DecoderSettings:
         stream: image stream that it reads.
         seconds: CPU time for training, summed over threads; encoding the images once (``frozen``) is not counted, as
             it is not counted for the flow.
+        steps: a number of steps after which training ends, if not 0.
         encoder: see the module.
         width, layers, heads: of GPT-2; 0 for those of the model's text flow.
         seed: of weights, batches and dropout.
@@ -63,6 +64,7 @@ class DecoderSettings:
 
     stream: str
     seconds: float
+    steps: int = 0
     encoder: Encoder = "frozen"
     width: int = 0
     layers: int = 0
@@ -191,7 +193,8 @@ def decoder_file(model: MedM2G, corpus: Corpus, settings: DecoderSettings, cache
     """
     digest = hashlib.sha256(json.dumps([VERSION, asdict(settings), corpus.fingerprint()]).encode())
     digest.update(json.dumps(model.profile.to_dict()["flow"], sort_keys=True).encode())
-    digest.update(model.tokenizer.backend_tokenizer.to_str().encode())
+    # Its words, not its whole state: padding, which every use sets, is part of that.
+    digest.update(json.dumps(sorted(model.tokenizer.get_vocab().items())).encode())
     for name, tensor in sorted(model.alignment.encoders[stream(settings.stream).modality].state_dict().items()):
         digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
     folder = cache_dir() / "baselines" if cache is None else cache
@@ -265,8 +268,7 @@ def _train(
     steps, fast, recent, used, begin = 0, False, float("nan"), 0.0, time.process_time()
     with tqdm(total=round(settings.seconds), desc=f"report decoder ({settings.encoder})", unit="s",
               disable=not progress) as bar:  # fmt: skip
-        while used < settings.seconds:
-            part = used / settings.seconds
+        while (part := max(used / settings.seconds, steps / settings.steps if settings.steps else 0.0)) < 1:
             cosine = 0.5 * (1 + torch.cos(torch.tensor(part * torch.pi)).item())
             optimizer.set_lr(settings.lr * min(1.0, (part + 0.1 * _WARM) / _WARM) * cosine)
             fast = steps % 2 == 0 if steps < _TRIED else spent[True] < spent[False]
