@@ -20,7 +20,7 @@ def run_evaluation(args: argparse.Namespace) -> int:
         medm2g_core.model.CheckpointError: no such model, or a damaged one.
         ValueError: the device is not there, the folder cannot be written, or there is no such section.
     """
-    from medm2g_core.evaluation.results import SECTIONS, evaluate, failed, report, write_report
+    from medm2g_core.evaluation.results import SECTIONS, evaluate, failed, load_pieces, report, write_report
 
     pieces = evaluate(
         args.model, writable_folder(args.out), sections=args.sections or tuple(SECTIONS), n_chest=args.chest,
@@ -28,7 +28,7 @@ def run_evaluation(args: argparse.Namespace) -> int:
         device=pick_device(args.device), fresh=args.fresh, time_fraction=args.time_fraction,
     )  # fmt: skip
     print(report(pieces))
-    print(write_report(pieces, args.out))
+    print(write_report(load_pieces(args.out), args.out))  # with what earlier calls stored
     bad = failed(pieces)
     for section, check in bad:
         print(f"a control does not hold ({section}): {check.name}: {check.detail}", file=sys.stderr)
