@@ -81,20 +81,14 @@ def test_same_findings_counts_another_patient_with_equal_findings_and_no_other_s
     assert same_findings_at_1(torch.eye(3), swap, [(left,), (right,), ()]) == [0.0, 0.0, 1.0]
 
 
-def test_a_piece_is_measured_once_and_again_when_what_it_depends_on_changes(tmp_path: Path) -> None:
-    shelf, calls = Shelf(tmp_path), []
-
-    def measure() -> Piece:
-        calls.append(1)
-        return Piece([make_row("t", "m", "model", [1.0, 2.0])], [Check("c", True, "d")], 1.0, {"a": 1})
-
-    first = shelf.make("x", Shelf.key(weights="a"), measure)
-    assert shelf.make("x", Shelf.key(weights="a"), measure) == first and len(calls) == 1
-    shelf.make("x", Shelf.key(weights="b"), measure)
-    assert len(calls) == 2
-    (tmp_path / "x.json").write_text("{half", encoding="utf-8")
-    shelf.make("x", Shelf.key(weights="b"), measure)  # a damaged file is measured again
-    assert len(calls) == 3
+def test_a_stored_piece_comes_back_only_for_what_it_was_measured_with(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    piece = Piece([make_row("t", "m", "model", [1.0, 2.0])], [Check("c", True, "d")], 1.0, {"a": 1})
+    shelf.put("x", Shelf.key(weights="a"), piece)
+    assert shelf.get("x", Shelf.key(weights="a")) == piece
+    assert shelf.get("x", Shelf.key(weights="b")) is None and shelf.get("y", Shelf.key(weights="a")) is None
+    (tmp_path / "x.json").write_text("{half", encoding="utf-8")  # damaged: measured again, no crash
+    assert shelf.get("x", Shelf.key(weights="a")) is None
 
 
 def test_the_table_has_a_line_a_metric_and_keeps_rivals_apart() -> None:

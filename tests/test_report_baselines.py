@@ -156,7 +156,8 @@ def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validatio
 ) -> None:
     monkeypatch.setattr("medm2g_core.evaluation.report_scores.meteor", lambda a, b: None)
     bench = Bench(MedM2GPipeline(model), n_chest=4, n_brain=2, reference=3, steps=1, progress=False)
-    piece = section.report_generation(bench, "xray", decoder_seconds=0.2, train=6, cache=tmp_path)
+    train = VirtualCohort("train", "chest", 6, resolution=32)
+    piece = section.report_generation(bench, "xray", decoder_seconds=0.2, train=train, cache=tmp_path)
     strict = {r.who: r for r in piece.rows if r.metric == "finding F1, strict"}
     kinds = [who.split(":")[0].split(",")[0] for who in strict]
     assert kinds.count("baseline") >= 7 and kinds.count("ceiling") == 2 and kinds.count("control") == 1

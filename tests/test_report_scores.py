@@ -136,12 +136,12 @@ def test_java_meteor_is_one_for_equal_reports_and_low_for_others() -> None:
     assert scores[:6] == [pytest.approx(1.0)] * 6 and scores[6] < 0.1
 
 
-def test_without_java_the_meteor_row_says_so_and_the_rest_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_java_meteor_is_left_out_and_the_rest_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_scores.shutil, "which", lambda name: None)
     t = truth(8)
     rows = report_rows("x", {"model": t.texts}, t)
-    (row,) = [r for r in rows if r.metric == "METEOR"]
-    assert row.note == METEOR_MISSING and row.n == 0 and math.isnan(row.value)
+    assert rows and not [r for r in rows if r.metric == "METEOR"]
+    assert all(math.isfinite(r.value) for r in rows)  # NaN is no JSON
     assert len(rows) > 15
 
 

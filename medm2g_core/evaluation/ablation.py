@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from medm2g_core.evaluation.metrics import finding_counts, finding_f1, psnr
 from medm2g_core.evaluation.retrieval import hits_at, same_findings_at_1
 from medm2g_core.model import MedM2G, atomic_write
 from medm2g_core.pipeline import MedM2GPipeline
-from medm2g_core.profiles import Profile, StageConfig
+from medm2g_core.profiles import Profile
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.loop import run_stage
 from medm2g_core.training.run import load_corpora, new_model
@@ -123,7 +123,7 @@ def ablate(
                     kept[f"seconds of {arm.name}, {seed}"] = out[group][-1]["seconds"]
                     continue
                 work = folder / "work" / group / f"{_slug(arm.name)}-seed{seed}"
-                run = _RUNS[group](base, source, arm, seed, budget, work, kept, progress)
+                run = _RUNS[group](base, arm, seed, budget, work, kept, progress)
                 run = {"group": group, "arm": arm.name, "seed": seed, **run}
                 text = json.dumps(run, indent=1)
                 atomic_write(file, lambda p, t=text: p.write_text(t, encoding="utf-8"))
@@ -154,10 +154,7 @@ def _corpora(profile: Profile, kept: dict[str, Any], split: str = "train") -> li
 def _train(stage: Stage, name: str, steps: int, model: MedM2G, work: Path, seed: int, progress: bool) -> float:
     """Train with the profile's own settings of stage ``name``, shortened; returns seconds."""
     known = model.profile.stages[name if name in model.profile.stages else "round1"]
-    config = StageConfig(
-        steps=steps, batch=known.batch, lr=known.lr, warmup=max(1, min(known.warmup, steps // 5)),
-        ema=min(known.ema, 0.98), weight_decay=known.weight_decay, optimizer=known.optimizer,
-    )  # fmt: skip
+    config = replace(known, steps=steps, warmup=max(1, min(known.warmup, steps // 5)), ema=min(known.ema, 0.98))
     return float(run_stage(stage, config, work, seed=seed, precision="auto", progress=progress)["seconds"])
 
 
@@ -176,7 +173,7 @@ def _alignment_scores(model: MedM2G, profile: Profile, n: int) -> dict[str, floa
 
 
 def _run_alignment(
-    base: MedM2G, source: Path, arm: Arm, seed: int, budget: Budget, work: Path, kept: dict[str, Any], progress: bool
+    base: MedM2G, arm: Arm, seed: int, budget: Budget, work: Path, kept: dict[str, Any], progress: bool
 ) -> dict[str, Any]:
     profile = _profile(base, arm, budget)
     model = new_model(profile, seed)
@@ -186,8 +183,8 @@ def _run_alignment(
             "scores": _alignment_scores(model.eval(), profile, budget.held_out)}  # fmt: skip
 
 
-def _listener(base: MedM2G, source: Path, profile: Profile, seed: int) -> MedM2G:
-    """Fresh flows on the trained codecs and encoders of ``source``."""
+def _listener(base: MedM2G, profile: Profile, seed: int) -> MedM2G:
+    """Fresh flows on the trained codecs and encoders of ``base``."""
     model = new_model(profile, seed)
     for part in ("image_codec", "text_codec", "alignment"):
         model.load_state_dict(base.part(part), strict=False)
@@ -228,10 +225,10 @@ def _image_scores(model: MedM2G, region: str, given: Sequence[str], target: str,
 
 
 def _run_guidance(
-    base: MedM2G, source: Path, arm: Arm, seed: int, budget: Budget, work: Path, kept: dict[str, Any], progress: bool
+    base: MedM2G, arm: Arm, seed: int, budget: Budget, work: Path, kept: dict[str, Any], progress: bool
 ) -> dict[str, Any]:
     profile = _profile(base, arm, budget)
-    model = _listener(base, source, profile, seed)
+    model = _listener(base, profile, seed)
     stage = RoundStage(model, _latent(model, profile, kept), "guidance", LISTEN)
     seconds = _train(stage, "round3", budget.guidance, model, work, seed, progress)
     gates = [p.item() for n, p in model.flows["mri"].named_parameters() if n.endswith("gate.ct")]
@@ -240,10 +237,10 @@ def _run_guidance(
 
 
 def _run_rounds(
-    base: MedM2G, source: Path, arm: Arm, seed: int, budget: Budget, work: Path, kept: dict[str, Any], progress: bool
+    base: MedM2G, arm: Arm, seed: int, budget: Budget, work: Path, kept: dict[str, Any], progress: bool
 ) -> dict[str, Any]:
     profile = _profile(base, arm, budget)
-    model = _listener(base, source, profile, seed)
+    model = _listener(base, profile, seed)
     latent = _latent(model, profile, kept)
     seconds, steps = 0.0, 0
     for name in arm.rounds:

@@ -9,7 +9,7 @@ import torch
 from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
 from medm2g_core.evaluation.metrics import ct_mae_hu, psnr, ssim
 from medm2g_core.evaluation.table import Check, Piece, Row, make_row
-from medm2g_core.streams import STREAMS, stream
+from medm2g_core.streams import STREAMS
 
 __all__ = ["REGION_STREAMS", "image_codec_section"]
 
@@ -18,6 +18,8 @@ REGION_STREAMS: Mapping[str, tuple[str, ...]] = {
     "brain": ("mri_t1", "mri_t2", "mri_pd", "mri_flair"),
 }
 """The image streams of the embedded cohort."""
+
+CONTROL = "control: another patient's reconstruction"
 
 FindingScore = Callable[[str, str, torch.Tensor], Row]
 """(region, stream, images of the held-out studies in order) to a row whose value is the macro AUC of its findings."""
@@ -42,7 +44,7 @@ def image_codec_section(bench: Bench, finding_auc: FindingScore | None = None) -
             rivals = {
                 "model": back,
                 "baseline: mean image": mean,
-                "control: another patient's reconstruction": back.roll(-SHIFT, 0),
+                CONTROL: back.roll(-SHIFT, 0),
                 "baseline: same size by shrinking": _shrunk(truth, bench),
             }
             metrics = {"PSNR, dB": psnr, "SSIM": ssim} | ({"MAE, HU": ct_mae_hu} if name == "ct" else {})
@@ -51,7 +53,7 @@ def image_codec_section(bench: Bench, finding_auc: FindingScore | None = None) -
                     make_row(task, metric, who, torch.cat([score(a, b) for a, b in _pairs(x, truth)]).tolist())
                     for who, x in rivals.items()
                 ]
-            model, control = (psnr(x, truth).mean().item() for x in (back, rivals[list(rivals)[2]]))
+            model, control = (psnr(x, truth).mean().item() for x in (back, rivals[CONTROL]))
             piece.checks.append(
                 Check(f"{task}: another patient's reconstruction is far off", control < model - 6,
                       f"{control:.1f} dB against {model:.1f} dB")
@@ -78,5 +80,3 @@ def _shrunk(x: torch.Tensor, bench: Bench) -> torch.Tensor:
     small = torch.nn.functional.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
     return torch.nn.functional.interpolate(small, size=x.shape[-2:], mode="bicubic", align_corners=False).clamp(-1, 1)
 
-
-assert all(stream(n).is_image for names in REGION_STREAMS.values() for n in names)

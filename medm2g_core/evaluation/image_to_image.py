@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from medm2g_core.evaluation.baselines.translator import RegressionSettings, Translation, train_translator
 from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
 from medm2g_core.evaluation.fidelity import CODEC, REAL, judged_rows
 from medm2g_core.evaluation.judges import Judges, auc
+from medm2g_core.evaluation.lesions import LESIONS, dice, lesion_mask
 from medm2g_core.evaluation.metrics import ct_mae_hu, psnr, ssim
 from medm2g_core.evaluation.table import Check, Piece, make_row
 from medm2g_core.streams import STREAMS
 from medm2g_core.training.corpus import Corpus
 
-__all__ = ["GROUPS", "TASKS", "dice", "guidance_used", "hyperintense", "translation"]
+__all__ = ["GROUPS", "TASKS", "guidance_used", "translation"]
 
 TASKS: tuple[Translation, ...] = (
     Translation("brain", ("mri_t1", "mri_t2"), "mri_flair"),
@@ -38,32 +37,6 @@ GROUPS: Mapping[str, tuple[Translation, ...]] = {
 """Target modality -> its tasks: one baseline network learns a group, as one flow does."""
 
 CONTROL = "control: another patient's input"
-SEGMENT = 2.0
-LESIONS = ("tumor", "vasogenic_edema", "white_matter_lesions")
-
-
-def hyperintense(image: torch.Tensor) -> np.ndarray:
-    """Bright lesions of one FLAIR slice by threshold: bool (H, W).
-
-    Brighter than the median of the head by `SEGMENT` robust deviations (1.4826 x median absolute deviation), after an
-    opening that takes single pixels away. Crude, but the same for every rival and for the truth.
-
-    Args:
-        image: (1, H, W) or (H, W) in -1..1.
-    """
-    x = image.reshape(image.shape[-2:]).double().numpy()
-    head = x > -0.85
-    if head.sum() < 50:
-        return np.zeros_like(head)
-    median = np.median(x[head])
-    deviation = 1.4826 * np.median(np.abs(x[head] - median))
-    return ndimage.binary_opening(head & (x > median + SEGMENT * deviation))
-
-
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """2 |A and B| / (|A| + |B|); 1 for two empty masks."""
-    whole = int(a.sum()) + int(b.sum())
-    return 2.0 * int((a & b).sum()) / whole if whole else 1.0
 
 
 def _nearest(bench: Bench, task: Translation, corpus: Corpus) -> torch.Tensor:
@@ -106,7 +79,6 @@ def translation(
             ``threads`` threads: that of the flow they face.
         means: draws of the mean.
     """
-    begin = time.monotonic()
     piece = Piece(facts={"guidance": bench.translation_guidance, "steps": bench.steps, "baselines": {}})
     nets: dict[tuple[str, bool], Any] = {}
     for task in tasks:
@@ -156,7 +128,6 @@ def translation(
             Check(f"{title}: another patient's input is worse", gap.low > 0,
                   f"{gap.value:.2f} dB [{gap.low:.2f}, {gap.high:.2f}]")
         )
-    piece.seconds = round(time.monotonic() - begin, 1)
     return piece
 
 
@@ -164,17 +135,17 @@ def _lesions(
     piece: Piece, title: str, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor, findings: Sequence[Any]
 ) -> None:
     """Dice of bright lesions on FLAIR, in the studies whose true image shows any, and how good the threshold is."""
-    masks = [hyperintense(x) for x in truth]
+    masks = lesion_mask(truth)
     has = np.array([any(f.name in LESIONS for f in fs) for fs in findings])
-    area = np.array([float(m.sum()) for m in masks])
+    area = masks.sum((1, 2, 3)).numpy()
     if 0 < has.sum() < len(has):
         piece.facts["threshold finds lesions on true FLAIR, AUC"] = round(auc(area, has), 3)
-    shown = [i for i, a in enumerate(area) if a >= 12]
+    shown = np.flatnonzero(area > 0)
     if len(shown) < 2:
         return
     for who, x in rivals.items():
-        values = [dice(hyperintense(x[i]), masks[i]) for i in shown]
-        piece.rows.append(make_row(title, "lesion Dice (threshold)", who, values))
+        values = dice(lesion_mask(x[shown].clamp(-1, 1)), masks[shown])
+        piece.rows.append(make_row(title, "lesion Dice (threshold)", who, values.tolist()))
 
 
 GUIDED: tuple[Translation, ...] = (
@@ -189,7 +160,6 @@ def guidance_used(bench: Bench, tasks: Sequence[Translation] = GUIDED) -> Piece:
 
     Right guide, no guide, another patient's guide (against the right patient and against that other one).
     """
-    begin = time.monotonic()
     piece = Piece()
     for task in tasks:
         data = bench.data[task.region]
@@ -222,5 +192,4 @@ def guidance_used(bench: Bench, tasks: Sequence[Translation] = GUIDED) -> Piece:
             Check(f"{title}: a wrong guide is visibly wrong", follows.low > 0,
                   f"{follows.value:.2f} dB nearer to it [{follows.low:.2f}, {follows.high:.2f}]")
         )
-    piece.seconds = round(time.monotonic() - begin, 1)
     return piece

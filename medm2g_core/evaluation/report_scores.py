@@ -49,7 +49,7 @@ __all__ = [
 _BLEU = BLEU(lowercase=True, effective_order=True)
 
 METEOR_MISSING = "left out: METEOR needs a java runtime, and its jar: pip install 'medm2g-core[meteor]'"
-"""What the note of the METEOR row says where one of them is missing."""
+"""What the facts of a piece say where one of them is missing."""
 
 _ROUGE_BETA = 1.2
 _METEOR_SECONDS = 300
@@ -256,8 +256,8 @@ def report_rows(
         only: metrics to keep; all by default.
 
     Returns:
-        Rows; a precision is 0 where nothing is claimed. METEOR rows are left out where it cannot run, but for one
-        whose note says what is missing (value NaN, n = 0).
+        Rows; a precision is 0 where nothing is claimed. METEOR rows are left out where it cannot run
+        (`METEOR_MISSING`).
 
     Raises:
         ValueError: a predictor with another number of reports than the truth.
@@ -320,8 +320,7 @@ def _meteor_rows(
     flat = [t for texts in rivals.values() for t in texts]
     scores = meteor(flat, [t for _ in rivals for t in truth.texts])
     if scores is None:
-        nan = float("nan")
-        return [Row(task, "METEOR", "model", nan, nan, nan, 0, METEOR_MISSING)]
+        return []
     n = len(truth)
     return [make_row(task, "METEOR", who, scores[i * n : (i + 1) * n], notes.get(who, ""))
             for i, who in enumerate(rivals)]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,11 +139,3 @@ class Shelf:
         text = json.dumps({"key": key, "piece": piece.to_dict()}, indent=1) + "\n"
         atomic_write(file, lambda p: p.write_text(text, encoding="utf-8"))
         return file
-
-    def make(self, name: str, key: str, measure: Callable[[], Piece]) -> Piece:
-        """The stored piece, or ``measure()``, stored."""
-        known = self.get(name, key)
-        if known is None:
-            known = measure()
-            self.put(name, key, known)
-        return known

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -71,7 +70,6 @@ def text_to_image(
     Args:
         train_images: region -> studies of the train split, with their reports.
     """
-    begin = time.monotonic()
     piece = Piece(facts={"guidance": bench.guidance, "steps": bench.steps, "auc": {}, "training images": {}})
     for region, name in targets:
         data, train, judge = bench.data[region], train_images[region], judges[region, name]
@@ -104,5 +102,4 @@ def text_to_image(
         piece.checks += [chance_check(task, readings, CONTROL), judge_check(task, readings)]
         piece.facts["auc"][task] = {who: auc_by_finding(readings[who]) for who in ("model", CODEC, REAL)}
         piece.facts["training images"][region] = len(train)
-    piece.seconds = round(time.monotonic() - begin, 1)
     return piece

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -56,13 +55,11 @@ def unified(bench: Bench, judges: Judges) -> Piece:
     each from noise of its own. The report alone makes them agree; what the streams tell each other shows in draws from
     nothing at all, where streams drawn apart have nothing in common (a control).
     """
-    begin = time.monotonic()
     piece = Piece(facts={"guidance": bench.guidance, "steps": bench.steps, "auc": {}, "relative to trained pair": {}})
     for given, want, trained in PAIRS:
         _pair(bench, judges, given, want, trained, piece)
     _together(bench, judges, ["text"], JOINT, piece)
     _together(bench, judges, [], JOINT, piece)
-    piece.seconds = round(time.monotonic() - begin, 1)
     return piece
 
 

@@ -223,7 +223,7 @@ _CHEST_MR = ("mri_t1", "mri_t2")
 _BRAIN_MR = ("mri_t1", "mri_t2", "mri_pd", "mri_flair")
 ROUNDS: Mapping[str, Round] = {
     # A report without pictures (brain) lets the text flow learn to write it from an aligned embedding alone.
-    # The text flow costs a fifth of an image flow and needs more examples, so some steps are its own, and larger.
+    # The text flow costs a fraction of an image flow and needs more examples, so some steps are its own, and larger.
     "round1": Round(
         ("text", "xray"),
         (),

@@ -66,7 +66,7 @@ class RegressionSettings:
     l1: float = 100.0
     batch: int = 32
     lr: float = 1.5e-3
-    channels: tuple[int, ...] = (64, 104, 128)
+    channels: tuple[int, ...] = (32, 64, 96, 128)
     seed: int = 0
 
 
@@ -77,7 +77,7 @@ class Translator(nn.Module):
     UNet's class label.
     """
 
-    def __init__(self, channels: tuple[int, ...] = (64, 104, 128)) -> None:
+    def __init__(self, channels: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
         slots = len(IMAGE_STREAMS)
         self.info: dict[str, Any] = {}
