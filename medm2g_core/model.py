@@ -171,7 +171,8 @@ class MedM2G(nn.Module):
         """
         modality = stream(name).modality
         encoder = cast(ImageEnvironment | TextEnvironment, self.environments[modality])
-        return Guide(modality, encoder(z, level, self.contrast(name, len(z))), encoder.token_grid, present)
+        tokens, fine = encoder(z, level, self.contrast(name, len(z)))
+        return Guide(modality, tokens, encoder.token_grid, present, fine)
 
     def prompt_projection(self, modality: str) -> PromptProjection:
         """Where prompts enter the flow of a modality; its ``met`` says what that flow was trained with."""
@@ -181,7 +182,11 @@ class MedM2G(nn.Module):
         self, name: str, z: torch.Tensor, level: torch.Tensor, prompt: Prompt, guides: Sequence[Guide]
     ) -> torch.Tensor:
         """eps_m(z^m, t, c, guides): what the flow of that stream predicts, in z's shape."""
-        return self.flows[stream(name).modality](z, level, prompt, guides, self.contrast(name, len(z)))
+        network = self.flows[stream(name).modality]
+        if not self.profile.flow.precondition:
+            return network(z, level, prompt, guides, self.contrast(name, len(z)))
+        c_in, c_skip, c_out = self.schedule.precondition(level, z)
+        return c_skip * z + c_out * network(c_in * z, level, prompt, guides, self.contrast(name, len(z)))
 
     def predict(
         self,

@@ -118,6 +118,8 @@ class FlowConfig:
     """Image flows (diffusers' UNet2DConditionModel), the text flow (a small transformer), and how they guide."""
 
     objective: Objective = "flow"
+    precondition: bool = True
+    """Skip connection and scales round the network, see `NoiseSchedule.precondition`; no effect on other objectives."""
     channels: tuple[int, ...] = (64, 104)
     attention: tuple[bool, ...] = (False, True)
     layers: int = 1
@@ -134,6 +136,8 @@ class FlowConfig:
     guidance: Guidance = "tokens"
     positions: Literal["tied", "untied", "none"] = "tied"
     gate_start: float = 1.0
+    aligned_map: bool = True
+    """Image guides also enter place by place, as a map at the resolution of the latent."""
     guidance_heads: int = 4
     env_contrast: float = 0.02
     """Weight of the contrastive term between the environments of paired streams (CoDi)."""
@@ -266,9 +270,9 @@ _CPU = Profile(
         text_codec=StageConfig(steps=4000, batch=32, lr=1.5e-3, warmup=200, ema=0.995),
         alignment=StageConfig(steps=1000, batch=64, lr=1.5e-3, warmup=50, ema=0.995, weight_decay=0.05,
                               optimizer="muon"),
-        round1=StageConfig(steps=1100, batch=32, lr=1.5e-3, warmup=50, ema=0.99, optimizer="muon"),
-        round2=StageConfig(steps=450, batch=32, lr=1.5e-3, warmup=50, ema=0.99, optimizer="muon"),
-        round3=StageConfig(steps=650, batch=32, lr=1.5e-3, warmup=50, ema=0.99, optimizer="muon"),
+        round1=StageConfig(steps=4000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
+        round2=StageConfig(steps=1500, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
+        round3=StageConfig(steps=3000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
     ),
 )  # fmt: skip
 
@@ -302,7 +306,8 @@ _PAPER = Profile(
     alignment=AlignmentConfig(embed_dim=768, text_width=768, text_layers=12, text_heads=12, image_encoder="clip"),
     flow=FlowConfig(objective="epsilon", channels=(320, 640, 1280, 1280), attention=(True, True, True, False),
                     layers=2, head_dim=8, norm_groups=32, text_width=768, text_layers=12, text_heads=12,
-                    text_pseudo_tokens=4, env_width=768, env_grid=16, guidance_heads=8, gate_start=0.0),
+                    text_pseudo_tokens=4, env_width=768, env_grid=16, guidance_heads=8, gate_start=0.0,
+                    aligned_map=False),
     data=DataConfig(chest_train=20000, brain_train=10000, chest_val=512, brain_val=256),
     stages=_stages(
         image_codec=StageConfig(steps=20000, batch=16, lr=1e-5, warmup=1000, weight_decay=0.0),

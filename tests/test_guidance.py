@@ -104,7 +104,8 @@ def test_the_loss_of_one_flow_trains_the_other_environment_and_not_its_own(model
 @torch.no_grad()
 def test_with_gates_at_zero_the_joint_call_equals_separate_calls(smoke, guidance):
     names = ("text", "xray", "ct", "mri_t1", "mri_t2")
-    model = speak_up(untrained(smoke.replace(flow={"guidance": guidance, "gate_start": 0.0})))
+    flow = {"guidance": guidance, "gate_start": 0.0, "aligned_map": False}
+    model = speak_up(untrained(smoke.replace(flow=flow)))
     z, t = latents(model, names), levels(names)
     joint = model.predict(z, t, names, no_prompt(model))
     for n in names:
@@ -136,7 +137,7 @@ def test_a_dropped_guide_contributes_exactly_nothing(model):
 
 @torch.no_grad()
 def test_an_adapter_is_inert_until_it_is_trained(smoke):
-    model = untrained(smoke.replace(flow={"guidance": "adapter", "gate_start": 1.0}))
+    model = untrained(smoke.replace(flow={"guidance": "adapter", "aligned_map": False, "gate_start": 1.0}))
     with torch.no_grad():
         for m in MODALITIES:  # the flows speak, the adapters keep their zeros
             for name, p in model.flows[m].named_parameters():
@@ -332,3 +333,50 @@ def test_the_joint_call_agrees_on_cpu_and_cuda(model):
     cuda = model.predict(*there, names, mix(model.embed(raw)))
     for n in names:
         assert torch.allclose(cpu[n], cuda[n].cpu(), atol=2e-3, rtol=2e-2), n
+
+
+def test_maps_at_the_first_convolution_are_channel_concatenation(model):
+    """One convolution over the channels of the latent and of both maps gives what the parts give together."""
+    flow = model.flows["mri"]
+    first, kernels = flow.unet.conv_in, [flow.maps["ct"], flow.maps["mri"]]
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(BATCH, first.in_channels, 8, 8, generator=g)
+    maps = [torch.randn(BATCH, k.in_channels, 8, 8, generator=g) for k in kernels]
+    added = sum(k(x) for k, x in zip(kernels, maps, strict=True))
+    weight = torch.cat([first.weight, *[torch.nn.functional.pad(k.weight, (1, 1, 1, 1)) for k in kernels]], 1)
+    bias = first.bias + sum(k.bias for k in kernels)
+    whole = torch.nn.functional.conv2d(torch.cat([z, *maps], 1), weight, bias, padding=1)
+    assert torch.allclose(first(torch.cat([z, added], 1)), whole, atol=1e-5)
+    assert not torch.allclose(first(z), whole, atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_map_acts_where_it_lies_and_not_before_it_is_trained(smoke):
+    """With attention off the map is the only way for a guide; a change in one corner is seen there first."""
+    quiet = untrained(smoke.replace(flow={"guidance": "off"}))
+    names = ("ct", "mri_t2")
+    z, t = latents(quiet, names), levels(names)
+    other = {"ct": z["ct"].clone(), "mri_t2": z["mri_t2"]}
+    other["ct"][..., :2, :2] += 3
+    loud = untrained(smoke.replace(flow={"guidance": "off"}))
+    for p in (loud.flows["mri"].unet.conv_out.weight, loud.flows["mri"].maps["ct"].weight):
+        p.copy_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
+    change = []
+    for model in (quiet, loud):
+        with_a_voice = model.flows["mri"].unet.conv_out.weight
+        with_a_voice.copy_(loud.flows["mri"].unet.conv_out.weight)
+        a, b = (model.predict(x, t, ["mri_t2"], no_prompt(model))["mri_t2"] for x in (z, other))
+        change.append((a - b).abs().mean((0, 1)))
+    assert change[0].max() == 0
+    near, far = change[1][:3, :3].mean(), change[1][-3:, -3:].mean()
+    assert near > 2 * far
+
+
+def test_words_have_no_map_and_a_profile_may_do_without(smoke):
+    with_map, without = untrained(smoke), untrained(smoke.replace(flow={"aligned_map": False}))
+    for name, there in (("text", False), ("ct", True)):
+        for model, expected in ((with_map, there), (without, False)):
+            z = latents(model, (name,))[name]
+            guide = model.environment(name, z, torch.zeros(BATCH), torch.ones(BATCH))
+            assert (guide.map is not None) == expected
+    assert len(without.flows["ct"].maps) == 0

@@ -89,6 +89,30 @@ def test_training_levels_lie_inside_the_range_and_follow_the_generator(objective
     assert torch.equal(t, schedule.sample_levels(2000, seeded(3)))
 
 
+@pytest.mark.parametrize("level", [0.05, 0.3, 0.5, 0.8, 1.0])
+def test_a_preconditioned_network_sees_and_owes_unit_variance_at_every_level(level):
+    schedule = NoiseSchedule("flow")
+    g = torch.Generator().manual_seed(0)
+    z0, eps = torch.randn(2, 400, 4, 4, 4, generator=g).unbind()
+    t = torch.full((len(z0),), level)
+    zt, target = schedule.add_noise(z0, eps, t), schedule.target(z0, eps, t)
+    c_in, c_skip, c_out = schedule.precondition(t, zt)
+    owed = (target - c_skip * zt) / c_out
+    assert (c_in * zt).std() == pytest.approx(1, abs=0.03)
+    assert owed.std() == pytest.approx(1, abs=0.03)
+    assert (owed * zt).mean().abs() < 0.02  # nothing linear in z_t is left to learn
+    if level == 1.0:
+        assert torch.allclose(owed, -z0, atol=1e-5)  # the noise need not be handed through
+    assert target.std() > 1.2 or level == 0.0  # the control: bare targets are larger
+
+
+@pytest.mark.parametrize("objective", ["epsilon", "v_prediction"])
+def test_other_objectives_are_used_as_they_are(objective):
+    z = torch.ones(2, 3, 4, 4)
+    c_in, c_skip, c_out = NoiseSchedule(objective).precondition(torch.tensor([0.2, 0.9]), z)
+    assert (c_in == 1).all() and (c_out == 1).all() and (c_skip == 0).all()
+
+
 def test_bad_schedules_are_refused():
     with pytest.raises(ValueError, match="unknown objective"):
         NoiseSchedule("score")  # type: ignore[arg-type]

@@ -75,7 +75,7 @@ def may_move(name: str, key: str) -> bool:
     new, frozen = {"round2": ("ct", "text"), "round3": ("mri", "ct")}[name]
     if modality == new:
         return True
-    hears_new = f".gate.{new}" in key or f".prompt.details.{new}." in key
+    hears_new = any(f".{way}.{new}" in key for way in ("gate", "prompt.details", "maps"))
     return part == "flows" and modality == frozen and hears_new
 
 
@@ -91,8 +91,9 @@ def test_a_stage_moves_exactly_the_parameters_it_should(model, corpora, latent_c
     statistics = {k for k in moved if ".running_" in k or k.endswith("num_batches_tracked")}  # of the aligned heads
     assert name == "alignment" or not statistics
     assert declared >= moved - statistics - {k for k in moved if k.endswith(".met") or "lm_head" in k}
-    # Nearly everything that may move does, the rest being gates of streams that this round does not have.
-    still = {k for k in declared - moved if ".gate." not in k and ".details." not in k and "temb" not in k}
+    # Nearly everything that may move does, the rest being ears for streams that this round does not have.
+    ears = (".gate.", ".details.", ".maps.", "temb")
+    still = {k for k in declared - moved if not any(ear in k for ear in ears)}
     assert len(still) <= 0.05 * len(declared) + 2, sorted(still)
 
 
@@ -172,6 +173,30 @@ def test_in_a_round_no_flow_is_guided_by_itself(model, latent_corpora, name, mon
 
 
 # ---------------------------------------------------------------- latents
+
+
+def test_given_guides_are_clean_together_in_half_of_the_studies(model, latent_corpora, monkeypatch):
+    names = ("mri_t1", "mri_t2", "mri_pd", "mri_flair")
+    stage = RoundStage(model, latent_corpora, "round3")
+    heard: dict[str, torch.Tensor] = {}
+    environment = model.environment
+
+    def watch(n, z, level, present):
+        heard[n] = level
+        return environment(n, z, level, present)
+
+    monkeypatch.setattr(model, "environment", watch)
+    n, g = 400, torch.Generator().manual_seed(0)
+    t = torch.rand(n, generator=g)
+    z = {m: torch.randn(n, *model.latent_shape(m), generator=g) for m in names}
+    stage._guides(names, t, z, z, g)
+    s = torch.stack([heard[m] for m in names])                                 # (4, n)
+    clean, same = (s == 0).all(0).float().mean(), (s == t).all(0).float().mean()
+    assert clean == pytest.approx(0.5 + 0.3 * 0.5**4, abs=0.07)
+    assert same == pytest.approx(0.2 + 0.3 * 0.2**4, abs=0.06)
+    mixed = ((s == 0).any(0) & (s > 0).any(0)).float().mean()                  # some given, others drawn along
+    assert mixed > 0.1
+
 
 
 def test_cached_latents_are_those_of_the_model(model, corpora, tmp_path):

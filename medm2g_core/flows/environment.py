@@ -12,9 +12,14 @@ from torch.nn import functional as F
 
 from medm2g_core.profiles import FlowConfig
 
-__all__ = ["ImageEnvironment", "NoiseLevel", "TextEnvironment"]
+__all__ = ["ImageEnvironment", "NoiseLevel", "TextEnvironment", "map_width"]
 
 N_CONTRASTS = 4
+
+
+def map_width(config: FlowConfig) -> int:
+    """Channels of the map that an `ImageEnvironment` gives."""
+    return max(config.env_width // 2, config.norm_groups)
 
 
 class NoiseLevel(nn.Module):
@@ -33,10 +38,12 @@ class NoiseLevel(nn.Module):
 
 
 class ImageEnvironment(nn.Module):
-    """V_m of an image modality: latent (B, C, h, w) at noise level s (B,) to grid tokens (B, g^2, E).
+    """V_m of an image modality: latent (B, C, h, w) at noise level s (B,) to grid tokens (B, g^2, E) and a map.
 
     It is told s: a noisy guide taken for a clean one misleads the other flow badly. ``pooled`` averages to one
-    token, as the public ancestors do; attention over one key is a constant, so it carries no places.
+    token, as the public ancestors do; attention over one key is a constant, so it carries no places. The map
+    (B, `map_width`, h, w) keeps the latent's resolution for flows that draw the same places; ``None`` without
+    ``aligned_map``.
     """
 
     def __init__(self, latent_channels: int, latent_size: int, config: FlowConfig, contrasts: int = 1) -> None:
@@ -45,7 +52,8 @@ class ImageEnvironment(nn.Module):
         self.pooled = config.guidance == "pooled"
         self.grid = min(config.env_grid, latent_size)
         self.level = NoiseLevel(width, contrasts)
-        half = max(width // 2, config.norm_groups)
+        half = map_width(config)
+        self.has_map = config.aligned_map
         groups = config.norm_groups if half % config.norm_groups == 0 else 1
         block: dict[str, Any] = {"temb_channels": width, "groups": groups, "eps": 1e-5}
         self.enter = nn.Conv2d(latent_channels, half, 3, padding=1)
@@ -57,13 +65,15 @@ class ImageEnvironment(nn.Module):
         self.coarse = ResnetBlock2D(in_channels=width, out_channels=width, **(block | {"groups": groups}))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, z: torch.Tensor, level: torch.Tensor, contrast: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, z: torch.Tensor, level: torch.Tensor, contrast: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         temb = self.level(level, contrast)                                     # (B, E)
-        h = self.fine(self.enter(z), temb)                                     # (B, E/2, h, w)
-        h = F.pixel_unshuffle(h, self.fold)                                    # (B, E/2 f^2, g, g)
+        fine = self.fine(self.enter(z), temb)                                  # (B, E/2, h, w)
+        h = F.pixel_unshuffle(fine, self.fold)                                 # (B, E/2 f^2, g, g)
         h = self.coarse(self.merge(h), temb)                                   # (B, E, g, g)
         tokens = self.norm(h.flatten(2).transpose(1, 2))                       # (B, g^2, E)
-        return tokens.mean(1, keepdim=True) if self.pooled else tokens
+        return tokens.mean(1, keepdim=True) if self.pooled else tokens, fine if self.has_map else None
 
     @property
     def token_grid(self) -> tuple[int, int] | None:
@@ -71,7 +81,7 @@ class ImageEnvironment(nn.Module):
 
 
 class TextEnvironment(nn.Module):
-    """V_text: latent tokens (B, K, d) at noise level s (B,) to tokens (B, K, E)."""
+    """V_text: latent tokens (B, K, d) at noise level s (B,) to tokens (B, K, E); words have no map."""
 
     token_grid: tuple[int, int] | None = None
 
@@ -88,7 +98,9 @@ class TextEnvironment(nn.Module):
         self.mix = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, z: torch.Tensor, level: torch.Tensor, contrast: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, z: torch.Tensor, level: torch.Tensor, contrast: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         h = self.enter(z) + self.place + self.level(level, contrast)[:, None]  # (B, K, E)
         tokens = self.norm(self.mix(h))                                        # (B, K, E)
-        return tokens.mean(1, keepdim=True) if self.pooled else tokens
+        return tokens.mean(1, keepdim=True) if self.pooled else tokens, None

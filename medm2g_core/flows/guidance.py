@@ -35,12 +35,14 @@ class Guide:
         tokens: (B, N, E) output of that modality's environment encoder.
         grid: (rows, columns) if the N tokens are cells of an image, else ``None`` (text).
         present: (B,) 1 where the guide is there, 0 where it is dropped; a dropped guide contributes exactly 0.
+        map: (B, W, h, w) of an image at the resolution of its latent, or ``None``.
     """
 
     modality: str
     tokens: torch.Tensor
     grid: tuple[int, int] | None
     present: torch.Tensor
+    map: torch.Tensor | None = None
 
 
 @dataclass

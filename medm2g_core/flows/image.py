@@ -8,17 +8,32 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
+from medm2g_core.flows.environment import map_width
 from medm2g_core.flows.guidance import GuidanceInput, Guide, install
 from medm2g_core.flows.prompt import Prompt, PromptProjection
 from medm2g_core.profiles import AlignmentConfig, FlowConfig, ImageCodecConfig
+from medm2g_core.streams import IMAGE_STREAMS, stream
 
 __all__ = ["ImageFlow"]
+
+
+class MapConv(nn.Conv2d):
+    """The UNet's first convolution; channels beyond its own are a map (B, out, h, w) that is added to what it gives."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z, added = x[:, : self.in_channels], x[:, self.in_channels :]
+        out = super().forward(z)                                               # (B, out, h, w)
+        return out + added if added.shape[1] else out
 
 
 class ImageFlow(nn.Module):
     """eps_m (or the velocity) of an image modality.
 
     z: (B, C, h, w) standardised latent at noise level t (B,) in [0, 1]; the output has z's shape.
+
+    With ``aligned_map`` the maps of image guides enter at the first convolution. conv(z) + sum_n W_n map_n is a
+    convolution of the channels of z and all maps together: channel concatenation, with a matrix of its own for every
+    modality (which starts at 0), so any set of guides may be there and the UNet keeps the shape of Stable Diffusion's.
     """
 
     def __init__(
@@ -39,7 +54,14 @@ class ImageFlow(nn.Module):
             norm_num_groups=config.norm_groups,
             num_class_embeds=contrasts if contrasts > 1 else None,
         )
+        first = self.unet.conv_in
+        self.unet.conv_in = MapConv(first.in_channels, first.out_channels, first.kernel_size, padding=first.padding)
         install(self.unet, config, is_grid=True)
+        self.maps = nn.ModuleDict()
+        for m in dict.fromkeys(stream(n).modality for n in IMAGE_STREAMS) if config.aligned_map else ():
+            self.maps[m] = nn.Conv2d(map_width(config), config.channels[0], 1)
+            nn.init.zeros_(self.maps[m].weight)
+            nn.init.zeros_(self.maps[m].bias)
         self.prompt = PromptProjection(alignment)
 
     def forward(
@@ -47,8 +69,13 @@ class ImageFlow(nn.Module):
     ) -> torch.Tensor:
         context, bias = self.prompt(prompt)                                    # (B, N, D), (B, N)
         size = (z.shape[-2], z.shape[-1])
+        maps = [
+            g.present[:, None, None, None] * self.maps[g.modality](g.map)      # (B, channels[0], h, w)
+            for g in guides
+            if g.map is not None and g.modality in self.maps
+        ]
         return self.unet(
-            z,
+            torch.cat([z, torch.stack(maps).sum(0).to(z.dtype)], 1) if maps else z,
             t.float() * 1000,
             encoder_hidden_states=context,
             class_labels=contrast if self.contrasts > 1 else None,

@@ -12,6 +12,7 @@ from medm2g_core.profiles import Objective
 __all__ = ["NoiseSchedule"]
 
 TRAIN_STEPS = 1000
+LEVEL_MEAN, LEVEL_STD = 0.5, 1.2
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """The public ancestors' schedule (CoDi, Stable Diffusion)."""
 
@@ -64,10 +65,28 @@ class NoiseSchedule:
             return (zt - s * prediction) / a.clamp(min=1e-4)
         return a * zt - s * prediction
 
+    def precondition(self, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(c_in, c_skip, c_out): the prediction is c_skip z_t + c_out F(c_in z_t) for a network F.
+
+        As in Karras et al. 2022, for latents of unit variance: input and target of F have unit variance at every
+        level, and c_skip z_t is the best linear guess. For ``flow``, with d = (1 - t)^2 + t^2, F's target is
+        ((1 - t) eps - t z_0) / sqrt(d). So where there is nothing but noise F draws z_0 from what it is told; without
+        this it would have to hand the noise through, place by place, first. The other objectives are used as they are.
+        """
+        if self.objective != "flow":
+            one = torch.ones_like(t)
+            c_in, c_skip, c_out = one, torch.zeros_like(t), one
+        else:
+            d = (1 - t) ** 2 + t**2
+            c_in, c_skip, c_out = d.rsqrt(), (2 * t - 1) / d, d.rsqrt()
+        shape = (-1,) + (1,) * (like.ndim - 1)
+        return tuple(c.to(like.dtype).reshape(shape) for c in (c_in, c_skip, c_out))  # type: ignore[return-value]
+
     def sample_levels(self, n: int, generator: torch.Generator) -> torch.Tensor:
-        """Training levels (n,) on the CPU: uniform; for flow logit-normal, dense in the middle (Esser et al. 2024)."""
+        """Training levels (n,) on the CPU: uniform; for flow logit-normal (Esser et al. 2024), denser where noise is
+        high: there the prompt and the guides decide what is drawn."""
         if self.objective == "flow":
-            return torch.randn(n, generator=generator).sigmoid()
+            return (LEVEL_MEAN + LEVEL_STD * torch.randn(n, generator=generator)).sigmoid()
         return (torch.randint(TRAIN_STEPS, (n,), generator=generator) + 1) / TRAIN_STEPS
 
     def scheduler(self, steps: int) -> tuple[FlowMatchEulerDiscreteScheduler | DDIMScheduler, list[float]]:

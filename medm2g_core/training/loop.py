@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from medm2g_core.model import CheckpointError, atomic_write
@@ -88,6 +89,12 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+def _attention(device: torch.device) -> AbstractContextManager[None]:
+    """On a CPU attention as plain matrix products: the backward pass of torch's fused kernel is several times slower
+    for the few dozen places of our maps. Elsewhere torch chooses."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 class _State:
@@ -206,7 +213,10 @@ def run_stage(
             generator = torch.Generator().manual_seed(step_seed)
             with torch.random.fork_rng(devices=_cuda_devices(accelerator.device)):
                 torch.manual_seed(step_seed)
-                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                with (
+                    _attention(accelerator.device),
+                    torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"),
+                ):
                     loss, logs = wrapped(config.batch, generator)
                 if not torch.isfinite(loss):
                     raise FloatingPointError(f"{stage.name}: the loss is {loss.item()} at step {step}")

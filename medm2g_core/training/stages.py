@@ -228,14 +228,22 @@ ROUNDS: Mapping[str, Round] = {
         ("text", "xray"),
         (),
         (
-            Mix("chest", ("text", "xray"), 0.6),
-            Mix("chest", ("text", "xray"), 0.3, targets=("text",), batch=3),
+            Mix("chest", ("text", "xray"), 0.5),
+            Mix("chest", ("text", "xray"), 0.4, targets=("text",), batch=3),
             Mix("brain", ("text",), 0.1),
         ),
     ),
     "round2": Round(("ct",), ("text",), (Mix("chest", ("text", "ct"), 1.0),), (("ct", "xray"),)),
+    # The frozen flow has little to learn (its ears for the new one), and a step through it costs as much as any other.
     "round3": Round(
-        ("mri",), ("ct",), (Mix("chest", ("ct", *_CHEST_MR), 0.5), Mix("brain", _BRAIN_MR, 0.5)), (("mri", "ct"),)
+        ("mri",),
+        ("ct",),
+        (
+            Mix("chest", ("ct", *_CHEST_MR), 0.15),
+            Mix("chest", ("ct", *_CHEST_MR), 0.35, targets=("mri",)),
+            Mix("brain", _BRAIN_MR, 0.5),
+        ),
+        (("mri", "ct"),),
     ),
     # Ablation: everything with everything at once.
     "all_pairs": Round(
@@ -263,7 +271,9 @@ def inherit_weights(model: MedM2G, name: str) -> None:
                     twin.copy_(tensor)
 
 
-DROP_PROMPT, DROP_DETAILS, SELF_PROMPT, DROP_GUIDE = 0.15, 0.3, 0.15, 0.15
+DROP_PROMPT, DROP_DETAILS, SELF_PROMPT, DROP_GUIDE = 0.15, 0.3, 0.2, 0.15
+ALIKE_CLEAN, ALIKE_NOISY = 0.5, 0.2
+"""Share of studies whose guides are all clean, and all at the noise level of the flow that they guide."""
 SELF_PROMPT_NOISE = 0.6
 """Deviation of the noise on a self prompt relative to the embedding's length: about the gap between modalities."""
 
@@ -292,10 +302,10 @@ class RoundStage(Stage):
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         for m in self.round.trained:
             yield from _under(self.model, f"flows.{m}.", f"environments.{m}.")
-        new = "|".join(self.round.trained)
         for m in self.round.frozen:
             for name, parameter in _under(self.model, f"flows.{m}."):
-                if any(f".gate.{n}" in name or f".prompt.details.{n}." in name for n in new.split("|")):
+                ways = (f".{way}.{n}" for n in self.round.trained for way in ("gate", "prompt.details", "maps"))
+                if any(way in name for way in ways):
                     yield name, parameter
 
     def forward(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, Logs]:
@@ -351,19 +361,23 @@ class RoundStage(Stage):
         eps: Mapping[str, torch.Tensor],
         generator: torch.Generator,
     ) -> tuple[dict[str, Guide], dict[str, torch.Tensor]]:
-        """Every stream as a guide, each sample at its own noise level s: clean (half), as noisy as the flow that it
-        guides (a quarter), independent (the rest), or absent."""
+        """Every stream as a guide at a noise level s.
+
+        In half of the studies all guides are clean (they are given), in a fifth all are as noisy as the flow that
+        they guide (all are drawn together); in the rest each is either of these or at a level of its own.
+        """
         device, batch = self.model.device, len(next(iter(z0.values())))
         guides: dict[str, Guide] = {}
         flat: dict[str, torch.Tensor] = {}
         if len(streams) < 2:
             return guides, flat
+        alike = torch.rand(batch, generator=generator)
         for n in streams:
-            kind = torch.rand(batch, generator=generator)
+            kind = torch.where(alike < ALIKE_CLEAN + ALIKE_NOISY, alike, torch.rand(batch, generator=generator))
             free = self.model.schedule.sample_levels(batch, generator)
-            s = torch.where(kind < 0.5, 0.0, torch.where(kind < 0.75, t, free)).to(device)
+            s = torch.where(kind < ALIKE_CLEAN, 0.0, torch.where(kind < ALIKE_CLEAN + ALIKE_NOISY, t, free)).to(device)
             # With many possible guides each is absent more often, so that every subset is met.
-            absent = DROP_GUIDE if len(streams) == 2 else 0.4
+            absent = DROP_GUIDE if len(streams) == 2 else 2 * DROP_GUIDE
             present = (torch.rand(batch, generator=generator) >= absent).float().to(device)
             zs = self.model.schedule.add_noise(z0[n], eps[n], s)
             guides[n] = self.model.environment(n, zs, s, present)
