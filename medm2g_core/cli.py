@@ -132,6 +132,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="weight of a given stream in the mixed prompt; 0 leaves it a guide only",
     )  # fmt: skip
     generate.add_argument("--order", choices=("joint", "cascade"), default="joint")
+    generate.add_argument(
+        "--best-of", type=_count, default=1, metavar="N",
+        help="draw each sample N times and keep the one that the model's own encoders find closest to what is given",
+    )  # fmt: skip
     generate.add_argument("--num-samples", type=_count, default=1, metavar="N", help="draws; sample i has seed + i")
     generate.add_argument("--seed", type=_natural, default=0)
     generate.add_argument("--device", choices=DEVICES, default="auto")

@@ -11,6 +11,8 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
+from medm2g_core.alignment.encoders import Embedding
+from medm2g_core.codecs.tokenizer import TextTooLongError
 from medm2g_core.flows.prompt import Prompt, mix, null_prompt
 from medm2g_core.flows.sampling import Order, SampleStep, sample_latents
 from medm2g_core.model import CheckpointError, MedM2G
@@ -91,6 +93,7 @@ class MedM2GPipeline(DiffusionPipeline):
         prompt_weights: Mapping[str, float] | None = None,
         order: Order = "joint",
         num_samples: int = 1,
+        best_of: int = 1,
         noise_scale: float = 1.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         callback_on_step_end: Callable[[MedM2GPipeline, int, float, dict[str, Any]], Any] | None = None,
@@ -111,6 +114,8 @@ class MedM2GPipeline(DiffusionPipeline):
             prompt_weights: stream -> weight in the mix of prompts; a weight of 0 leaves a stream as a guide only.
             order: ``"joint"`` or ``"cascade"``, see `sample_latents`.
             num_samples: draws for each study; outputs are ordered study by study.
+            best_of: draw each output so many times and keep the one whose own aligned embeddings lie nearest to those
+                of the given streams (as CLIP re-ranks DALL-E's draws, Ramesh et al. 2021); so many times slower.
             noise_scale: deviation of the starting noise.
             generator: CPU generator, or one for each output.
             callback_on_step_end: called as in diffusers with (pipeline, step, noise level, {"latents", "denoised"}).
@@ -124,6 +129,10 @@ class MedM2GPipeline(DiffusionPipeline):
         want = self._check_want(given, want)
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+        if best_of < 1:
+            raise ValueError(f"best_of must be at least 1, got {best_of}")
+        if best_of > 1 and not given:
+            raise StreamError("best_of compares what is drawn with what is given, and nothing is given")
         if isinstance(generator, torch.Generator) and generator.device.type != "cpu":
             raise ValueError(f"the generator is on {generator.device}; needed one on the CPU, so that seeds carry over")
         raw = self._batch(given, num_samples)
@@ -141,13 +150,40 @@ class MedM2GPipeline(DiffusionPipeline):
                 seen = {"latents": dict(step.latents), "denoised": dict(step.denoised)}
                 callback_on_step_end(self, step.step, step.level, seen)
 
-        drawn = sample_latents(
-            self.model, latents, want, prompt, steps=num_inference_steps, guidance_scale=guidance_scale,
-            cross_guidance_scale=cross_guidance_scale, order=order, generator=generator, noise_scale=noise_scale,
-            callback=callback,
-        )  # fmt: skip
-        streams = {n: self.model.decode(n, z) for n, z in drawn.items()}
-        return MedM2GOutput(streams=streams, latents=drawn)
+        kept: dict[str, torch.Tensor] = {}
+        kept_score = torch.full((batch,), -torch.inf, device=prompt.pooled.device)
+        for _ in range(best_of):
+            drawn = sample_latents(
+                self.model, latents, want, prompt, steps=num_inference_steps, guidance_scale=guidance_scale,
+                cross_guidance_scale=cross_guidance_scale, order=order, generator=generator, noise_scale=noise_scale,
+                callback=callback,
+            )  # fmt: skip
+            streams = {n: self.model.decode(n, z) for n, z in drawn.items()}
+            if best_of == 1:
+                return MedM2GOutput(streams=streams, latents=drawn)
+            score = self._likeness(embeddings, streams)                        # (B,)
+            better = score > kept_score
+            for n, z in drawn.items():
+                kept[n] = torch.where(better.reshape(-1, *[1] * (z.ndim - 1)), z, kept[n]) if n in kept else z
+            kept_score = torch.maximum(score, kept_score)
+        streams = {n: self.model.decode(n, z) for n, z in kept.items()}
+        return MedM2GOutput(streams=streams, latents=kept)
+
+    def _likeness(
+        self, given: Mapping[str, Embedding], streams: Mapping[str, torch.Tensor | list[str]]
+    ) -> torch.Tensor:
+        """Mean cosine (B,) between the aligned embeddings of given and drawn streams."""
+        # A drawn report may come out empty, or as letters that are too long to read back: nothing was said then.
+        own = {n: [self._readable(t) for t in v] if isinstance(v, list) else v for n, v in streams.items()}
+        drawn = self.model.embed(own).values()
+        return torch.stack([(a.pooled * b.pooled).sum(-1) for a in given.values() for b in drawn]).mean(0)
+
+    def _readable(self, text: str) -> str:
+        try:
+            self.model.tokens([text or " "])
+        except TextTooLongError:
+            return " "
+        return text or " "
 
     @staticmethod
     def _check_want(given: Given, want: Sequence[str]) -> list[str]:

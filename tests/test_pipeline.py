@@ -75,6 +75,31 @@ def test_samples_come_study_by_study_and_do_not_depend_on_the_batch(pipe):
     assert not torch.allclose(many[0], many[1], atol=1e-2)
 
 
+def test_the_best_of_several_is_one_of_them_and_the_nearest_to_what_is_given(pipe):
+    given = {"text": reports(3)}
+
+    def nearness(images: torch.Tensor) -> torch.Tensor:
+        e = pipe.model.embed({**given, "xray": images})
+        return (e["text"].pooled * e["xray"].pooled).sum(-1)
+
+    def generators() -> list[torch.Generator]:
+        return [seeded(i) for i in range(3)]
+
+    g = generators()  # drawn one after the other from the same generators: the candidates
+    each = torch.stack([pipe(given, ["xray"], num_inference_steps=2, generator=g)["xray"] for _ in range(4)])
+    scores = torch.stack([nearness(x) for x in each])                          # (4, 3)
+    best = pipe(given, ["xray"], num_inference_steps=2, generator=generators(), best_of=4)
+    expected = torch.stack([each[k, i] for i, k in enumerate(scores.argmax(0).tolist())])
+    assert torch.allclose(best["xray"], expected, atol=1e-5)
+    assert len(set(scores.argmax(0).tolist())) > 1 and (scores.max(0).values > scores.min(0).values).all()
+    assert torch.allclose(pipe.model.decode("xray", best.latents["xray"]), expected, atol=1e-5)
+
+
+def test_several_streams_and_reports_can_be_the_best_of_several(pipe):
+    out = pipe({"ct": CT}, ["text", "xray"], num_inference_steps=2, generator=seeded(), best_of=2)
+    assert len(out["text"]) == 1 and out["xray"].shape == (1, 1, 32, 32)
+
+
 def test_the_callback_sees_every_step(pipe):
     seen = []
     pipe({"ct": CT}, ["xray", "mri_t1"], num_inference_steps=3, generator=seeded(),
@@ -136,6 +161,10 @@ def test_impossible_requests_are_refused(pipe, given, want, message):
 
 
 def test_bad_numbers_are_refused(pipe):
+    with pytest.raises(ValueError, match="best_of"):
+        pipe({"text": REPORT}, ["xray"], best_of=0)
+    with pytest.raises(StreamError, match="nothing is given"):
+        pipe({}, ["xray"], best_of=2)
     with pytest.raises(ValueError, match="num_samples"):
         pipe({}, ["ct"], num_samples=0)
     with pytest.raises(ValueError, match="num_inference_steps"):

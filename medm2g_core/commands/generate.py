@@ -177,12 +177,12 @@ def run_generation(args: argparse.Namespace) -> int:
 
     pipe.to(device)
     began = time.monotonic()
-    passes = args.steps * (len(args.want) if args.order == "cascade" else 1)
+    passes = args.best_of * args.steps * (len(args.want) if args.order == "cascade" else 1)
     with tqdm(total=passes, desc="generate", unit="step") as bar:
         drawn = pipe(
             given=given.values, want=args.want, num_inference_steps=args.steps, guidance_scale=args.guidance,
             cross_guidance_scale=args.cross_guidance, prompt_weights=weights or None, order=args.order,
-            num_samples=args.num_samples,
+            num_samples=args.num_samples, best_of=args.best_of,
             generator=[torch.Generator().manual_seed(args.seed + i) for i in range(args.num_samples)],
             callback_on_step_end=lambda *_: bar.update(),
         )  # fmt: skip
@@ -226,8 +226,8 @@ def run_generation(args: argparse.Namespace) -> int:
 def _settings(args: argparse.Namespace, weights: Mapping[str, float]) -> dict[str, Any]:
     return {
         "steps": args.steps, "guidance": args.guidance, "cross_guidance": args.cross_guidance, "order": args.order,
-        "num_samples": args.num_samples, "seed": args.seed, "prompt_weights": dict(weights), "plane": args.plane,
-        "slice": args.slice,
+        "num_samples": args.num_samples, "best_of": args.best_of, "seed": args.seed, "prompt_weights": dict(weights),
+        "plane": args.plane, "slice": args.slice,
     }  # fmt: skip
 
 

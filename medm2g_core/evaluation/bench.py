@@ -85,6 +85,7 @@ class Bench:
         prompt_weights: dict[str, float] | None = None,
         order: Order = "joint",
         noise_scale: float = 1.0,
+        best_of: int = 1,
         given_from: tuple[str, ...] = (),
         split: Split = "test",
     ) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class Bench:
             draw: number of the draw; another one starts from other noise.
             shift: ``given`` comes from the study so many places further on (`SHIFT` for controls); 0 for its own.
             guidance: scale; by default `guidance` if only a report is given, else `translation_guidance`.
-            cross_guidance, prompt_weights, order, noise_scale: see `MedM2GPipeline`.
+            cross_guidance, prompt_weights, order, noise_scale, best_of: see `MedM2GPipeline`.
             given_from: only these of the given streams are shifted (all if empty).
             split: ``"val"`` to choose settings without a look at the test studies.
 
@@ -105,7 +106,7 @@ class Bench:
             guidance = self.guidance if list(given) == ["text"] or "text" in want else self.translation_guidance
         weights = tuple(sorted((prompt_weights or {}).items()))
         key = (region, tuple(given), tuple(want), draw, shift, guidance, cross_guidance, weights, order, noise_scale,
-               given_from, split)  # fmt: skip
+               best_of, given_from, split)  # fmt: skip
         if key not in self._drawn:
             n = len(self.studies(region, split))
             parts: dict[str, list[Any]] = {w: [] for w in want}
@@ -118,7 +119,7 @@ class Bench:
                 out = self.pipe(
                     given=raw, want=want, num_inference_steps=self.steps, guidance_scale=guidance,
                     cross_guidance_scale=cross_guidance, prompt_weights=prompt_weights, order=order,
-                    noise_scale=noise_scale, num_samples=len(own) if not raw else 1,
+                    noise_scale=noise_scale, best_of=best_of, num_samples=len(own) if not raw else 1,
                     generator=[torch.Generator().manual_seed(self.seed + 1000003 * draw + j) for j in own],
                 )  # fmt: skip
                 for w in want:

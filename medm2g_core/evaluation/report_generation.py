@@ -48,6 +48,9 @@ REGION = "chest"
 DRAWS = 5
 """Draws of the consensus."""
 
+BEST_OF = 8
+"""Draws from which the aligned encoders choose one."""
+
 LOW_NOISE = 0.6
 GRID: tuple[tuple[float, float], ...] = tuple((g, noise) for noise in (1.0, LOW_NOISE) for g in (1.0, 2.0, 4.0))
 """(guidance scale, noise scale) of the cells that `tune` tries."""
@@ -135,9 +138,9 @@ def report_generation(
 
     best, cells = tune(bench, given)
 
-    def drawn(draw: int = 0, shift: int = 0, noise: float = 1.0) -> list[str]:
+    def drawn(draw: int = 0, shift: int = 0, noise: float = 1.0, best_of: int = 1) -> list[str]:
         return bench.draw(
-            REGION, [given], ["text"], draw=draw, shift=shift, guidance=best[noise], noise_scale=noise
+            REGION, [given], ["text"], draw=draw, shift=shift, guidance=best[noise], noise_scale=noise, best_of=best_of
         )["text"]  # fmt: skip
 
     images = data.stack(given)
@@ -153,6 +156,7 @@ def report_generation(
         f"model, consensus of {DRAWS}, noise x {LOW_NOISE}": consensus(
             [drawn(d, noise=LOW_NOISE) for d in range(DRAWS)], REGION
         ),
+        f"model, best of {BEST_OF} by the aligned encoders": drawn(best_of=BEST_OF),
         "control: another patient's image": drawn(shift=SHIFT),
         "baseline: constant normal report": constant_reports(REGION, n, seed),
         "baseline: random report": random_reports(corpus, n, seed),

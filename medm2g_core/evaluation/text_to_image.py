@@ -32,6 +32,8 @@ TARGETS: tuple[tuple[str, str], ...] = (
 """(region, stream) drawn from the report alone; text and MR never trained together."""
 
 GUIDANCES = (1.0, 4.0)
+BEST_OF = 4
+"""Draws from which the aligned encoders choose one."""
 CONTROL = "control: another patient's report"
 NEAREST_REPORT = "baseline: image of the nearest report"
 
@@ -85,6 +87,9 @@ def text_to_image(
                 for g in GUIDANCES
                 if g != bench.guidance
             },
+            f"model, best of {BEST_OF} by the aligned encoders": bench.draw(
+                region, ["text"], [name], best_of=BEST_OF
+            )[name],
             NEAREST_REPORT: pool[nearest_reports(bench.model, data.texts, train.texts)],
             "baseline: random real image": pool[random],
             CONTROL: bench.draw(region, ["text"], [name], shift=SHIFT)[name],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -59,9 +60,10 @@ class ImageFlow(nn.Module):
         install(self.unet, config, is_grid=True)
         self.maps = nn.ModuleDict()
         for m in dict.fromkeys(stream(n).modality for n in IMAGE_STREAMS) if config.aligned_map else ():
-            self.maps[m] = nn.Conv2d(map_width(config), config.channels[0], 1)
-            nn.init.zeros_(self.maps[m].weight)
-            nn.init.zeros_(self.maps[m].bias)
+            entry = nn.Conv2d(map_width(config), config.channels[0], 1)
+            nn.init.zeros_(entry.weight)
+            nn.init.zeros_(cast(torch.Tensor, entry.bias))
+            self.maps[m] = entry
         self.prompt = PromptProjection(alignment)
 
     def forward(
