@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb) $(wildcard notebooks/solutions/*.ipynb))
 NBVAL = --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-current-env
 
-.PHONY: help demo test lint lab prepare train smoke results ablate bench clean
+.PHONY: help demo test lint lab prepare train smoke results unseen ablate bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -52,6 +52,9 @@ smoke: prepare ## the whole training in about a minute, no quality to expect
 results: prepare ## measure what is not measured yet, write tables and contact sheets in results/
 	$(PY) -m medm2g_core evaluate $(ARGS)
 	$(PY) -m medm2g_core.show.task_sheets
+
+unseen: prepare ## leave one person out: three short trainings (most of an hour; resumable)
+	$(PY) -m medm2g_core evaluate --sections unseen $(ARGS)
 
 ablate: prepare ## component effects over three seeds (hours; resumable)
 	$(PY) -m medm2g_core ablate $(ARGS)

@@ -61,6 +61,7 @@ class Budget:
     draws: int = 4
 
 
+_NO_MAP = {"aligned_map": False}
 GROUPS: Mapping[str, tuple[Arm, ...]] = {
     "alignment": (
         Arm("no visual invariant", {"alignment": {"invariant": "off"}}),
@@ -70,13 +71,16 @@ GROUPS: Mapping[str, tuple[Arm, ...]] = {
         Arm("all pairs aligned", {"alignment": {"invariant": "full", "pairs": "all"}}),
     ),
     "guidance": (
-        Arm("off (prompt only)", {"flow": {"guidance": "off"}}),
-        Arm("one pooled token", {"flow": {"guidance": "pooled"}}),
-        Arm("grid tokens, no positions", {"flow": {"positions": "none"}}),
-        Arm("grid tokens, untied positions", {"flow": {"positions": "untied"}}),
-        Arm("grid tokens, tied positions", {}),
-        Arm("the same, gate starts at 0", {"flow": {"gate_start": 0.0}}),
-        Arm("adapter", {"flow": {"guidance": "adapter"}}),
+        Arm("off (prompt only)", {"flow": {"guidance": "off", **_NO_MAP}}),
+        Arm("one pooled token", {"flow": {"guidance": "pooled", **_NO_MAP}}),
+        Arm("grid tokens, no positions", {"flow": {"positions": "none", **_NO_MAP}}),
+        Arm("grid tokens, untied positions", {"flow": {"positions": "untied", **_NO_MAP}}),
+        Arm("grid tokens, tied positions", {"flow": _NO_MAP}),
+        Arm("the same, gate starts at 0", {"flow": {"gate_start": 0.0, **_NO_MAP}}),
+        Arm("adapter", {"flow": {"guidance": "adapter", **_NO_MAP}}),
+        Arm("aligned map alone", {"flow": {"guidance": "off"}}),
+        Arm("tied tokens and aligned map", {}),
+        Arm("the same, not preconditioned", {"flow": {"precondition": False}}),
     ),
     "rounds": (
         Arm("three rounds", rounds=("round1", "round2", "round3")),

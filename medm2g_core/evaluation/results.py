@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from medm2g_core.data.cohort import VirtualCohort, cohort_version
+from medm2g_core.data.wheels import cache_dir
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.codec import image_codec_section
 from medm2g_core.evaluation.fidelity import auc_scorer
@@ -23,13 +24,14 @@ from medm2g_core.evaluation.retrieval import alignment_section
 from medm2g_core.evaluation.table import Check, Piece, Row, Shelf, markdown
 from medm2g_core.evaluation.text_to_image import text_to_image
 from medm2g_core.evaluation.unified import unified
+from medm2g_core.evaluation.unseen import unseen_person
 from medm2g_core.model import PARTS, atomic_write
 from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
 from medm2g_core.profiles import Profile
 from medm2g_core.training.run import load_corpora
 
 __all__ = [
-    "SECTIONS", "evaluate", "failed", "flow_seconds", "handicap", "load_pieces", "report", "summary_rows",
+    "EXTRA", "SECTIONS", "evaluate", "failed", "flow_seconds", "handicap", "load_pieces", "report", "summary_rows",
     "weights_digest", "write_report",
 ]  # fmt: skip
 
@@ -37,14 +39,21 @@ SECTIONS: Mapping[str, tuple[str, int]] = {
     "image_codec": ("Image codec", 1),
     "text_codec": ("Text codec", 1),
     "alignment": ("Alignment", 1),
-    "text_to_image": ("Text to image", 1),
-    "report_xray": ("Report generation from an X-ray", 2),
-    "report_ct": ("Report generation from a CT", 2),
+    "text_to_image": ("Text to image", 2),
+    "report_xray": ("Report generation from an X-ray", 3),
+    "report_ct": ("Report generation from a CT", 3),
     "translation": ("Image to image", 1),
     "guidance": ("Is the guidance used?", 1),
     "unified": ("Several streams at once, and pairs that never trained together", 1),
 }
 """Name -> (title, version). A version is raised when its section measures something else than before."""
+
+EXTRA: Mapping[str, tuple[str, int]] = {
+    "unseen": ("A person whom training never saw (short trainings, leave one out)", 1),
+}
+"""Sections that train models of their own, for most of an hour: measured only when they are named."""
+
+_ALL = {**SECTIONS, **EXTRA}
 
 
 def weights_digest(folder: Path) -> str:
@@ -105,9 +114,9 @@ def evaluate(
         ValueError: an unknown section, or a time fraction that is not positive.
         medm2g_core.model.CheckpointError: no such model.
     """
-    unknown = set(sections) - set(SECTIONS)
+    unknown = set(sections) - set(_ALL)
     if unknown:
-        raise ValueError(f"unknown section {sorted(unknown)[0]!r}; known: {', '.join(SECTIONS)}")
+        raise ValueError(f"unknown section {sorted(unknown)[0]!r}; known: {', '.join(_ALL)}")
     if not time_fraction > 0:
         raise ValueError(f"time fraction {time_fraction}: needed a number above 0")
     source = model or SHIPPED_WEIGHTS
@@ -125,7 +134,7 @@ def evaluate(
         "judges": hashlib.sha256(b"".join(p.read_bytes() for p in sorted(judges.glob("*.safetensors")))).hexdigest(),
     }  # fmt: skip
     shelf = Shelf(folder)
-    keys = {n: Shelf.key(section=n, version=SECTIONS[n][1], **depends) for n in sections}
+    keys = {n: Shelf.key(section=n, version=_ALL[n][1], **depends) for n in sections}
     known: dict[str, Piece | None] = {n: None if fresh else shelf.get(n, keys[n]) for n in sections}
     missing = [n for n in sections if known[n] is None]
     if missing:
@@ -142,7 +151,7 @@ def evaluate(
             known[name] = piece
             shelf.put(name, keys[name], piece)
         bench.bar.close()
-    return {n: done for n in SECTIONS if (done := known.get(n)) is not None}
+    return {n: done for n in _ALL if (done := known.get(n)) is not None}
 
 
 def _measures(
@@ -186,6 +195,7 @@ def _measures(
         ),
         "guidance": lambda: guidance_used(bench),
         "unified": lambda: unified(bench, judges()),
+        "unseen": lambda: unseen_person(source, cache_dir() / "unseen" / weights_digest(source), judges(), seed=seed),
     }
 
 
@@ -213,7 +223,7 @@ def report(pieces: Mapping[str, Piece]) -> str:
     ]
     lines += [handicap(pieces), ""]
     for name, piece in pieces.items():
-        lines += [f"## {SECTIONS[name][0]}", "", markdown(piece.rows)]
+        lines += [f"## {_ALL[name][0]}", "", markdown(piece.rows)]
         bad = [c for c in piece.checks if not c.passed]
         lines += [piece.facts["left out"], ""] if "left out" in piece.facts else []
         lines.append(f"{len(piece.checks) - len(bad)} of {len(piece.checks)} controls hold.")
@@ -258,7 +268,7 @@ def summary_rows(pieces: Mapping[str, Piece]) -> list[Row]:
 def load_pieces(folder: Path) -> dict[str, Piece]:
     """The stored sections of a results folder, whatever weights they were measured with."""
     out = {}
-    for name in SECTIONS:
+    for name in _ALL:
         file = folder / f"{name}.json"
         if file.is_file():
             out[name] = Piece.from_dict(json.loads(file.read_text(encoding="utf-8"))["piece"])

@@ -29,7 +29,7 @@ from medm2g_core.training.stages import (
 )
 from medm2g_core.training.validate import validate
 
-__all__ = ["load_corpora", "new_model", "train"]
+__all__ = ["corpus_of", "load_corpora", "new_model", "train"]
 
 
 def load_corpora(
@@ -46,15 +46,21 @@ def load_corpora(
             split, region, size, seed=d.seed, resolution=profile.resolution,
             persons=persons if region == "chest" else None, workers=workers,
         )  # fmt: skip
-        studies = [cohort[i] for i in range(len(cohort))]
-        images = {n: cohort.stack(n).half() for n in studies[0].images}
-        reports = []
-        for i, s in enumerate(studies):
-            assert s.findings is not None and s.text is not None
-            more = wordings(s.findings, region, s.age, s.sex, seed=i) if split == "train" else []
-            reports.append([s.text, *more[1:]])
-        out.append(Corpus(region, images, reports))
+        out.append(corpus_of(cohort))
     return out
+
+
+def corpus_of(cohort: VirtualCohort, index: Sequence[int] | None = None) -> Corpus:
+    """Studies of one region (those of ``index``, or all) in memory; training studies get several wordings each."""
+    index = range(len(cohort)) if index is None else index
+    images = {n: cohort.stack(n, index).half() for n in cohort[0].images}
+    reports = []
+    for i in index:
+        s = cohort[i]
+        assert s.findings is not None and s.text is not None
+        more = wordings(s.findings, s.region, s.age, s.sex, seed=i) if cohort.split == "train" else []
+        reports.append([s.text, *more[1:]])
+    return Corpus(cohort.region, images, reports)
 
 
 def new_model(profile: Profile, seed: int = 0) -> MedM2G:

@@ -1,0 +1,61 @@
+"""Leave one person out: nobody's own model sees him, and every study is answered by both kinds of model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from medm2g_core.data.chest.atlas import PERSONS
+from medm2g_core.evaluation import unseen
+from medm2g_core.evaluation.judges import load_judges
+from medm2g_core.evaluation.unseen import SEEN, UNSEEN, UnseenBudget, unseen_person
+
+TINY = UnseenBudget(alignment=1, round1=1, round2=1, round3=1, train=12, test=12)
+
+
+def test_each_person_is_left_out_once_and_trainings_are_kept(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "weights")
+    given: dict[str, set[str]] = {}
+    train, corpus_of = unseen._train, unseen.corpus_of
+    last: dict[str, set[str]] = {}
+
+    def watch_corpus(cohort, index):
+        last["persons"] = {cohort[i].person for i in index}
+        return corpus_of(cohort, index)
+
+    def watch_training(base, corpus, work, *rest):
+        given[work.name] = last["persons"]
+        return train(base, corpus, work, *rest)
+
+    monkeypatch.setattr(unseen, "corpus_of", watch_corpus)
+    monkeypatch.setattr(unseen, "_train", watch_training)
+    judges = {("chest", "xray"): _Judge()}
+    piece = unseen_person(
+        tmp_path / "weights", tmp_path / "out", judges, budget=TINY, precision="fp32", progress=False
+    )
+    assert set(given) == set(PERSONS)
+    for person, seen in given.items():
+        assert person not in seen and seen == set(PERSONS) - {person}
+    who = {r.who for r in piece.rows if r.metric == "PSNR, dB"}
+    assert who == {UNSEEN, SEEN}
+    assert all(np.isfinite(r.value) for r in piece.rows if "PSNR" in r.metric)
+    given.clear()
+    again = unseen_person(
+        tmp_path / "weights", tmp_path / "out", judges, budget=TINY, precision="fp32", progress=False
+    )
+    assert not given and again.rows == piece.rows  # nothing was trained twice
+    other = UnseenBudget(**{**TINY.__dict__, "round1": 2})
+    with pytest.raises(ValueError, match="another budget"):
+        unseen_person(tmp_path / "weights", tmp_path / "out", judges, budget=other, precision="fp32", progress=False)
+
+
+class _Judge:
+    """A judge of any picture size: the shipped ones read 128 pixels."""
+
+    def __init__(self) -> None:
+        self._judge = load_judges()["chest", "xray"]
+        self.labels, self.region, self.net = self._judge.labels, self._judge.region, self._judge.net
+
+    def read(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        return self._judge.read(torch.nn.functional.interpolate(images, size=(128, 128)))
