@@ -32,7 +32,10 @@ from medm2g_core.data.volumes import (
 )
 from medm2g_core.streams import check_image, hu_to_unit, stream
 
-__all__ = ["CHEST_FOV_MM", "FileError", "LoadedImage", "mr_to_unit", "read_stream", "read_text", "xray_to_unit"]
+__all__ = [
+    "CHEST_FOV_MM", "FileError", "LoadedImage", "mr_to_unit", "read_stream", "read_text", "read_volume",
+    "square_picture", "xray_to_unit",
+]  # fmt: skip
 
 CHEST_FOV_MM = 358.4
 """Side of a chest picture: 128 pixels of 2.8 mm, the grid of the virtual patients."""
@@ -112,14 +115,19 @@ def read_stream(
     if size < MIN_PIXELS:
         raise FileError(f"size {size} is less than {MIN_PIXELS} pixels")
     path = Path(path)
-    volume = _read(path, stream_name)
+    volume = read_volume(path, stream_name)
     try:
         return _as_stream(volume, stream_name, size, plane, index)
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
 
 
-def _read(path: Path, stream_name: str) -> Volume:
+def read_volume(path: Path, stream_name: str) -> Volume:
+    """A file of any known format, or a folder with a DICOM series that suits the stream, as an array with known axes.
+
+    Raises:
+        FileError: nothing there, an unknown format, or a broken file.
+    """
     try:
         there, folder = path.exists(), path.is_dir()
     except (OSError, ValueError) as error:  # too long a name, no permission, a NUL in it
@@ -169,7 +177,7 @@ def _as_stream(volume: Volume, name: str, size: int, plane: Plane, index: int | 
         raise FileError(f"a pixel spacing of {flat_spacing[0]:.3g} x {flat_spacing[1]:.3g} mm; the header is broken")
     spacing = flat_spacing if spacing_known else (1.0, 1.0)
     centre, fov = _field(unit.shape, spacing, body if spacing_known and not volume.tags else None, name, notes)
-    picture = _resample(unit, spacing, centre, fov, size)
+    picture = square_picture(unit, spacing, centre, fov, size)
     image = check_image(torch.from_numpy(picture)[None], name)
     if not spacing_known:
         notes.append("no pixel spacing: the whole picture fitted to a square")
@@ -391,10 +399,15 @@ def _field(
     return middle, float(max(box)) / HEAD_FILL
 
 
-def _resample(
+def square_picture(
     unit: np.ndarray, spacing: tuple[float, float], centre: tuple[float, float], fov: float, size: int
 ) -> np.ndarray:
-    """Square of side ``fov`` about ``centre`` as (size, size), anti-aliased; -1 outside the picture."""
+    """The square of side ``fov`` about ``centre`` as (size, size), anti-aliased; -1 outside the picture.
+
+    Args:
+        unit: (rows, columns), values -1..1.  spacing: of its rows and columns.
+        centre: (row, column) in pixels of ``unit``.  fov: in the unit of ``spacing``.
+    """
     picture = Image.fromarray(unit.astype(np.float32))
     if (shrink := min(unit.shape) // 2048) > 1:  # a huge scan: block averages first, so that padding stays small
         picture = picture.reduce(shrink)

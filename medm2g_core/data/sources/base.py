@@ -1,0 +1,319 @@
+"""What all real data sets share: find what is there, say what is missing, and read one study at a time.
+
+A data set is a `Source`. Its `scan` looks at names and tables only and is quick; it returns every study that can be
+made, every file that was left out with the reason, and a table of what was expected. Its `read` opens the files of one
+study. `SourceDataset` is the torch ``Dataset`` over both. Nothing is filled in: a stream that a study lacks is absent,
+a label that nobody gave is NaN, and a broken file is an error or a counted skip, never a black picture.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from medm2g_core.data.volumes import FileError
+from medm2g_core.streams import Study
+
+__all__ = [
+    "SPLITS",
+    "DataCard",
+    "Entry",
+    "Expectation",
+    "Found",
+    "Skip",
+    "Source",
+    "SourceDataset",
+    "SourceError",
+    "SourceStudy",
+    "seeded_split",
+]
+
+SPLITS = ("train", "val", "test")
+"""Every data set's own names (``validate``, ``validation``) are brought to these."""
+
+State = Literal["ok", "missing", "surprising"]
+
+
+class SourceError(ValueError):
+    """A folder does not hold the data set, or not in a form that can be used; the message says what is needed."""
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """What a reader must know of a data set.
+
+    Attributes:
+        title, homepage, licence: as the publisher gives them.
+        access: how to get it.
+        paper_use: what the paper used it for, with the mark of where that is known from ([P] paper, [S] secondary).
+        lost: what preparation takes away.
+        faults: known faults and what is done about each.
+        layout: the tree that is expected, in a few lines; ``recalled`` parts were never seen on real bytes.
+    """
+
+    title: str
+    homepage: str
+    licence: str
+    access: str
+    paper_use: str
+    lost: tuple[str, ...]
+    faults: tuple[str, ...]
+    layout: str
+    recalled: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something that was left out.
+
+    Attributes:
+        kind: a short name that counts are kept under, such as ``"empty report"``.
+        where: file or study.  why: one sentence.
+    """
+
+    kind: str
+    where: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A line of the table that is printed before anything is prepared.
+
+    Attributes:
+        what: such as ``"studies with images"``.
+        expected: the published figure, or ``""`` where there is none.  found: what is there.
+        state: ``"missing"`` where work cannot go on as published, ``"surprising"`` where it can but should be looked
+            at.
+        note: a word of explanation.
+    """
+
+    what: str
+    expected: str
+    found: str
+    state: State = "ok"
+    note: str = ""
+
+    @classmethod
+    def count(cls, what: str, expected: int, found: int, note: str = "") -> Expectation:
+        """As many as published: fine; none at all: missing; another number: surprising."""
+        state: State = "ok" if found == expected else "missing" if not found else "surprising"
+        return cls(what, f"{expected:,}", f"{found:,}", state, note)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A study before it is read: names and table values only.
+
+    Attributes:
+        id: unique in the data set; for a slice of a volume it ends in the slice's number.
+        subject: all entries of one subject are in one split.
+        split: one of `SPLITS`, or ``""`` where the publisher gives none (`seeded_split` then does).
+        files: stream -> file (or folder of a DICOM series).
+        text: the report, or ``None``.
+        labels: name -> 1 (yes), 0 (no), -1 (uncertain) or NaN (nobody said).
+        index: number of the slice within its volume, where there is one.
+        extra: anything that `Source.read` needs.
+    """
+
+    id: str
+    subject: str
+    split: str
+    files: Mapping[str, Path] = field(default_factory=dict)
+    text: str | None = None
+    labels: Mapping[str, float] = field(default_factory=dict)
+    index: int | None = None
+    age: int | None = None
+    sex: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The outcome of `Source.scan`."""
+
+    entries: tuple[Entry, ...]
+    skips: tuple[Skip, ...] = ()
+    table: tuple[Expectation, ...] = ()
+
+    def counts(self) -> Counter[str]:
+        """Kind of skip -> how often."""
+        return Counter(s.kind for s in self.skips)
+
+
+@dataclass(frozen=True)
+class SourceStudy(Study):
+    """A study of a real data set.
+
+    Attributes:
+        source, split: where it is from.
+        labels: see `Entry`.
+        units: stream -> what its values meant before they were brought to -1..1 (``"HU"``, ``"signal"``, ``"display
+            intensity"``).
+        orientation: of the images' rows and columns, always ``"radiological"`` once read, with the plane
+            (``"radiological axial"``); radiographs are ``"as displayed"``.
+        notes: what was done to the files, in words.
+    """
+
+    source: str = ""
+    split: str = ""
+    labels: Mapping[str, float] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
+    orientation: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class Source(ABC):
+    """A data set on disk. Subclasses say how its tree looks and how one study is read.
+
+    Attributes:
+        name: key of the registry.  region: of its studies.  streams: that it can have at all.  card: see `DataCard`.
+    """
+
+    name: ClassVar[str]
+    region: ClassVar[str]
+    streams: ClassVar[tuple[str, ...]]
+    card: ClassVar[DataCard]
+
+    @abstractmethod
+    def scan(self, root: Path) -> Found:
+        """Everything that can be made from the tree at ``root``, from names, headers and tables alone.
+
+        Raises:
+            SourceError: this is not the data set's tree; the message shows the tree that is expected.
+        """
+
+    @abstractmethod
+    def read(self, entry: Entry, size: int) -> SourceStudy:
+        """One study with images (1, size, size) in -1..1.
+
+        Raises:
+            FileError: a file of it is broken, empty or not what it should be.
+        """
+
+    def slices(self, entry: Entry) -> Sequence[Entry]:
+        """The entries that one volume becomes; by default the entry itself. Only headers are read."""
+        return (entry,)
+
+    def not_here(self, root: Path, what: str) -> SourceError:
+        """The error for a folder that does not hold this data set."""
+        return SourceError(f"{root}: {what}. {self.card.title} is expected like this:\n{self.card.layout}")
+
+
+def seeded_split(
+    subjects: Iterable[str], *, shares: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0
+) -> dict[str, str]:
+    """Subject -> split, for data sets without an official one. Depends on the subjects' names and the seed alone.
+
+    With three subjects or more every split with a share gets at least one.
+    """
+    if min(shares) < 0 or not math.isclose(sum(shares), 1):
+        raise ValueError(f"shares {shares}: needed three numbers that sum to 1")
+    names = sorted(set(subjects))
+    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    counts = [round(s * len(order)) for s in shares]
+    for k in (1, 2):
+        if shares[k] > 0 and counts[k] == 0 and len(order) >= 3:
+            counts[k] = 1
+    counts[0] = len(order) - counts[1] - counts[2]
+    ends = np.cumsum(counts)
+    return {name: SPLITS[int(np.searchsorted(ends, i, side="right"))] for i, name in enumerate(order)}
+
+
+class SourceDataset(Dataset[SourceStudy]):
+    """Studies of a data set, read when they are asked for.
+
+    Args:
+        source: the data set.  root: its folder.
+        split: one of `SPLITS`, or ``None`` for all.
+        size: side of the pictures in pixels.
+        limit: at most so many subjects, for a quick look.
+        shares, seed: of `seeded_split`, where the publisher has no split.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        root: str | Path,
+        *,
+        split: str | None = None,
+        size: int = 128,
+        limit: int | None = None,
+        shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        seed: int = 0,
+    ) -> None:
+        if split is not None and split not in SPLITS:
+            raise SourceError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        self.source, self.root, self.split, self.size = source, Path(root), split, size
+        if not self.root.is_dir():
+            raise SourceError(f"{self.root}: there is no such folder")
+        self.found = source.scan(self.root)
+        if not self.found.entries:
+            reasons = ", ".join(f"{n} x {kind}" for kind, n in self.found.counts().items()) or "no files"
+            raise source.not_here(self.root, f"no usable study ({reasons})")
+        drawn = seeded_split((e.subject for e in self.found.entries if not e.split), shares=shares, seed=seed)
+        chosen = [(e, e.split or drawn[e.subject]) for e in self.found.entries]
+        chosen = [(e, s) for e, s in chosen if split in (None, s)]
+        if limit is not None:
+            kept = set(list(dict.fromkeys(e.subject for e, _ in chosen))[:limit])
+            chosen = [(e, s) for e, s in chosen if e.subject in kept]
+        self.skipped: list[Skip] = list(self.found.skips)
+        self.entries: list[Entry] = []
+        self.splits: list[str] = []
+        for entry, own in chosen:
+            try:
+                each = source.slices(entry)
+            except FileError as error:
+                self.skipped.append(Skip("unreadable volume", entry.id, str(error)))
+                continue
+            self.entries += each
+            self.splits += [own] * len(each)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> SourceStudy:
+        """Raises `FileError` for a study whose files are broken; iterate with `studies` to skip and count them."""
+        entry = self.entries[index]
+        study = self.source.read(entry, self.size)
+        return study if study.split else replace(study, split=self.splits[index])
+
+    def studies(self) -> Iterable[SourceStudy]:
+        """All readable studies in order; broken ones are added to `skipped`."""
+        for i in range(len(self)):
+            try:
+                yield self[i]
+            except FileError as error:
+                self.skipped.append(Skip("unreadable file", self.entries[i].id, str(error)))
+
+    def subjects(self) -> dict[str, tuple[str, ...]]:
+        """Split -> its subjects, sorted."""
+        out: dict[str, set[str]] = {}
+        for e, s in zip(self.entries, self.splits, strict=True):
+            out.setdefault(s, set()).add(e.subject)
+        return {s: tuple(sorted(names)) for s, names in out.items()}
+
+    def report(self) -> str:
+        """What was expected and found, and what was left out and why, as text."""
+        lines = [f"{self.source.card.title}: {len(self)} studies of {len({e.subject for e in self.entries})} subjects"]
+        lines += [
+            f"  {e.state:10}  {e.what}: found {e.found}" + (f", published {e.expected}" if e.expected else "")
+            + (f" ({e.note})" if e.note else "")
+            for e in self.found.table
+        ]  # fmt: skip
+        streams = Counter(s for e in self.entries for s in (*e.files, *(("text",) if e.text else ())))
+        lines += [f"  {n} studies have {s}" for s, n in streams.items()]
+        by_split = Counter(self.splits)
+        lines.append("  " + ", ".join(f"{s}: {by_split[s]}" for s in SPLITS if by_split[s]))
+        for kind, n in Counter(s.kind for s in self.skipped).most_common():
+            first = next(s for s in self.skipped if s.kind == kind)
+            lines.append(f"  left out, {kind}: {n} (first: {first.where}: {first.why})")
+        return "\n".join(lines)
