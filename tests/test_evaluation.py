@@ -12,7 +12,7 @@ import torch
 from medm2g_core.evaluation.metrics import bootstrap, ct_mae_hu, finding_counts, finding_f1, psnr, ssim
 from medm2g_core.evaluation.results import evaluate, failed, flow_seconds, report, weights_digest
 from medm2g_core.evaluation.retrieval import ceiling_hits, hits_at, same_findings_at_1
-from medm2g_core.evaluation.table import Check, Piece, Row, Shelf, make_row, markdown
+from medm2g_core.evaluation.table import Check, Piece, Row, Shelf, compact, make_row, markdown
 from medm2g_core.model import MedM2G
 from medm2g_core.show.readme import blocks, fill
 from medm2g_core.streams import Finding, hu_to_unit
@@ -102,6 +102,26 @@ def test_the_table_has_a_line_a_metric_and_keeps_rivals_apart() -> None:
     assert len(lines) == 4
     cells = ["a → b", "PSNR, dB", "8", "20.0 [19.0, 21.0]", "mean image 15.0 [14.0, 16.0]", "codec 30.0 [29.0, 31.0]"]
     assert lines[2] == f"| {' | '.join(cells)} |"
+
+
+def test_the_short_table_keeps_the_strongest_rival_of_each_kind_and_the_single_draw():
+    def row(who: str, value: float) -> Row:
+        return Row("task", "finding F1", who, value, value - 0.1, value + 0.1, 9)
+
+    rows = [
+        row("model", 0.3), row("model, best of 8", 0.5), row("model, mean", 0.4), row("baseline: weak", 0.2),
+        row("baseline: strong", 0.6), row("control: shuffled", 0.1), row("ceiling: codec", 0.8),
+        row("ceiling: real images", 0.9), Row("other", "PSNR, dB", "model", 20.04, 19, 21, 4),
+    ]  # fmt: skip
+    first, second = compact(rows).splitlines()[2:]
+    cells = [c.strip() for c in first.strip("|").split("|")]
+    assert cells == [
+        "task", "finding F1", "9", "0.30 [0.20, 0.40]", "0.50 [0.40, 0.60] best of 8", "0.60 [0.50, 0.70] strong",
+        "0.10 [0.00, 0.20] shuffled", "0.90 [0.80, 1.00] real images",
+    ]  # fmt: skip
+    cells = [c.strip() for c in second.strip("|").split("|")]
+    assert cells == ["other", "PSNR, dB", "4", "20.0 [19.0, 21.0]", "", "", "", ""]
+
 
 
 def test_trained_baselines_get_the_time_of_the_flow_they_face(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from medm2g_core.evaluation.metrics import bootstrap
 from medm2g_core.model import atomic_write
 
-__all__ = ["Check", "Piece", "Row", "Shelf", "make_row", "markdown"]
+__all__ = ["Check", "Piece", "Row", "Shelf", "compact", "make_row", "markdown"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,35 @@ def markdown(rows: Sequence[Row]) -> str:
             f"| {task} | {metric} | {group[0].n} | {cell(('model',))} | {cell(('baseline', 'control'))} "
             f"| {cell(('ceiling',))} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def compact(rows: Sequence[Row]) -> str:
+    """Rows of metrics of which more is better, a line a task and metric, each rival that matters once.
+
+    The model's single draw; the best of its other settings; the strongest baseline and the strongest control (each the
+    highest of its kind, so nothing weaker is left to stand for it); the ceiling: real images where there are any, else
+    the codec.
+    """
+    table: dict[tuple[str, str], list[Row]] = {}
+    for r in rows:
+        table.setdefault((r.task, r.metric), []).append(r)
+    lines = ["| task | metric | n | model, one draw | its best setting | strongest baseline | control | ceiling |",
+             "|---|---|--:|---|---|---|---|---|"]  # fmt: skip
+    for (task, metric), group in table.items():
+
+        def show(kind: str, digits: int = _digits(metric), group: list[Row] = group) -> str:
+            own = [r for r in group if r.who == kind or (kind != "model" and r.who.startswith(kind))]
+            if not own:
+                return ""
+            best = max(own, key=lambda r: r.value)
+            name = best.who.split(": ")[-1].removeprefix("model, ")
+            value = f"{best.value:.{digits}f} [{best.low:.{digits}f}, {best.high:.{digits}f}]"
+            return value if name == "model" else f"{value} {name}"
+
+        ceiling = show("ceiling: real") or show("ceiling: codec") or show("ceiling: text codec") or show("ceiling")
+        cells = [show(kind) for kind in ("model", "model, ", "baseline", "control")]
+        lines.append(f"| {task} | {metric} | {group[0].n} | {' | '.join(cells)} | {ceiling} |")
     return "\n".join(lines) + "\n"
 
 

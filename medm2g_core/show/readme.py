@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from medm2g_core.evaluation.results import handicap, load_pieces, summary_rows
-from medm2g_core.evaluation.table import markdown
+from medm2g_core.evaluation.table import compact
 from medm2g_core.model import atomic_write
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.show.figures import Cell, Figure, Panel, contact_sheet
@@ -26,7 +26,7 @@ def blocks(root: Path = ROOT) -> dict[str, str]:
     out = {}
     pieces = load_pieces(root / "results")
     if pieces:
-        out["results"] = f"{markdown(summary_rows(pieces))}\n{handicap(pieces)}\n"
+        out["results"] = f"{compact(summary_rows(pieces))}\n{handicap(pieces)}\n"
     speed = root / "results" / "speed.json"
     if speed.is_file():
         rows = json.loads(speed.read_text(encoding="utf-8"))
