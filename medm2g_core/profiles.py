@@ -272,7 +272,7 @@ _CPU = Profile(
                               optimizer="muon"),
         round1=StageConfig(steps=4000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
         round2=StageConfig(steps=1500, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
-        round3=StageConfig(steps=3000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
+        round3=StageConfig(steps=2000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
     ),
 )  # fmt: skip
 

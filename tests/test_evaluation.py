@@ -125,7 +125,7 @@ def test_the_short_table_keeps_the_strongest_rival_of_each_kind_and_the_single_d
 
 
 def test_trained_baselines_get_the_time_of_the_flow_they_face(tmp_path: Path) -> None:
-    stages = {n: {"seconds": s} for n, s in (("round1", 100.0), ("round2", 50.0), ("round3", 70.0))}
+    stages = {n: {"seconds": s, "threads": 2} for n, s in (("round1", 50.0), ("round2", 25.0), ("round3", 35.0))}
     (tmp_path / "training.json").write_text(json.dumps({"stages": stages}), encoding="utf-8")
     assert flow_seconds(tmp_path) == {"text": 50.0, "xray": 50.0, "ct": 50.0, "mri": 70.0}
     assert flow_seconds(tmp_path, 0.5)["mri"] == 35.0

@@ -75,8 +75,9 @@ def translation(
 
     Args:
         corpora: region -> train studies of the trained baselines (`RegressionSettings`).
-        seconds: target modality -> training time of its regression network, and again of its pix2pix network, on
-            ``threads`` threads: that of the flow they face.
+        seconds: target modality -> CPU time for training its regression network, and again its pix2pix network: that
+            of the flow they face, or a share of it.
+        threads: of torch, for that training.
         means: draws of the mean.
     """
     piece = Piece(facts={"guidance": bench.translation_guidance, "steps": bench.steps, "baselines": {}})

@@ -68,14 +68,14 @@ def weights_digest(folder: Path) -> str:
 
 
 def flow_seconds(folder: Path, fraction: float = 1.0) -> dict[str, float]:
-    """How long a trained baseline gets: wall-clock seconds a modality, from the model's own ``training.json``.
+    """How long a trained baseline gets: CPU seconds a modality, from the model's own ``training.json``.
 
-    A round's time is shared equally by the flows that it trains; ``fraction`` shortens all (tests, small machines).
-    Where the folder tells nothing the answer is ten minutes.
+    The CPU time of a round (seconds x threads) is shared equally by the flows that it trains; ``fraction`` shortens all
+    (tests, small machines). Where the folder tells nothing the answer is ten minutes on one thread.
     """
     try:
         stages = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
-        rounds = {n: float(stages[n]["seconds"]) for n in ("round1", "round2", "round3")}
+        rounds = {n: float(stages[n]["seconds"]) * stages[n]["threads"] for n in ("round1", "round2", "round3")}
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
         rounds = dict.fromkeys(("round1", "round2", "round3"), 600.0)
     own = {"text": rounds["round1"] / 2, "xray": rounds["round1"] / 2, "ct": rounds["round2"], "mri": rounds["round3"]}
@@ -179,7 +179,7 @@ def _measures(
 
     def reports(given: Any) -> Piece:
         return report_generation(
-            bench, given, decoder_seconds=seconds["text"] * threads, train=cohorts()["chest"], threads=threads,
+            bench, given, decoder_seconds=seconds["text"], train=cohorts()["chest"], threads=threads,
             seed=seed,
         )  # fmt: skip
 

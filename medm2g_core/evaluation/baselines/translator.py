@@ -53,7 +53,7 @@ class RegressionSettings:
 
     Attributes:
         tasks: it learns all of them, in turns.
-        seconds: wall-clock time of training on ``threads`` threads.  steps: a number of steps instead, if not 0.
+        seconds: CPU time of training, summed over ``threads`` threads.  steps: a number of steps instead, if not 0.
         adversarial: with a critic (pix2pix) or without.
         l1: weight of the L1 term beside the critic's (100 in Isola et al. 2017).
     """
@@ -165,7 +165,7 @@ def train_translator(
         cache: folder of trained baselines; by default in the user's cache.
 
     Returns:
-        the network in evaluation mode; ``info`` has seconds, steps, parameters and the last L1.
+        the network in evaluation mode; ``info`` has CPU seconds, steps, parameters and the last L1.
 
     Raises:
         ValueError: no task, or a task of a region that ``corpora`` lacks.
@@ -201,11 +201,11 @@ def _fit(
     judge = Optimizer(dict(critic.named_parameters()), critic, StageConfig(steps=1, lr=5e-4)) if critic else None
     half = bf16_pays(torch.device("cpu"))
     generator = torch.Generator().manual_seed(settings.seed)
-    begin, steps, last = time.monotonic(), 0, 0.0
+    begin, steps, last = time.process_time(), 0, 0.0
     title = "pix2pix" if critic else "regression"
     with tqdm(total=round(settings.seconds), desc=f"baseline {title}", unit="s", disable=not progress) as bar:
         while True:
-            passed = steps / settings.steps if settings.steps else (time.monotonic() - begin) / settings.seconds
+            passed = steps / settings.steps if settings.steps else (time.process_time() - begin) / settings.seconds
             if passed >= 1 and steps:
                 break
             decay = 0.05 + 0.475 * (1 + math.cos(math.pi * min(1.0, passed)))
@@ -236,7 +236,7 @@ def _fit(
             steps, last = steps + 1, error.item()
             bar.update(min(round(passed * bar.total), bar.total) - bar.n)
     return {
-        "tasks": [asdict(t) for t in settings.tasks], "seconds": round(time.monotonic() - begin, 1),
+        "tasks": [asdict(t) for t in settings.tasks], "CPU seconds": round(time.process_time() - begin, 1),
         "threads": settings.threads, "steps": steps, "last l1": round(last, 4),
         "parameters": sum(p.numel() for p in net.parameters()),
         "training studies": {r: len(c) for r, c in corpora.items()},
