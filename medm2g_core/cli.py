@@ -152,7 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--sections", type=_names, default=[], metavar="A,B", help="only these (default: all)")
     evaluate.add_argument("--fresh", action="store_true", help="measure again what DIR holds already")
     evaluate.add_argument("--chest", type=_count, default=128, metavar="N", help="chest studies (default 128)")
-    evaluate.add_argument("--brain", type=_count, default=64, metavar="N", help="brain studies (default 64)")
+    evaluate.add_argument("--brain", type=_count, default=96, metavar="N", help="brain studies (default 96)")
     evaluate.add_argument(
         "--reference", type=_count, default=128, metavar="N", help="validation studies, for settings and floors"
     )

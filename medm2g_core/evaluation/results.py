@@ -88,7 +88,7 @@ def evaluate(
     *,
     sections: Sequence[str] = tuple(SECTIONS),
     n_chest: int = 128,
-    n_brain: int = 64,
+    n_brain: int = 96,
     reference: int = 128,
     steps: int = 10,
     guidance: float = 2.0,

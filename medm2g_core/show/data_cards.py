@@ -1,0 +1,71 @@
+"""The card of every real data set as one page: ``python -m medm2g_core.show.data_cards`` writes docs/data_sets.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medm2g_core.data.sources import SOURCES
+from medm2g_core.data.sources.base import Source
+from medm2g_core.model import atomic_write
+from medm2g_core.streams import STREAMS
+
+__all__ = ["card", "main", "page"]
+
+FILE = Path(__file__).resolve().parents[2] / "docs" / "data_sets.md"
+
+
+def card(source: Source) -> str:
+    """One data set in Markdown."""
+    c = source.card
+    lines = [
+        f"## {c.title}",
+        "",
+        f"`open_source(\"{source.name}\", folder)`: {', '.join(STREAMS[s].title for s in source.streams)}; "
+        f"region {source.region}",
+        "",
+        f"- home: {c.homepage}",
+        f"- licence: {c.licence}",
+        f"- access: {c.access}",
+        f"- what the paper used it for: {c.paper_use}",
+        "",
+        "Lost in preparation:",
+        "",
+        *(f"- {line}" for line in c.lost),
+        "",
+        "Known faults, and what is done about them:",
+        "",
+        *(f"- {line}" for line in c.faults),
+        "",
+        "Expected tree:",
+        "",
+        "```",
+        *c.layout.splitlines(),
+        "```",
+    ]
+    if c.recalled:
+        lines += ["", "Known from descriptions only, never seen on real files: " + "; ".join(c.recalled) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def page() -> str:
+    """All cards, in the order of the registry."""
+    head = [
+        "# The real data sets",
+        "",
+        "None of them may be redistributed, and none was at hand when this was written: every reader is tested on small",
+        "replicas with the true tree, names, formats and faults. Point `open_source(name, folder)` at a download, or",
+        "prepare shards with `python data_scripts/prepare_<name>.py FOLDER --dry-run`. Marks: [P] the paper, [S] secondary",
+        "sources.",
+        "",
+    ]
+    return "\n".join(head) + "\n" + "\n".join(card(s) for s in SOURCES.values())
+
+
+def main() -> None:
+    """Write the page."""
+    atomic_write(FILE, lambda p: p.write_text(page(), encoding="utf-8"))
+    print(FILE)
+
+
+if __name__ == "__main__":
+    main()
