@@ -83,7 +83,7 @@ def test_brats_clips_at_percentiles_of_the_volume(tmp_path: Path) -> None:
     save_nifti(folder / "BraTS20_Training_001_t1.nii.gz", signal, spacing=brats2020.SPACING)
     image = SourceDataset(BraTS2020(), tmp_path, size=24)[20].images["mri_t1"]
     low, high = np.percentile(signal, (0.1, 99.9))
-    assert image[0, 15:19, 5:9].mean() == pytest.approx((400 - low) / (high - low) * 2 - 1, abs=0.05)  # brain
+    assert image[0, 15:19, 5:9].mean() == pytest.approx((400 - low) / (high - low) * 2 - 1, abs=0.15)  # brain
     assert image[0, 15:19, 5:9].mean() > -0.2
 
 
