@@ -30,14 +30,18 @@ def save_nifti(
     axes: str = "LPS",
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
     dtype: type = np.int16,
+    centred: bool = False,
     **header: object,
 ) -> Path:
     """Write (S, A, R) with its voxels stored along ``axes``, packed if the name ends in ``.gz``.
 
     Args:
-        spacing: along S, A, R.  header: raw fields that are set last, such as ``scl_slope=0``.
+        spacing: along S, A, R.  centred: the middle voxel is the scanner's origin.  header: raw fields that are set last, such as ``scl_slope=0``.
     """
-    image = nib.Nifti1Image(array.astype(dtype).transpose(2, 1, 0), np.diag([-spacing[2], -spacing[1], -spacing[0], 1]))
+    affine = np.diag([-spacing[2], -spacing[1], -spacing[0], 1.0])
+    if centred:
+        affine[:3, 3] = [(n - 1) / 2 * d for n, d in zip(array.shape[::-1], spacing[::-1], strict=True)]
+    image = nib.Nifti1Image(array.astype(dtype).transpose(2, 1, 0), affine)
     turn = nib.orientations.ornt_transform(
         nib.orientations.axcodes2ornt("LPI"), nib.orientations.axcodes2ornt(axes)
     )
