@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from replicas import brats2020, ixi
+from replicas import acdc, brats2020, ixi, sliver07
 from replicas.volumes import head, save_nifti, truncate
 
+from medm2g_core.data.sources.acdc import ACDC
 from medm2g_core.data.sources.base import Source, SourceDataset, SourceError, SourceStudy
 from medm2g_core.data.sources.brats2020 import BraTS2020, parse_survival
 from medm2g_core.data.sources.ixi import IXI
+from medm2g_core.data.sources.sliver07 import SLIVER07
 from medm2g_core.data.volumes import FileError
-from medm2g_core.streams import check_image
+from medm2g_core.streams import check_image, unit_to_hu
 
 
 def marker(image: torch.Tensor) -> str:
@@ -324,7 +326,163 @@ def test_ixi_corrupt_volume_is_counted_and_the_rest_loads(london: Path, tmp_path
     assert sorted(s.kind for s in data.skipped if "unreadable" in s.kind) == ["unreadable file"] * 2 + ["unreadable volume"]
 
 
-@pytest.mark.parametrize("source", [BraTS2020(), IXI()], ids=lambda s: s.name)
+# ACDC
+
+
+@pytest.fixture(scope="module")
+def hearts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return acdc.write_acdc(tmp_path_factory.mktemp("acdc"))
+
+
+def test_acdc_gives_both_frames_of_every_patient_on_the_official_split(hearts: Path) -> None:
+    data = SourceDataset(ACDC(), hearts, size=96)
+    assert data.subjects() == {"train": ("patient001", "patient002", "patient003"), "test": ("patient101",)}
+    assert {e.id.rsplit("_", 1)[0] for e in data.entries} == {
+        f"patient{n}_{p}" for n in ("001", "002", "003", "101") for p in ("ED", "ES")
+    }
+    assert len(data) == 4 * 2 * acdc.SHAPE[0]
+    well_formed(data[2], 96)
+    assert data[2].streams == ("mri_t2",) and data[2].region == "heart"
+    assert any("bSSFP" in n for n in data[2].notes)  # no stream is right for the contrast, and every study says so
+
+
+def test_acdc_frames_come_from_info_cfg_zero_padded(hearts: Path, tmp_path: Path) -> None:
+    files = {e.id: e.files["mri_t2"].name for e in ACDC().scan(hearts).entries}
+    assert files["patient002_ED"] == "patient002_frame04.nii.gz" and files["patient001_ES"] == "patient001_frame12.nii.gz"
+    folder = acdc.write_patient(tmp_path / "patient007", 1, 9, "HCM")
+    (folder / "Info.cfg").write_text("ED: 1\nES: 10\nGroup: HCM\n")
+    found = ACDC().scan(tmp_path)
+    assert [e.id for e in found.entries] == ["patient007_ED"]
+    assert "no patient007_frame10.nii.gz" in found.skips[0].why
+    (folder / "Info.cfg").unlink()
+    assert "no Info.cfg" in str(pytest.raises(SourceError, SourceDataset, ACDC(), tmp_path).value)
+
+
+def test_acdc_4d_cine_is_never_read(hearts: Path) -> None:
+    assert all("_4d" not in p.name for e in ACDC().scan(hearts).entries for p in e.files.values())
+
+
+def test_acdc_zooms_win_over_a_sform_that_claims_1_mm(hearts: Path, tmp_path: Path) -> None:
+    acdc.write_patient(tmp_path / "patient001", 1, 12, "DCM", sform=None)
+    wrong, right = (SourceDataset(ACDC(), root, size=96)[2] for root in (hearts, tmp_path))
+    assert torch.equal(wrong.images["mri_t2"], right.images["mri_t2"])
+    assert any("header's spacing is used" in n for n in wrong.notes)
+    cavity = (wrong.images["mri_t2"][0, 40:56, 36:60] > 0.6).sum().item() * 2.0**2
+    assert cavity == pytest.approx(np.pi * 25**2, rel=0.2)  # the radius is 25 mm, the pixels are 2 mm
+
+
+def test_acdc_is_cut_out_about_the_left_ventricle_with_the_right_one_on_the_left(hearts: Path) -> None:
+    data = SourceDataset(ACDC(), hearts, size=192)
+    study = data[2]
+    assert study.spacing_mm == (1.0, 1.0)  # 192 mm in 192 pixels
+    image = study.images["mri_t2"][0]
+    assert image[92:100, 92:100].mean() > 0.7 and image[96, 92 - 45] > 0.7  # left ventricle, right ventricle
+    assert image[96, 96 + 45] < 0  # and no blood on the other side
+    assert not any("mirrored" in n for n in study.notes)
+
+
+def test_acdc_without_segmentation_is_cut_out_about_the_middle(hearts: Path) -> None:
+    data = SourceDataset(ACDC(), hearts, split="test", size=192)
+    study = data[2]
+    assert any("no segmented left ventricle" in n for n in study.notes)
+    assert study.images["mri_t2"][0, 96 - 12, 96 + 18] > 0.7  # the ventricle lies off the middle
+
+
+def test_acdc_mirrored_study_is_marked(tmp_path: Path) -> None:
+    acdc.write_patient(tmp_path / "patient001", 1, 12, "DCM", sform=(1, -1, 1))
+    assert any("probably mirrored" in n for n in SourceDataset(ACDC(), tmp_path, size=96)[2].notes)
+
+
+def test_acdc_groups_are_labels_and_an_unknown_group_is_nan(hearts: Path) -> None:
+    labels = {e.subject: e.labels for e in ACDC().scan(hearts).entries}
+    assert labels["patient001"]["dilated_cardiomyopathy"] == 1 and sum(labels["patient001"].values()) == 1
+    assert labels["patient002"]["normal"] == 1 and labels["patient101"]["abnormal_right_ventricle"] == 1
+    assert all(math.isnan(v) for v in labels["patient003"].values())
+
+
+def test_acdc_corrupt_frame_is_counted_and_the_rest_loads(hearts: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(hearts, tmp_path / "copy")
+    training = root / "database" / "training"
+    truncate(training / "patient001" / "patient001_frame01.nii.gz")
+    save_nifti(training / "patient002" / "patient002_frame04_gt.nii.gz", np.ones((5, 9, 9)))
+    data = SourceDataset(ACDC(), root, size=24)
+    read = {s.id.rsplit("_", 1)[0] for s in data.studies()}
+    assert len(read) == 6 and "patient001_ED" not in read and "patient002_ED" not in read
+    assert "left out, unreadable file: 10" in data.report()
+
+
+# SLIVER07
+
+
+@pytest.fixture(scope="module")
+def livers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sliver07.write_sliver07(tmp_path_factory.mktemp("sliver"))
+
+
+@pytest.mark.parametrize("tree", ["A", "B"])
+def test_sliver_both_trees_give_the_same_studies(livers: Path, tmp_path: Path, tree: str) -> None:
+    data = SourceDataset(SLIVER07(), sliver07.write_sliver07(tmp_path, tree), size=40)
+    assert data.subjects() == {"train": ("train_001", "train_002", "train_003"), "test": ("test_001", "test_002")}
+    assert len(data) == 5 * sliver07.SHAPE[0]
+    no_subject_twice(data)
+    assert torch.equal(data[3].images["ct"], SourceDataset(SLIVER07(), livers, size=40)[3].images["ct"])
+
+
+def train_001(data: SourceDataset) -> dict[int, SourceStudy]:
+    return {e.index or 0: data[i] for i, e in enumerate(data.entries) if e.subject == "train_001"}
+
+
+def test_sliver_is_hu_in_radiological_view(livers: Path) -> None:
+    study = train_001(SourceDataset(SLIVER07(), livers, size=40))[4]
+    well_formed(study, 40)
+    assert study.streams == ("ct",) and study.units == {"ct": "HU"} and study.spacing_mm == (9.0, 9.0)
+    hu = unit_to_hu(study.images["ct"])[0]
+    assert hu[18, 11] == pytest.approx(110, abs=1) and hu[18, 28] == pytest.approx(40, abs=1)  # the liver on the left
+    assert hu[28, 19] == pytest.approx(500, abs=1)  # the spine below
+    assert hu[0, 0] == -1000 and hu[20, 0] == -1000  # padding of -2048 and air look the same
+
+
+def test_sliver_label_says_where_the_liver_is_and_is_nan_without_segmentation(livers: Path) -> None:
+    data = SourceDataset(SLIVER07(), livers, size=24)
+    assert [i for i, s in train_001(data).items() if s.labels["liver"]] == list(range(2, 8))
+    test = next(i for i, e in enumerate(data.entries) if e.split == "test")
+    assert math.isnan(data[test].labels["liver"])
+
+
+def test_sliver_image_and_mask_are_turned_by_their_own_directions(livers: Path) -> None:
+    data = SourceDataset(SLIVER07(), livers, size=24)
+    first, turned = (
+        [data[i] for i, e in enumerate(data.entries) if e.subject == f"train_00{n}"] for n in (1, 2)
+    )  # the second image is stored from head to feet, its segmentation from feet to head
+    for a, b in zip(first, turned, strict=True):
+        assert torch.equal(a.images["ct"], b.images["ct"]) and a.labels == b.labels
+
+
+def test_sliver_padding_does_not_shift_the_scale(tmp_path: Path) -> None:
+    for n, padding in ((1, -2048), (2, -1024)):
+        sliver07.save(tmp_path / f"liver-orig00{n}.mhd", sliver07.abdomen(padding)[0])
+    data = SourceDataset(SLIVER07(), tmp_path, size=24)
+    assert torch.equal(data[5].images["ct"], data[17].images["ct"])
+    assert any("padding" in n for n in data[5].notes) and not any("padding" in n for n in data[17].notes)
+
+
+def test_sliver_values_that_are_no_hu_are_refused(tmp_path: Path) -> None:
+    sliver07.save(tmp_path / "liver-orig001.mhd", np.maximum(sliver07.abdomen()[0] + 1024, 0))  # the intercept was lost
+    with pytest.raises(FileError, match="no plausible HU range"):
+        SourceDataset(SLIVER07(), tmp_path)[0]
+
+
+def test_sliver_corrupt_scans_are_counted_and_the_rest_loads(livers: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(livers, tmp_path / "copy")
+    truncate(root / "training-scans" / "liver-orig001.raw")
+    (root / "training-scans" / "liver-orig003.raw").unlink()
+    (root / "test-scans" / "liver-orig001.mhd").write_text("ObjectType = Image\nNDims = 3\nElementDataFile = x.raw\n")
+    data = SourceDataset(SLIVER07(), root, size=24)
+    assert {s.subject for s in data.studies()} == {"train_002", "test_002"}
+    assert all("liver-orig" in s.why for s in data.skipped) and len(data.skipped) >= 3
+
+
+@pytest.mark.parametrize("source", [BraTS2020(), IXI(), ACDC(), SLIVER07()], ids=lambda s: s.name)
 def test_a_wrong_folder_is_refused_and_the_layout_shown(tmp_path: Path, source: Source) -> None:
     (tmp_path / "holiday.png").write_bytes(b"x")
     with pytest.raises(SourceError) as caught:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceError, SourceStudy
-from medm2g_core.data.sources.grids import axial_entries, load_mask, load_volume, nifti_grid
+from medm2g_core.data.sources.grids import axial_entries, load_mask, load_volume, nifti_grid, percentile_unit
 from medm2g_core.data.sources.imaging import paired_slices
 from medm2g_core.data.volumes import FileError
 
@@ -181,10 +181,7 @@ def _case(
     units, notes, spacing = {}, [], (1.0, 1.0, 1.0)
     for name, path in files:
         volume = load_volume(path, name)
-        low, high = np.percentile(volume.array, percentiles)
-        if not high > low:
-            raise FileError(f"{path}: no contrast, percentiles {percentiles} are both {low:g}")
-        units[name] = np.clip((volume.array - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
+        units[name] = percentile_unit(volume.array, percentiles, str(path))
         notes += [n for n in volume.notes if n not in notes]
         spacing = volume.spacing_mm  # type: ignore[assignment]
     if seg is None:

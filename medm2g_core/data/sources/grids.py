@@ -14,7 +14,7 @@ from medm2g_core.data.files import read_volume
 from medm2g_core.data.sources.base import Entry
 from medm2g_core.data.volumes import FileError, Volume, blame, sniff
 
-__all__ = ["Grid", "axial_entries", "itk_grid", "load_mask", "load_volume", "nifti_grid"]
+__all__ = ["Grid", "axial_entries", "itk_grid", "load_mask", "load_volume", "nifti_grid", "percentile_unit"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,18 @@ def load_mask(path: Path, shape: tuple[int, ...], allowed: tuple[int, ...], mean
     if not np.isin(found, allowed).all():
         raise FileError(f"{path}: labels {', '.join(f'{v:g}' for v in found[:8])}; known are {meaning}")
     return array.astype(np.int16)
+
+
+def percentile_unit(array: np.ndarray, percentiles: tuple[float, float], where: str) -> np.ndarray:
+    """A volume to -1..1 between two of its percentiles, float32.
+
+    Raises:
+        FileError: no contrast between them.
+    """
+    low, high = np.percentile(array, percentiles)
+    if not high > low:
+        raise FileError(f"{where}: no contrast, percentiles {percentiles[0]:g} and {percentiles[1]:g} are both {low:g}")
+    return np.clip((array - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
 
 
 def axial_entries(entry: Entry, first: int, stop: int) -> tuple[Entry, ...]:
