@@ -35,6 +35,10 @@ def well_formed(study: SourceStudy, size: int) -> None:
         assert study.units[name] and math.isfinite(study.spacing_mm[0])
 
 
+def named(data: SourceDataset, id: str) -> SourceStudy:
+    return data[next(i for i, e in enumerate(data.entries) if e.id == id)]
+
+
 def no_subject_twice(data: SourceDataset) -> None:
     groups = list(data.subjects().values())
     assert sum(map(len, groups)) == len(set().union(*map(set, groups)))
@@ -229,14 +233,12 @@ def london(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def registered(london: Path) -> SourceStudy:
-    data = SourceDataset(IXI(), london, size=48)
-    return data[next(i for i, e in enumerate(data.entries) if e.subject == "IXI002" and e.index == 20)]
+    return named(SourceDataset(IXI(), london, size=48), "IXI002_s020")
 
 
 @pytest.fixture(scope="module")
 def unregistered(london: Path) -> SourceStudy:
-    data = SourceDataset(IXI(register=False), london, size=48)
-    return data[next(i for i, e in enumerate(data.entries) if e.subject == "IXI002" and e.index == 20)]
+    return named(SourceDataset(IXI(register=False), london, size=48), "IXI002_s020")
 
 
 def block(image: torch.Tensor) -> np.ndarray:
@@ -364,7 +366,7 @@ def test_acdc_4d_cine_is_never_read(hearts: Path) -> None:
 
 def test_acdc_zooms_win_over_a_sform_that_claims_1_mm(hearts: Path, tmp_path: Path) -> None:
     acdc.write_patient(tmp_path / "patient001", 1, 12, "DCM", sform=None)
-    wrong, right = (SourceDataset(ACDC(), root, size=96)[2] for root in (hearts, tmp_path))
+    wrong, right = (named(SourceDataset(ACDC(), root, size=96), "patient001_ED_s002") for root in (hearts, tmp_path))
     assert torch.equal(wrong.images["mri_t2"], right.images["mri_t2"])
     assert any("header's spacing is used" in n for n in wrong.notes)
     cavity = (wrong.images["mri_t2"][0, 40:56, 36:60] > 0.6).sum().item() * 2.0**2
@@ -372,8 +374,7 @@ def test_acdc_zooms_win_over_a_sform_that_claims_1_mm(hearts: Path, tmp_path: Pa
 
 
 def test_acdc_is_cut_out_about_the_left_ventricle_with_the_right_one_on_the_left(hearts: Path) -> None:
-    data = SourceDataset(ACDC(), hearts, size=192)
-    study = data[2]
+    study = named(SourceDataset(ACDC(), hearts, size=192), "patient001_ED_s002")
     assert study.spacing_mm == (1.0, 1.0)  # 192 mm in 192 pixels
     image = study.images["mri_t2"][0]
     assert image[92:100, 92:100].mean() > 0.7 and image[96, 92 - 45] > 0.7  # left ventricle, right ventricle
@@ -382,8 +383,7 @@ def test_acdc_is_cut_out_about_the_left_ventricle_with_the_right_one_on_the_left
 
 
 def test_acdc_without_segmentation_is_cut_out_about_the_middle(hearts: Path) -> None:
-    data = SourceDataset(ACDC(), hearts, split="test", size=192)
-    study = data[2]
+    study = named(SourceDataset(ACDC(), hearts, size=192), "patient101_ED_s002")
     assert any("no segmented left ventricle" in n for n in study.notes)
     assert study.images["mri_t2"][0, 96 - 12, 96 + 18] > 0.7  # the ventricle lies off the middle
 

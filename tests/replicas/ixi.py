@@ -20,7 +20,7 @@ T2_SHIFT_MM = (0.0, 14.0, -11.0)
 def head_at(s: np.ndarray, a: np.ndarray, r: np.ndarray, contrast: str) -> np.ndarray:
     """Signal at places in mm, axes to the feet, the back and the left; a bright block at the left front."""
     scalp, brain, deep, fluid, block = {
-        "T1": (900, 500, 700, 120, 1100), "T2": (250, 450, 300, 900, 1000), "PD": (300, 700, 600, 850, 1000),
+        "T1": (650, 500, 580, 120, 1100), "T2": (250, 450, 300, 600, 1000), "PD": (300, 600, 520, 620, 1000),
     }[contrast]  # fmt: skip
     value = np.zeros(np.broadcast_shapes(s.shape, a.shape, r.shape))
     for (cs, ca, cr), (hs, ha, hr), level in (

@@ -15,7 +15,6 @@ import numpy as np
 from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceStudy
 from medm2g_core.data.sources.grids import Grid, axial_entries, load_volume, nifti_grid
 from medm2g_core.data.sources.imaging import mr_volume_to_unit, paired_slices
-from medm2g_core.data.sources.registration import itk_image, register_affine, resample
 from medm2g_core.data.volumes import FileError
 
 __all__ = ["IXI"]
@@ -171,7 +170,9 @@ def _person(
     t1: Path, t2: Path, pd: Path, register: bool, seed: int
 ) -> tuple[Mapping[str, np.ndarray], tuple[float, float, float], tuple[str, ...]]:
     """All contrasts of a person on the grid of T1 in -1..1, with its spacing and notes; kept until the next person."""
-    import SimpleITK as sitk
+    import SimpleITK as sitk  # slow to import, as is what uses it
+
+    from medm2g_core.data.sources.registration import itk_image, register_affine, resample
 
     grid = nifti_grid(t1)
     volume = load_volume(t1, "mri_t1")
@@ -225,7 +226,7 @@ def _other_protocol(files: Mapping[str, Path]) -> Skip | None:
             grid = nifti_grid(path)
         except FileError as error:
             return Skip("unreadable volume", path.name, str(error))
-        gap = max(grid.spacing_mm)
+        gap = grid.spacing_mm[0]  # from head to feet: both are axial
         if gap > THICK_MM:
             s, a, r = grid.shape
             why = f"{r} x {a} x {s} voxels, slices {gap:.1f} mm apart; the others have 1.25 mm"

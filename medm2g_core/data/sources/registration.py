@@ -20,8 +20,10 @@ from medm2g_core.data.volumes import FileError
 
 __all__ = ["Registration", "itk_image", "register_affine", "resample"]
 
-BINS = 64
-"""Of the joint histogram. Mattes' smooth histogram lets a slightly shrunken head win; more bins lessen that."""
+BINS = (16, 64)
+"""Fewest and most bins of the joint histogram. Mattes' smooth histogram lets a slightly shrunken head win, and more
+bins lessen that; but with few samples a bin, the fewer samples overlap the greater the information seems. Here: about
+five samples a bin of the joint histogram."""
 
 RIM_MM = 8.0
 """The images are compared in the head of the fixed one and so far around it: a large background would rule the result."""
@@ -29,11 +31,11 @@ RIM_MM = 8.0
 COARSE_MM, FINE_MM = 8.0, 2.0
 """Voxel sizes of the coarsest and the finest level; finer ones cost much and move nothing by a visible amount."""
 
-MIN_SIDE = 12
+MIN_SIDE = 16
 """A level keeps at least so many voxels each way."""
 
 SAMPLES = 20_000
-"""Points of the fixed image that a level draws; those in the head and its rim are compared."""
+"""At most so many points of the head and its rim are compared."""
 
 MAX_SHIFT_MM, MAX_SCALE = 60.0, 1.25
 """What two scans of one head in one session cannot need; beyond it the registration has failed."""
@@ -135,12 +137,14 @@ def _head(fixed: sitk.Image) -> sitk.Image:
 
 def _method(fixed: sitk.Image, head: sitk.Image, seed: int) -> sitk.ImageRegistrationMethod:
     method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(BINS)
+    voxels = fixed.GetNumberOfPixels()
+    inside = float(sitk.GetArrayViewFromImage(head).mean()) * voxels
+    samples = min(inside, SAMPLES)
+    method.SetMetricAsMattesMutualInformation(int(np.clip(np.sqrt(samples / 5), *BINS)))
     method.SetMetricFixedMask(head)
     method.SetInterpolator(sitk.sitkLinear)
-    share = min(1.0, SAMPLES / max(1, fixed.GetNumberOfPixels()))
     method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentage(share, seed + 1)  # a seed of 0 would be the clock
+    method.SetMetricSamplingPercentage(samples / max(1.0, inside), seed + 1)  # a seed of 0 would be the clock
     return method
 
 
