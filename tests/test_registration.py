@@ -71,7 +71,9 @@ def pair() -> tuple[sitk.Image, sitk.Image]:
     matrix = np.array(back.GetMatrix()).reshape(3, 3)
     there = points_of(moving) @ matrix.T + np.array(back.GetTranslation()) + _centre_term(back)
     rng = np.random.default_rng(0)
-    noisy = [signal(p, t2) + 10 * rng.standard_normal(p.shape[:-1]) for p, t2 in ((points_of(fixed), False), (there, True))]
+    noisy = [
+        signal(p, t2) + 10 * rng.standard_normal(p.shape[:-1]) for p, t2 in ((points_of(fixed), False), (there, True))
+    ]
     return itk_image(noisy[0], fixed), itk_image(noisy[1], moving)
 
 
@@ -83,7 +85,9 @@ def _centre_term(t: sitk.Transform) -> np.ndarray:
 def error_mm(transform: sitk.Transform) -> float:
     """Largest distance from the known transform, over points of the head."""
     points = [(x, y, z) for x in (-45, 0, 45) for y in (-55, 0, 55) for z in (-50, 0, 50)]
-    gaps = [np.subtract(transform.TransformPoint(p), known().TransformPoint(p)) for p in points if np.linalg.norm(p) < 72]
+    gaps = [
+        np.subtract(transform.TransformPoint(p), known().TransformPoint(p)) for p in points if np.linalg.norm(p) < 72
+    ]
     return float(np.linalg.norm(gaps, axis=1).max())
 
 
@@ -102,9 +106,7 @@ def test_a_known_affine_is_recovered_to_under_a_voxel(pair: tuple[sitk.Image, si
 
 def test_the_same_seed_gives_the_same_transform_bit_for_bit(pair: tuple[sitk.Image, sitk.Image]) -> None:
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    first, again, other = (
-        register_affine(*pair, seed=s, iterations=3).transform.GetParameters() for s in (3, 3, 4)
-    )
+    first, again, other = (register_affine(*pair, seed=s, iterations=3).transform.GetParameters() for s in (3, 3, 4))
     assert first == again and first != other
     assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == threads  # put back
 

@@ -64,7 +64,8 @@ def test_brats_gives_the_kept_slices_with_three_contrasts_and_t1ce_aside(brats: 
     well_formed(study, 48)
     assert study.streams == ("mri_t1", "mri_t2", "mri_flair") and study.region == "brain" and study.age == 60
     assert data.entries[mine[0]].extra["t1ce"].name == "BraTS20_Training_001_t1ce.nii.gz"
-    assert study.labels["high_grade"] == 1 and data[case_slices(data, "BraTS20_Training_002")[0]].labels["high_grade"] == 0
+    assert study.labels["high_grade"] == 1
+    assert data[case_slices(data, "BraTS20_Training_002")[0]].labels["high_grade"] == 0
     no_subject_twice(data)
 
 
@@ -211,7 +212,8 @@ def test_a_fourth_axis_is_dropped_only_when_it_has_one_entry(tmp_path: Path) -> 
     one, two = tmp_path / "one", tmp_path / "two"
     dims = [4, 24, 24, 155, 1, 1, 1, 1]
     save_nifti(one / folder.name / "a_t1.nii", head(brats2020.SHAPE), spacing=brats2020.SPACING, dim=dims)
-    save_nifti(two / folder.name / "a_t1.nii", head((310, 24, 24)), spacing=brats2020.SPACING, dim=[*dims[:4], 2, 1, 1, 1])
+    dims[4] = 2
+    save_nifti(two / folder.name / "a_t1.nii", head((310, 24, 24)), spacing=brats2020.SPACING, dim=dims)
     assert torch.equal(SourceDataset(BraTS2020(), one, size=24)[5].images["mri_t1"], plain)
     data = SourceDataset(BraTS2020(), two)
     assert len(data) == 0 and "needed one 3-D volume" in data.skipped[0].why
@@ -325,7 +327,8 @@ def test_ixi_corrupt_volume_is_counted_and_the_rest_loads(london: Path, tmp_path
     (root / "IXI-T2" / "IXI012-HH-1211-T2.nii.gz").write_bytes(b"not a volume")
     data = SourceDataset(IXI(register=False, count=2), root, size=24)
     assert {s.subject for s in data.studies()} == {"IXI035"}
-    assert sorted(s.kind for s in data.skipped if "unreadable" in s.kind) == ["unreadable file"] * 2 + ["unreadable volume"]
+    kinds = sorted(s.kind for s in data.skipped)
+    assert kinds.count("unreadable file") == 2 and kinds.count("unreadable volume") == 1
 
 
 # ACDC
@@ -350,14 +353,16 @@ def test_acdc_gives_both_frames_of_every_patient_on_the_official_split(hearts: P
 
 def test_acdc_frames_come_from_info_cfg_zero_padded(hearts: Path, tmp_path: Path) -> None:
     files = {e.id: e.files["mri_t2"].name for e in ACDC().scan(hearts).entries}
-    assert files["patient002_ED"] == "patient002_frame04.nii.gz" and files["patient001_ES"] == "patient001_frame12.nii.gz"
+    assert files["patient002_ED"] == "patient002_frame04.nii.gz"
+    assert files["patient001_ES"] == "patient001_frame12.nii.gz"
     folder = acdc.write_patient(tmp_path / "patient007", 1, 9, "HCM")
     (folder / "Info.cfg").write_text("ED: 1\nES: 10\nGroup: HCM\n")
     found = ACDC().scan(tmp_path)
     assert [e.id for e in found.entries] == ["patient007_ED"]
     assert "no patient007_frame10.nii.gz" in found.skips[0].why
     (folder / "Info.cfg").unlink()
-    assert "no Info.cfg" in str(pytest.raises(SourceError, SourceDataset, ACDC(), tmp_path).value)
+    with pytest.raises(SourceError, match=r"1 x no Info\.cfg"):
+        SourceDataset(ACDC(), tmp_path)
 
 
 def test_acdc_4d_cine_is_never_read(hearts: Path) -> None:

@@ -23,7 +23,11 @@ def segmentation(enhancing: int = 4) -> np.ndarray:
 
 
 def case(
-    folder: Path, contrasts: str = "t1 t1ce t2 flair", seg: str | None = "{case}_seg", ending: str = ".nii.gz", between: str = "_"
+    folder: Path,
+    contrasts: str = "t1 t1ce t2 flair",
+    seg: str | None = "{case}_seg",
+    ending: str = ".nii.gz",
+    between: str = "_",
 ) -> Path:
     """One case folder; ``seg`` is the name of its segmentation without ending."""
     for k, contrast in enumerate(contrasts.split()):

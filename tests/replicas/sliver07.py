@@ -13,7 +13,7 @@ LIVER = slice(2, 8)  # slices from the head
 
 
 def abdomen(padding: float = -2048) -> tuple[np.ndarray, np.ndarray]:
-    """HU and segmentation (S, A, R): fat and organs, the liver on the patient's right, a bright spine; padded corners."""
+    """HU and segmentation (S, A, R): the liver on the patient's right, a bright spine, padded corners."""
     _, a, r = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
     body = (a / 0.7) ** 2 + (r / 0.9) ** 2 < 1
     liver = (((a + 0.1) / 0.35) ** 2 + ((r + 0.4) / 0.35) ** 2) < 1
@@ -38,7 +38,7 @@ def save(path: Path, sar: np.ndarray, upside_down: bool = False, dtype: type = n
 
 
 def write_sliver07(root: Path, tree: str = "B") -> Path:
-    """Three training scans (the second stored upside down, its segmentation not), two test scans with the same numbers."""
+    """Three training scans (the second upside down, its segmentation not), two test scans of the same numbers."""
     hu, liver = abdomen()
     for n in (1, 2, 3):
         scans, labels = ("training-part1",) * 2 if tree == "A" else ("training-scans", "training-labels")

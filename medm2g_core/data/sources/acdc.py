@@ -39,9 +39,9 @@ _CARD = DataCard(
     "is recalled, and its preparation is not known, the usual one is used [C]",
     lost=(
         "the contrast has no stream of its own. The cine is balanced steady-state free precession, whose signal goes "
-        "with T2/T1: blood, fluid and fat bright, muscle dark. It is neither T1, T2, PD nor FLAIR. It is given as mri_t2 "
-        "because there, too, fluid is bright; but blood, which is dark in a spin-echo T2 image, is bright here. Do not "
-        "mix it with T2 of other organs and call the result T2",
+        "with T2/T1: blood, fluid and fat bright, muscle dark. It is neither T1, T2, PD nor FLAIR. It is given as "
+        "mri_t2 because there, too, fluid is bright; but blood, which is dark in a spin-echo T2 image, is bright here. "
+        "Do not mix it with T2 of other organs and call the result T2",
         "all frames but end-diastole and end-systole",
         "what lies outside 192 mm about the left ventricle",
         "signal outside the 0.5th to 99.5th percentile of a volume",
@@ -51,8 +51,8 @@ _CARD = DataCard(
         "the sform claims 1 mm voxels while pixdim is right: the header's zooms are used",
         "frame numbers of end-diastole and end-systole differ: read from Info.cfg and zero-padded to two digits",
         "the 4-D cine file is not read",
-        "no true patient directions in the headers (the slices are oblique anyway): they are followed, and a study whose "
-        "right ventricle then lies right of the left one, so mirrored, says so in its notes",
+        "no true patient directions in the headers (the slices are oblique anyway): they are followed, and a study "
+        "whose right ventricle then lies right of the left one, so mirrored, says so in its notes",
     ),
     layout="""\
   database/training/patient001/     (patients 001-100; also without database/ above)
@@ -97,10 +97,15 @@ class ACDC(Source):
         skips: list[Skip] = []
         for folder in folders:
             if folder not in infos:
-                skips.append(Skip("no Info.cfg", folder.name, "which frames are end-diastole and end-systole is not known"))
+                skips.append(
+                    Skip("no Info.cfg", folder.name, "which frames are end-diastole and end-systole is not known")
+                )
                 continue
             for made in _patient(folder, read_info(infos[folder])):
-                (entries if isinstance(made, Entry) else skips).append(made)  # type: ignore[arg-type]
+                if isinstance(made, Entry):
+                    entries.append(made)
+                else:
+                    skips.append(made)
         people = {e.subject: e.split for e in entries}
         testing = sum(s == "test" for s in people.values())
         table = (
@@ -188,7 +193,9 @@ def _frame(
     spacing = (volume.spacing_mm[1], volume.spacing_mm[2])
     centre = None
     if gt is not None:
-        mask = load_mask(gt, unit.shape, (0, 1, 2, 3), "0 background, 1 right ventricle, 2 myocardium, 3 left ventricle")
+        mask = load_mask(
+            gt, unit.shape, (0, 1, 2, 3), "0 background, 1 right ventricle, 2 myocardium, 3 left ventricle"
+        )
         centre, right = _middle(mask == _LEFT), _middle(mask == _RIGHT)
         if centre and right and right[1] > centre[1]:
             notes.append("the right ventricle lies right of the left one: this study is probably mirrored")

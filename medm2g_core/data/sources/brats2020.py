@@ -1,4 +1,4 @@
-"""BraTS2020: T1, T2 and FLAIR of people with a glioma, skull-stripped and on one 1 mm grid. Also reads the names of 2023."""
+"""BraTS2020: T1, T2 and FLAIR of people with a glioma, skull-stripped, on one 1 mm grid. Also the names of 2023."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class BraTS2020(Source):
             subject=entry.subject,
             person=entry.subject,
             region=self.region,
-            images=paired_slices(units, index, spacing[1:], size),
+            images=paired_slices(units, index, (spacing[1], spacing[2]), size),
             age=entry.age,
             spacing_mm=(pixel, pixel),
             source=self.name,
@@ -178,12 +178,14 @@ def _case(
     files: tuple[tuple[str, Path], ...], seg: Path | None, percentiles: tuple[float, float]
 ) -> tuple[Mapping[str, np.ndarray], np.ndarray | None, tuple[float, ...], tuple[str, ...]]:
     """The volumes of a case in -1..1, its segmentation, spacing and notes; kept until another case is asked for."""
-    units, notes, spacing = {}, [], (1.0, 1.0, 1.0)
+    units: dict[str, np.ndarray] = {}
+    notes: list[str] = []
+    spacing: tuple[float, ...] = ()
     for name, path in files:
         volume = load_volume(path, name)
         units[name] = percentile_unit(volume.array, percentiles, str(path))
         notes += [n for n in volume.notes if n not in notes]
-        spacing = volume.spacing_mm  # type: ignore[assignment]
+        spacing = volume.spacing_mm
     if seg is None:
         return units, None, spacing, tuple(notes)
     mask = load_mask(seg, next(iter(units.values())).shape, (0, 1, 2, 3, 4), "0, 1, 2, 4 (2020) and 0, 1, 2, 3 (2023)")

@@ -198,7 +198,7 @@ def _person(
                 raise FileError(f"{path}: {error}") from error
             transform = found.transform
             notes.append(
-                f"{stream_name} registered to T1 (mutual information {found.before:.2f} to {found.information:.2f} nats)"
+                f"{stream_name} registered to T1, mutual information {found.before:.2f} to {found.information:.2f} nats"
             )
         known.append((own, transform))
         units[stream_name] = mr_volume_to_unit(resample(moving, fixed, transform), stream_name)

@@ -1,9 +1,9 @@
 """Affine registration of two MR contrasts of one head by mutual information (SimpleITK), the same on every run.
 
 Two acquisitions of one session lie in the scanner's coordinates, so their headers already agree but for the movement
-between them. From there a rigid and then an affine transform are found by maximising Mattes' mutual information in the head,
-from coarse to fine. Samples are drawn with a fixed seed and one thread is used: sums of several threads differ in
-their last bits.
+between them. From there a rigid and then an affine transform are found by maximising Mattes' mutual information in
+the head, from coarse to fine. Samples are drawn with a fixed seed and one thread is used: sums of several threads
+differ in their last bits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ bins lessen that; but with few samples a bin, the fewer samples overlap the grea
 five samples a bin of the joint histogram."""
 
 RIM_MM = 8.0
-"""The images are compared in the head of the fixed one and so far around it: a large background would rule the result."""
+"""The images are compared in the head of the fixed one and so far around it: else the background rules the result."""
 
 COARSE_MM, FINE_MM = 8.0, 2.0
 """Voxel sizes of the coarsest and the finest level; finer ones cost much and move nothing by a visible amount."""
@@ -99,7 +99,7 @@ def _register(fixed: sitk.Image, moving: sitk.Image, seed: int, iterations: int)
     shift = float(np.linalg.norm(affine.GetTranslation()))
     if shift > MAX_SHIFT_MM or stretch.max() > MAX_SCALE or stretch.min() < 1 / MAX_SCALE:
         raise FileError(
-            f"the registration failed: it moves by {shift:.0f} mm and scales by {stretch.min():.2f}..{stretch.max():.2f}"
+            f"the registration failed: a shift of {shift:.0f} mm, scales {stretch.min():.2f}..{stretch.max():.2f}"
         )
     return Registration(affine, _information(fixed, moving, head, affine, seed), before)
 
@@ -190,4 +190,3 @@ def _optimise(
         method.SetOptimizerScalesFromPhysicalShift()
         method.SetInitialTransform(transform, inPlace=True)
         method.Execute(small, smooth)
-

@@ -88,7 +88,9 @@ class SLIVER07(Source):
         testing = len(entries) - len(training)
         table = (
             Expectation.count("training scans", 20, len(training)),
-            Expectation.count("training scans with a segmentation", 20, sum(e.extra["seg"] is not None for e in training)),
+            Expectation.count(
+                "training scans with a segmentation", 20, sum(e.extra["seg"] is not None for e in training)
+            ),
             Expectation.count("test scans", 10, testing, "without a segmentation")
             if testing
             else Expectation("test scans", "10", "0", "surprising", "not needed to train"),
