@@ -266,7 +266,7 @@ def test_ixi_sagittal_t1_is_shown_in_axial_radiological_slices(registered: Sourc
     well_formed(registered, 48)
     assert registered.streams == ("mri_t1", "mri_t2", "mri_pd")
     assert marker(registered.images["mri_t1"]) == "upper right"
-    assert any("sagittal" in n for n in registered.notes) and registered.spacing_mm == pytest.approx((3.75, 3.75))
+    assert registered.orientation == "radiological axial" and registered.spacing_mm == pytest.approx((3.75, 3.75))
     front = registered.images["mri_t1"][0, :, 24] > -0.5
     assert front.sum() * 3.75 == pytest.approx(152, abs=12)  # the head is 152 mm from front to back
 

@@ -178,9 +178,7 @@ def _person(
     volume = load_volume(t1, "mri_t1")
     fixed = itk_image(volume.array, grid)
     units = {"mri_t1": mr_volume_to_unit(volume.array, "mri_t1")}
-    notes = list(volume.notes)
-    if volume.acquired != "axial":
-        notes.append(f"T1 acquired {volume.acquired or 'with equal spacings'}, shown in axial slices")
+    notes = [*volume.notes, "axial slices of T1's own grid, in whatever plane it was acquired"]
     known: list[tuple[Grid, sitk.Transform]] = []  # of the contrasts that are done
     for stream_name, path in (("mri_t2", t2), ("mri_pd", pd)):
         own = nifti_grid(path)
