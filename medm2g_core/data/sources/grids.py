@@ -1,0 +1,147 @@
+"""Volumes of a data set on disk: their grid from the header alone, and their voxels, checked."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+from medm2g_core.data.files import read_volume
+from medm2g_core.data.sources.base import Entry
+from medm2g_core.data.volumes import FileError, Volume, blame, sniff
+
+__all__ = ["Grid", "axial_entries", "itk_grid", "load_mask", "load_volume", "nifti_grid", "percentile_unit"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a volume lie, once its axes run as those of a `Volume`.
+
+    Attributes:
+        shape: (S, A, R), from head to feet, from front to back, from the patient's right to the left.
+        affine: 4x4; ``affine @ (s, a, r, 1)`` is the place of a voxel in mm, x to the patient's right, y to the front,
+            z to the head (RAS+).
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        s, a, r = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(s), float(a), float(r)
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], affine: np.ndarray) -> Grid:
+        """From the shape (i, j, k) and RAS+ affine of a file."""
+        ornt = io_orientation(affine)
+        if np.isnan(ornt).any():
+            raise FileError("the orientation matrix is degenerate: an axis has no direction")
+        turn = ornt_transform(ornt, axcodes2ornt(("L", "P", "I")))
+        place = {int(axis): n for (axis, _), n in zip(turn, shape, strict=True)}
+        affine = (affine @ inv_ornt_aff(turn, shape))[:, [2, 1, 0, 3]]
+        return cls((place[2], place[1], place[0]), affine)
+
+
+def nifti_grid(path: Path) -> Grid:
+    """The grid of a NIfTI file, packed or not whatever its name; only the header is read.
+
+    Raises:
+        FileError: not a NIfTI file, broken, or not one 3-D volume.
+    """
+    if sniff(path) != "nifti":
+        raise FileError(f"{path}: not a NIfTI file")
+    with blame(path, "reading the NIfTI header"):
+        with path.open("rb") as plain:
+            packed = plain.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            first = stream.read(4)
+            stream.seek(0)
+            new = 540 in (int.from_bytes(first, "little"), int.from_bytes(first, "big"))
+            header = (nib.Nifti2Header if new else nib.Nifti1Header).from_fileobj(stream)
+        shape = tuple(int(n) for n in header.get_data_shape())
+        while len(shape) > 3 and shape[-1] == 1:  # (x, y, z, 1)
+            shape = shape[:-1]
+        if len(shape) != 3:
+            raise FileError(f"{path}: NIfTI of shape {shape}; needed one 3-D volume")
+        return Grid.of(shape, np.array(header.get_best_affine(), dtype=float))
+
+
+def itk_grid(path: Path) -> Grid:
+    """The grid of a MetaImage file; only the header is read.
+
+    Raises:
+        FileError: not a MetaImage, broken, or not one 3-D volume.
+    """
+    import SimpleITK as sitk
+
+    if sniff(path) != "metaimage":
+        raise FileError(f"{path}: not a MetaImage (.mhd) file")
+    with blame(path, "reading the MetaImage header"):
+        reader = sitk.ImageFileReader()
+        reader.SetImageIO("MetaImageIO")
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        shape = tuple(int(n) for n in reader.GetSize())
+        if len(shape) != 3:
+            raise FileError(f"{path}: MetaImage of size {shape}; needed one 3-D volume")
+        affine = np.eye(4)
+        affine[:3, :3] = np.array(reader.GetDirection()).reshape(3, 3) * np.array(reader.GetSpacing())
+        affine[:3, 3] = reader.GetOrigin()
+        return Grid.of(shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)  # ITK's LPS to RAS
+
+
+def load_volume(path: Path, stream_name: str) -> Volume:
+    """A whole volume that can be cut into slices.
+
+    Raises:
+        FileError: broken, NaN or infinite values, blank, or not a volume.
+    """
+    volume = read_volume(path, stream_name)
+    array = volume.array
+    if array.ndim != 3:
+        raise FileError(f"{path}: an image of shape {array.shape}; needed a 3-D volume")
+    if not np.isfinite(array).all():
+        raise FileError(f"{path}: {(~np.isfinite(array)).sum()} of {array.size} values are NaN or infinite")
+    if array.min() == array.max():
+        raise FileError(f"{path}: the volume is blank, every value is {array.flat[0]:g}")
+    return volume
+
+
+def load_mask(path: Path, shape: tuple[int, ...], allowed: tuple[int, ...], meaning: str) -> np.ndarray:
+    """A segmentation as int (S, A, R), turned by its own directions.
+
+    Args:
+        shape: that the image has, once turned.  allowed: labels that may occur.  meaning: of them, for the message.
+
+    Raises:
+        FileError: broken, of another shape than the image, or with other labels.
+    """
+    array = read_volume(path, "ct").array  # the stream is asked for in folders only
+    if array.shape != shape:
+        raise FileError(f"{path}: a segmentation of shape {array.shape}, and its image has {shape}")
+    found = np.unique(array)
+    if not np.isin(found, allowed).all():
+        raise FileError(f"{path}: labels {', '.join(f'{v:g}' for v in found[:8])}; known are {meaning}")
+    return array.astype(np.int16)
+
+
+def percentile_unit(array: np.ndarray, percentiles: tuple[float, float], where: str) -> np.ndarray:
+    """A volume to -1..1 between two of its percentiles, float32.
+
+    Raises:
+        FileError: no contrast between them.
+    """
+    low, high = np.percentile(array, percentiles)
+    if not high > low:
+        raise FileError(f"{where}: no contrast, percentiles {percentiles[0]:g} and {percentiles[1]:g} are both {low:g}")
+    return np.clip((array - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
+
+
+def axial_entries(entry: Entry, first: int, stop: int) -> tuple[Entry, ...]:
+    """One entry a slice, ``first`` to ``stop - 1`` counted from the head; the number ends the id."""
+    return tuple(replace(entry, id=f"{entry.id}_s{i:03d}", index=i) for i in range(first, stop))
