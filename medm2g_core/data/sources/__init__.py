@@ -8,11 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 from medm2g_core.data.sources.base import Source, SourceDataset, SourceError, SourceStudy
+from medm2g_core.data.sources.chestxray14 import ChestXray14
 from medm2g_core.data.sources.iu_xray import IUXRay
 
 __all__ = ["SOURCES", "SourceDataset", "SourceError", "SourceStudy", "open_source"]
 
-_ALL: tuple[Source, ...] = (IUXRay(),)
+_ALL: tuple[Source, ...] = (IUXRay(), ChestXray14())
 SOURCES: Mapping[str, Source] = MappingProxyType({s.name: s for s in _ALL})
 """Name -> data set."""
 
