@@ -106,7 +106,9 @@ def test_headers_are_found_by_newline_space_capitals_colon() -> None:
     assert [n for n, _ in split_sections(stripped)] == ["preamble"]  # why white space must stay
 
 
-@pytest.mark.parametrize("header", ["CONCLUSION", "IMPRESSON", "FINDINGS AND IMPRESSION", "IMPRESSION", "FINAL IMPRESSION"])
+@pytest.mark.parametrize(
+    "header", ["CONCLUSION", "IMPRESSON", "FINDINGS AND IMPRESSION", "IMPRESSION", "FINAL IMPRESSION"]
+)
 def test_variants_of_impression_are_one_section(header: str) -> None:
     assert report_text(f" FINAL REPORT\n {header}:  Clear lungs.\n") == "Impression: Clear lungs."
 

@@ -95,13 +95,13 @@ def folder_of(study: int) -> Path:
 
 
 def mimic_cxr(root: Path, *, dicom: bool = False, packed: bool = True, reports: str = "beside") -> Path:
-    """``reports``: ``"beside"`` the study's folder, ``"inside"`` it, ``"own"`` (a folder of their own) or ``"none"``."""
+    """``reports``: ``"beside"`` the study's folder, ``"inside"`` it, ``"own"`` (elsewhere) or ``"none"``."""
     root.mkdir(parents=True, exist_ok=True)
     labels = sorted({n for each in CHEXPERT.values() for n in each})
     rows = [(image_id(s, k), s, k, view) for s, (*_, views) in STUDIES.items() for k, view in enumerate(views)]
     tables = {
-        "metadata": [["dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition", "Rows"]]
-        + [[i, STUDIES[s][0], s, "CHEST (PA AND LAT)", view or "", 3056] for i, s, _, view in rows],
+        "metadata": [["dicom_id", "subject_id", "study_id", "ViewPosition", "Rows"]]
+        + [[i, STUDIES[s][0], s, view or "", 3056] for i, s, _, view in rows],
         "split": [["dicom_id", "study_id", "subject_id", "split"]]
         + [[i, s, STUDIES[s][0], STUDIES[s][1]] for i, s, *_ in rows],
         "chexpert": [["subject_id", "study_id", *labels]]

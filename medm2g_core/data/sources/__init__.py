@@ -10,11 +10,12 @@ from typing import Any
 from medm2g_core.data.sources.base import Source, SourceDataset, SourceError, SourceStudy
 from medm2g_core.data.sources.chestxray14 import ChestXray14
 from medm2g_core.data.sources.iu_xray import IUXRay
+from medm2g_core.data.sources.medicat import MedICaT
 from medm2g_core.data.sources.mimic_cxr import MimicCXR
 
 __all__ = ["SOURCES", "SourceDataset", "SourceError", "SourceStudy", "open_source"]
 
-_ALL: tuple[Source, ...] = (IUXRay(), ChestXray14(), MimicCXR())
+_ALL: tuple[Source, ...] = (IUXRay(), ChestXray14(), MimicCXR(), MedICaT())
 SOURCES: Mapping[str, Source] = MappingProxyType({s.name: s for s in _ALL})
 """Name -> data set."""
 

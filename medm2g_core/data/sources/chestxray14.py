@@ -1,4 +1,4 @@
-"""ChestX-ray14 (NIH): frontal chest radiographs with labels that were mined from reports; the reports are not public."""
+"""ChestX-ray14 (NIH): frontal chest radiographs with labels mined from reports; the reports are not public."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def label_text(names: Iterable[str]) -> str:
 class ChestXray14(Source):
     """Frontal radiograph (``xray``), with labels and a text that is templated from them.
 
-    Splits are the official lists by patient; the validation part is drawn by patient from ``train_val_list.txt``, as the
-    publisher gives none.
+    Splits are the official lists by patient; the validation part is drawn by patient from ``train_val_list.txt``, as
+    the publisher gives none.
     """
 
     name: ClassVar[str] = "chestxray14"
@@ -103,7 +103,7 @@ images/00000001_000.png, or images_001/images/00000001_000.png ... images_012"""
         if table is None:
             raise self.not_here(root, "no Data_Entry_2017_v2020.csv or Data_Entry_2017.csv")
         rows = read_table(table, ("Image Index", "Finding Labels", "Patient ID"))
-        labels = {r["Image Index"]: parse_labels(r["Finding Labels"], f"{table.name}, {r['Image Index']}") for r in rows}
+        labels = {r["Image Index"]: parse_labels(r["Finding Labels"], table.name) for r in rows}
         patient = {r["Image Index"]: r["Patient ID"].lstrip("0") or "0" for r in rows}
         lists = {n: _names(root, f"{n}_list.txt") for n in ("train_val", "test")}
         splits = _splits(lists, patient)

@@ -151,7 +151,7 @@ class IUXRay(Source):
             "R2Gen's text cleaner is only in r2gen_report, its left-right flip is not reproduced (21)",
             "a corrupt XML or image is counted and left out (51), content decides the format (52)",
         ),
-        layout="""raw:     ecgen-radiology/<n>.xml (or NLMCXR_reports.tgz), CXR<n>_IM-<...>.png or <n>_IM-<...>.dcm anywhere
+        layout="""raw:     ecgen-radiology/<n>.xml (or NLMCXR_reports.tgz), CXR<n>_IM-<...>.png or <n>_IM-<...>.dcm
          optional: indiana_projections.csv or nlmcxr_dicom_metadata.csv[.gz] (tells frontal from lateral)
 R2Gen:   annotation.json, images/CXR<n>_IM-<...>/{0,1}.png
 Kaggle:  indiana_reports.csv, indiana_projections.csv, images/images_normalized/<n>_IM-<...>.dcm.png""",
@@ -274,7 +274,8 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv, images/images_normalized/
             text = clean_text(re.sub(r"x{3,}", lambda m: m[0].upper(), report))
             there = [folder / p for p in paths if (folder / p).is_file()]
             if len(there) < len(paths):
-                skips.append(Skip("image missing", name, f"{len(paths) - len(there)} of {len(paths)} not under {folder}"))
+                why = f"{len(paths) - len(there)} of {len(paths)} images are not under {folder}"
+                skips.append(Skip("image missing", name, why))
             likely = there if len(there) > 1 and self.guess_view else []
             if there and not likely:
                 skips.append(Skip("view unknown", name, UNKNOWN_VIEW))

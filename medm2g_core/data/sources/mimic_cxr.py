@@ -31,7 +31,8 @@ _IMPRESSION = ("impression", "conclusion", "mpression", "impresson", "impresion"
 _FINDINGS = ("finding", "findins", "findindgs", "findgings", "findngs", "findnings", "finidngs")
 # Some reports head their findings with the name of the examination.
 _EXAMINATION = re.compile(
-    r"chest|portable|pa and lat|lateral and pa|ap and lateral|lateral and ap|frontal|two views|(?:pa|ap|one|lateral) view"
+    r"chest|portable|pa and lat|lateral and pa|ap and lateral|lateral and ap|frontal|two views|"
+    r"(?:pa|ap|one|lateral) view"
 )
 _OTHER = ("comparison", "indication", "history", "technique", "reason", "recommendation", "notification", "wet read")
 _RULER = re.compile(r"^[ \t]*_{5,}[ \t]*$", re.MULTILINE)
@@ -110,8 +111,8 @@ class MimicCXR(Source):
         title="MIMIC-CXR 2.0.0/2.1.0 and MIMIC-CXR-JPG 2.0.0/2.1.0",
         homepage="https://physionet.org/content/mimic-cxr-jpg/",
         licence="PhysioNet Credentialed Health Data License 1.5.0",
-        access="credentialed: PhysioNet account, CITI training, signed data use agreement; no sharing, and no sending to "
-        "online services",
+        access="credentialed: PhysioNet account, CITI training, signed data use agreement; no sharing, and no sending "
+        "to online services",
         paper_use="text to X-ray and X-ray to report [P]",
         lost=(
             "lateral views, and all but one frontal view of a study",
@@ -179,7 +180,7 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
             if report is not None:
                 text = report_text(report.read_text(encoding="utf-8", errors="replace"))
                 if not text:
-                    skips.append(Skip("empty report", f"s{study}", f"{report.name} has neither findings nor impression"))
+                    skips.append(Skip("empty report", f"s{study}", "neither findings nor impression nor other text"))
                     continue
             entries.append(
                 Entry(

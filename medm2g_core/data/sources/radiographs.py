@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +69,7 @@ def find_file(folder: Path, *patterns: str) -> Path | None:
 
 
 @contextmanager
-def open_table(path: Path) -> Iterator[io.TextIOBase]:
+def open_table(path: Path) -> Iterator[Iterable[str]]:
     """A text file, packed with gzip or not, whatever it is called; a byte order mark is dropped.
 
     Raises:
@@ -79,13 +78,9 @@ def open_table(path: Path) -> Iterator[io.TextIOBase]:
     try:
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            with gzip.GzipFile(fileobj=raw) if packed else raw as data, io.TextIOWrapper(
-                data,  # type: ignore[arg-type]
-                encoding="utf-8-sig",
-                newline="",
-            ) as text:
-                yield text
+        opened = gzip.open if packed else open
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as text:
+            yield text
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path}: this table cannot be read ({error}); download it again") from error
 
