@@ -29,6 +29,7 @@ __all__ = [
     "clean_text",
     "load_iu_reports",
     "mesh_presence",
+    "parse_iu_report",
     "parse_mesh",
     "r2gen_subset",
     "read_iu_archive",
@@ -101,7 +102,12 @@ def parse_mesh(term: str) -> MeshTerm:
     return MeshTerm(parts[0], tuple(p for p in parts[1:] if p))
 
 
-def _parse(xml: bytes, name: str) -> IUReport:
+def parse_iu_report(xml: bytes, name: str) -> IUReport:
+    """One report from the bytes of its XML file; ``name`` is for messages.
+
+    Raises:
+        IUReportError: not XML, a document type declaration, or no id.
+    """
     # The collection has no document type; refusing one rules out entity expansion.
     if b"<!DOCTYPE" in xml or b"<!ENTITY" in xml:
         raise IUReportError(f"{name}: a document type declaration is not part of an IU report")
@@ -148,7 +154,7 @@ def read_iu_archive(archive: Path, progress: bool = True) -> tuple[IUReport, ...
     """
     reports: dict[str, IUReport] = {}
     for name, xml in tqdm(_members(archive), desc="IU reports", unit="report", disable=not progress, leave=False):
-        report = _parse(xml, name)
+        report = parse_iu_report(xml, name)
         if report.uid in reports:
             raise IUReportError(f"{name}: {report.uid} occurs twice in {archive.name}")
         reports[report.uid] = report

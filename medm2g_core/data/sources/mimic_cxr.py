@@ -1,0 +1,306 @@
+"""MIMIC-CXR and MIMIC-CXR-JPG (PhysioNet): chest radiographs with free-text reports, one study an entry."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from medm2g_core.data.iu_reports import REMOVED
+from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceError, SourceStudy
+from medm2g_core.data.sources.radiographs import find_file, read_film, read_table
+
+__all__ = ["LABELS", "MimicCXR", "report_text", "split_sections"]
+
+LABELS = (
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion",
+    "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia", "Pneumothorax", "Support Devices",
+)  # fmt: skip
+"""Of the CheXpert and NegBio labellers: 1 yes, 0 no, -1 uncertain, blank not mentioned."""
+
+PUBLISHED = {"images": 377_110, "studies": 227_835}
+FRONTAL = ("PA", "AP")  # in order of preference
+
+_HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
+# Spellings that occur; a header that holds one of these words is that section.
+_IMPRESSION = ("impression", "conclusion", "mpression", "impresson", "impresion", "impession", "imperssion",
+               "impressoin", "imprssion", "imprression", "imoression")  # fmt: skip
+_FINDINGS = ("finding", "findins", "findindgs", "findgings", "findngs", "findnings", "finidngs")
+# Some reports head their findings with the name of the examination.
+_EXAMINATION = re.compile(
+    r"chest|portable|pa and lat|lateral and pa|ap and lateral|lateral and ap|frontal|two views|"
+    r"(?:pa|ap|one|lateral) view"
+)
+_OTHER = ("comparison", "indication", "history", "technique", "reason", "recommendation", "notification", "wet read")
+_RULER = re.compile(r"^[ \t]*_{5,}[ \t]*$", re.MULTILINE)
+
+
+def split_sections(report: str) -> tuple[tuple[str, str], ...]:
+    """A report's sections in order, as (name, text): ``"impression"``, ``"findings"``, or the header in lower case.
+
+    The rule is that of the data set's own parser: a header is a new line, one space, capitals and a colon, so the text
+    must come with its white space. What stands before the first header is ``"preamble"``; the first line after a header
+    cannot be a header. A ruler of underscores parts an addendum, above it, from the report, which alone is kept.
+    """
+    report = "\n" + report.replace("\r\n", "\n")
+    parts = _RULER.split(report)
+    report = next((p for p in reversed(parts) if p.strip()), "")
+    found: list[tuple[str, str]] = []
+    name, start = "preamble", 0
+    match = _HEADER.search(report)
+    while match:
+        found.append((name, report[start : match.start()]))
+        name, start = _section(match[1]), match.end()
+        line_end = report.find("\n", start)
+        match = _HEADER.search(report, line_end) if line_end >= 0 else None
+    found.append((name, report[start:]))
+    return tuple(found)
+
+
+def _section(header: str) -> str:
+    name = re.sub(r"\s+", " ", header).strip().lower()
+    if any(w in name for w in _IMPRESSION):  # also "findings and impression"
+        return "impression"
+    if any(w in name for w in _OTHER):
+        return name
+    if any(w in name for w in _FINDINGS) or _EXAMINATION.search(name):
+        return "findings"
+    return name
+
+
+def report_text(report: str) -> str:
+    """Findings and impression of a raw report in the project's report form; ``""`` where it says nothing.
+
+    The last section of a name counts. Without either, the last paragraph is taken. ``___``, the publisher's mark for
+    removed personal data, becomes one token.
+    """
+    sections = split_sections(report)
+    last = {name: clean for name, text in sections if (clean := _clean(text))}
+    parts = [f"{title}: {last[title.lower()]}" for title in ("Findings", "Impression") if title.lower() in last]
+    if parts:
+        return " ".join(parts)
+    # Reports without headers, and those for which the official parser keeps rules of their own.
+    paragraphs = [clean for p in re.split(r"\n\s*\n", sections[-1][1]) if (clean := _clean(p))]
+    paragraphs = [p for p in paragraphs if p.upper() != "FINAL REPORT"]
+    headed = sections[-1][0] != "preamble" and len(paragraphs) < 2  # nothing but an INDICATION, say
+    return f"Findings: {paragraphs[-1]}" if paragraphs and not headed else ""
+
+
+def _clean(text: str) -> str:
+    text = re.sub(r"\s+", " ", text).strip()
+    return re.sub(r"_{2,}(?:[\s,/-]*_{2,})*", REMOVED, text)
+
+
+class MimicCXR(Source):
+    """Frontal radiograph (``xray``) and report (``text``) of a study, from JPG or DICOM images.
+
+    `scan` reads the report of every study whose frontal image is there, as only its text shows whether it is empty.
+
+    Args:
+        reports: folder of the reports, which belong to MIMIC-CXR and are absent from MIMIC-CXR-JPG; by default they are
+            looked for beside the images, in the image folders and in ``mimic-cxr-reports``.
+    """
+
+    name: ClassVar[str] = "mimic_cxr"
+    region: ClassVar[str] = "chest"
+    streams: ClassVar[tuple[str, ...]] = ("text", "xray")
+    card: ClassVar[DataCard] = DataCard(
+        title="MIMIC-CXR 2.0.0/2.1.0 and MIMIC-CXR-JPG 2.0.0/2.1.0",
+        homepage="https://physionet.org/content/mimic-cxr-jpg/",
+        licence="PhysioNet Credentialed Health Data License 1.5.0",
+        access="credentialed: PhysioNet account, CITI training, signed data use agreement; no sharing, and no sending "
+        "to online services",
+        paper_use="text to X-ray and X-ray to report [P]",
+        lost=(
+            "lateral views, and all but one frontal view of a study",
+            "sections other than findings and impression; addenda",
+            "JPG: absolute grey values (they are histogram-equalised) and pixel spacing",
+        ),
+        faults=(
+            "reports absent from -JPG: separate folder, or .txt beside or inside the study's folder (1)",
+            "about 15,800 null ViewPositions: unknown, never frontal (2)",
+            "labels, reports and splits are joined by study and subject (3)",
+            "headers are found before white space is stripped (4)",
+            "the raw text is parsed, so studies missing from the sectioned table are there (5)",
+            "header variants; last match; last paragraph as a fallback (6)",
+            "about 10,000 empty reports: left out and counted (7)",
+            "___ becomes one token, addenda above a ruler are left out (8)",
+            "JPG and DICOM are never mixed: where there is a JPG, DICOM files are left out and counted (9)",
+            "one entry a study, however many views (10)",
+            "labels keep four states: 1, 0, -1 and NaN (11)",
+            "corrupt images are an error or counted (51); content decides the format (52)",
+        ),
+        layout="""mimic-cxr-2.0.0-metadata.csv[.gz], mimic-cxr-2.0.0-split.csv[.gz]
+mimic-cxr-2.0.0-chexpert.csv[.gz] or mimic-cxr-2.0.0-negbio.csv[.gz] (labels, optional)
+files/p10/p10000032/s50414267/<dicom_id>.jpg (or .dcm)
+files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/files/...)""",
+        recalled=("columns of the label tables", "name of the folder in the archive of reports"),
+    )
+
+    def __init__(self, *, reports: str | Path | None = None) -> None:
+        self.reports = Path(reports) if reports is not None else None
+
+    def scan(self, root: Path) -> Found:
+        metadata = find_file(root, "mimic-cxr-*-metadata.csv")
+        if metadata is None:
+            raise self.not_here(root, "no mimic-cxr-2.0.0-metadata.csv, which says the views of the images")
+        if self.reports is not None and not self.reports.is_dir():
+            raise SourceError(f"{self.reports}: there is no such folder of reports")
+        rows = read_table(metadata, ("dicom_id", "subject_id", "study_id", "ViewPosition"))
+        studies: dict[str, list[dict[str, str]]] = defaultdict(list)
+        for row in rows:
+            studies[row["study_id"]].append(row)
+        splits = _splits(root)
+        labels = _labels(root)
+        files = next((d for d in (root / "files", metadata.parent / "files") if d.is_dir()), root)
+        places = _report_places(root, files, self.reports)
+        skips: list[Skip] = []
+        entries: list[Entry] = []
+        jpg = _holds_jpg(files, rows)
+        reports = images = 0
+        for study, views in studies.items():
+            subject = views[0]["subject_id"]
+            folder = Path(f"p{subject[:2]}", f"p{subject}", f"s{study}")
+            known = {s for v in views if (s := splits.get((v["subject_id"], v["study_id"])))}
+            if splits and not known:
+                skips.append(Skip("in no split", f"s{study}", "not in the split table"))
+                continue
+            there = {v["dicom_id"]: p for v in views if (p := _image(files / folder, v["dicom_id"], jpg)) is not None}
+            images += len(there)
+            report = _find_report(places, folder)
+            reports += report is not None
+            image = _frontal(views, there)
+            if image is None:
+                skips.append(_why_no_frontal(f"s{study}", views, files / folder, there, jpg))
+                continue
+            text = None
+            if report is not None:
+                text = report_text(report.read_text(encoding="utf-8", errors="replace"))
+                if not text:
+                    skips.append(Skip("empty report", f"s{study}", "neither findings nor impression nor other text"))
+                    continue
+            entries.append(
+                Entry(
+                    id=f"s{study}",
+                    subject=f"p{subject}",
+                    split=known.pop() if known else "",
+                    files={"xray": image},
+                    text=text,
+                    labels=labels.get(study, dict.fromkeys(LABELS, math.nan)),
+                )
+            )
+        table = (
+            Expectation.count("images in the table", PUBLISHED["images"], len(rows)),
+            Expectation.count("studies in the table", PUBLISHED["studies"], len(studies)),
+            Expectation.count("image files", PUBLISHED["images"], images),
+            Expectation.count("report files", PUBLISHED["studies"], reports),
+            Expectation("form of the images", "", "JPG, histogram-equalised" if jpg else "DICOM"),
+            Expectation("split table", "", f"{len(splits):,} studies", "ok" if splits else "missing"),
+        )
+        return Found(tuple(entries), tuple(skips), table)
+
+    def read(self, entry: Entry, size: int) -> SourceStudy:
+        film = read_film(entry.files["xray"], size)
+        unit = "display intensity" if film.kind == "dicom" else "display intensity, histogram-equalised"
+        return SourceStudy(
+            id=entry.id,
+            subject=entry.subject,
+            person=entry.subject,
+            region=self.region,
+            text=entry.text,
+            images={"xray": film.image},
+            spacing_mm=film.spacing_mm,
+            source=self.name,
+            split=entry.split,
+            labels=entry.labels,
+            units={"xray": unit},
+            orientation="as displayed",
+            notes=film.notes,
+        )
+
+
+def _splits(root: Path) -> dict[tuple[str, str], str]:
+    """(subject, study) -> split; empty where the table is not there."""
+    path = find_file(root, "mimic-cxr-*-split.csv")
+    if path is None:
+        return {}
+    names = {"train": "train", "validate": "val", "validation": "val", "val": "val", "test": "test"}
+    of_subject: dict[str, str] = {}
+    found: dict[tuple[str, str], str] = {}
+    for row in read_table(path, ("study_id", "subject_id", "split")):
+        split = names.get(row["split"])
+        if split is None:
+            raise SourceError(f"{path}: split {row['split']!r} is none of train, validate, test")
+        subject = row["subject_id"]
+        if of_subject.setdefault(subject, split) != split:
+            raise SourceError(
+                f"{path}: subject {subject} is in {of_subject[subject]} and in {split}; the official table parts "
+                "people, so this is not it"
+            )
+        found[subject, row["study_id"]] = split
+    return found
+
+
+def _labels(root: Path) -> dict[str, dict[str, float]]:
+    """Study -> label -> 1, 0, -1 or NaN, by CheXpert, or by NegBio where only that is there."""
+    path = find_file(root, "mimic-cxr-*-chexpert.csv", "mimic-cxr-*-negbio.csv")
+    if path is None:
+        return {}
+    try:
+        return {r["study_id"]: {n: float(r.get(n) or "nan") for n in LABELS} for r in read_table(path, ("study_id",))}
+    except ValueError as error:
+        raise SourceError(f"{path}: a label is not 1, 0, -1 or blank ({error})") from error
+
+
+def _report_places(root: Path, files: Path, own: Path | None) -> tuple[Path, ...]:
+    tops = [own, own / "mimic-cxr-reports"] if own is not None else [files, root, root / "mimic-cxr-reports"]
+    return tuple(dict.fromkeys(p for top in tops for p in (top / "files", top) if p.is_dir()))
+
+
+def _find_report(places: Sequence[Path], folder: Path) -> Path | None:
+    name = f"{folder.name}.txt"
+    for place in places:
+        for path in (place / folder.parent / name, place / folder / name, place / name):
+            if path.is_file():
+                return path
+    return None
+
+
+def _holds_jpg(files: Path, rows: Sequence[Mapping[str, str]]) -> bool:
+    """Whether any image is a JPG."""
+    for row in rows:
+        folder = files / f"p{row['subject_id'][:2]}" / f"p{row['subject_id']}" / f"s{row['study_id']}"
+        if (folder / f"{row['dicom_id']}.jpg").is_file():
+            return True
+    return False
+
+
+def _image(folder: Path, dicom_id: str, jpg: bool) -> Path | None:
+    path = folder / f"{dicom_id}{'.jpg' if jpg else '.dcm'}"
+    return path if path.is_file() else None
+
+
+def _frontal(views: Sequence[Mapping[str, str]], there: Mapping[str, Path]) -> Path | None:
+    """The first PA image of a study that is there, else the first AP image."""
+    for wanted in FRONTAL:
+        for view in sorted(views, key=lambda v: v["dicom_id"]):
+            if view["ViewPosition"].upper() == wanted and view["dicom_id"] in there:
+                return there[view["dicom_id"]]
+    return None
+
+
+def _why_no_frontal(
+    study: str, views: Sequence[Mapping[str, str]], folder: Path, there: Mapping[str, Path], jpg: bool
+) -> Skip:
+    if not there and jpg and any(_image(folder, v["dicom_id"], False) for v in views):
+        return Skip("DICOM among JPGs", study, "its grey values are not histogram-equalised like those of the others")
+    if not there:
+        return Skip("image missing", study, f"no image of it in {folder}")
+    if any(v["ViewPosition"].upper() in FRONTAL for v in views):
+        return Skip("image missing", study, f"its frontal image is not in {folder}")
+    if any(not v["ViewPosition"] for v in views):
+        return Skip("view unknown", study, "ViewPosition is blank, so nothing says that it is frontal")
+    return Skip("no frontal view", study, f"views: {', '.join(sorted({v['ViewPosition'] for v in views}))}")
