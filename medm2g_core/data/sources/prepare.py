@@ -103,7 +103,7 @@ def prepare_source(
     missing = [line for line in dataset.found.table if line.state == "missing"]
     if missing and not allow_missing:
         lines = "; ".join(f"{m.what}: found {m.found}, published {m.expected or '-'}" for m in missing)
-        raise SourceError(f"{root}: parts of {source.card.title} are missing ({lines}). Get them, or allow missing parts")
+        raise SourceError(f"{root}: parts of {source.card.title} are missing ({lines}); get or allow them")
     tasks = _plan(dataset, root, out, shard_size)
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -117,7 +117,7 @@ def prepare_source(
             "shares": list(shares),
             "allow_missing": allow_missing,
         },
-        "versions": [_versions()],
+        "versions": [],
         "shards": [],
     }
     if dry_run:
@@ -150,7 +150,7 @@ def _plan(dataset: SourceDataset, root: Path, out: Path, shard_size: int) -> lis
     """Cut each split, in the order of the scan, into shards; refuse two studies of one key, a subject in two splits."""
     keys = Counter(study_key(entry.id) for entry in dataset.entries)
     if twice := [key for key, n in keys.items() if n > 1]:
-        raise SourceError(f"{root}: {len(twice)} studies occur twice, the first is {twice[0]}; is the tree there twice?")
+        raise SourceError(f"{root}: {len(twice)} studies occur twice, first {twice[0]}; is the tree there twice?")
     split_of: dict[str, str] = {}
     for entry, split in zip(dataset.entries, dataset.splits, strict=True):
         if split_of.setdefault(entry.subject, split) != split:
@@ -224,7 +224,9 @@ def _prepare(
 ) -> dict[str, Any]:
     before = _earlier(out, manifest)
     known = {r["name"]: r for r in before["shards"]} if before else {}
-    manifest["versions"] = [v for v in (before or manifest)["versions"] if v not in manifest["versions"]] + [_versions()]
+    now = _versions()
+    manifest["versions"] = [v for v in before["versions"] if v != now] if before else []
+    manifest["versions"].append(now)
     for leftover in out.glob(".*.tmp"):  # of a process that was killed
         leftover.unlink()
     done = {t.path.name: known[t.path.name] for t in tasks if _finished(t, known.get(t.path.name), retry)}
@@ -273,9 +275,7 @@ def _finished(task: _Task, record: Mapping[str, Any] | None, retry: bool) -> boo
     return task.path.stat().st_size == record["bytes"] and file_sha256(task.path) == record["sha256"]
 
 
-def _records(
-    tasks: Sequence[_Task], workers: int | None, tick: Callable[[int], object]
-) -> Iterator[dict[str, Any]]:
+def _records(tasks: Sequence[_Task], workers: int | None, tick: Callable[[int], object]) -> Iterator[dict[str, Any]]:
     """Make the shards, in this process or in others, and give their records as they are finished.
 
     joblib's processes are started afresh on every system (as ``spawn`` does), and need no ``if __name__ ==

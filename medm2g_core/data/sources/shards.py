@@ -129,7 +129,7 @@ def _groups(tar: tarfile.TarFile, size: int) -> Iterator[tuple[str, dict[str, by
     for member in tar:
         known = _MEMBER.fullmatch(member.name)
         if known is None or not member.isreg():
-            raise ValueError(f"a member {member.name[:120]!r} that does not belong in a shard (a path, link or stranger)")
+            raise ValueError(f"a member {member.name[:120]!r} that does not belong in a shard")
         key, ending = known.groups()
         if member.size > _largest(ending, size):
             raise ValueError(f"{member.name} claims {member.size} bytes, more than a study of {size} pixels has")
@@ -147,13 +147,13 @@ def _groups(tar: tarfile.TarFile, size: int) -> Iterator[tuple[str, dict[str, by
 
 
 def _read_shard(path: Path, size: int) -> Iterator[SourceStudy]:
-    key = ""
+    after = ""
     try:
         with tarfile.open(path, "r:") as tar:
             for key, parts in _groups(tar, size):
                 yield _study(parts, size)
+                after = f" after study {key}"
     except (tarfile.TarError, OSError, ValueError, TypeError, KeyError, StreamError) as error:
-        after = f" after study {key}" if key else ""
         raise FileError(f"{path}: the shard is damaged{after} ({error}); prepare the data set again") from error
 
 
@@ -166,7 +166,7 @@ def read_manifest(out: str | Path) -> dict[str, Any]:
     """
     path = Path(out) / MANIFEST
     if not path.is_file():
-        raise SourceError(f"{out}: no {MANIFEST}, so no prepared data set; make one with data_scripts/prepare_<name>.py")
+        raise SourceError(f"{out}: no {MANIFEST}, so nothing prepared; run data_scripts/prepare_<name>.py")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -217,7 +217,8 @@ class ShardDataset(IterableDataset[SourceStudy]):
             raise SourceError(f"split {split!r} is not one of {', '.join(SPLITS)}")
         if buffer < 1:
             raise ValueError(f"buffer {buffer}: needed 1 or more")
-        self.out, self.split, self.shuffle_seed, self.buffer, self.verify = Path(out), split, shuffle_seed, buffer, verify
+        self.out, self.split = Path(out), split
+        self.shuffle_seed, self.buffer, self.verify = shuffle_seed, buffer, verify
         self.manifest = read_manifest(out)
         if not self.manifest.get("complete"):
             raise SourceError(f"{out}: the preparation was interrupted; start it again, it goes on where it stopped")
