@@ -12,6 +12,7 @@ import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ import torch
 from replicas.dots import Dots, write_dots
 from torch.utils.data import DataLoader
 
+from medm2g_core.data.sources import SOURCES, script
 from medm2g_core.data.sources import prepare as prepare_module
-from medm2g_core.data.sources import script
-from medm2g_core.data.sources.base import SPLITS, SourceDataset, SourceError
+from medm2g_core.data.sources.base import SPLITS, Expectation, SourceDataset, SourceError
 from medm2g_core.data.sources.prepare import prepare_source
 from medm2g_core.data.sources.shards import members, read_manifest, read_shards, study_key
 from medm2g_core.data.volumes import FileError
@@ -155,13 +156,23 @@ def test_a_fault_of_the_program_stops_and_names_the_study(tree: Path, tmp_path: 
         prepare(tree, tmp_path / "out", source=Faulty())
 
 
+def test_a_study_read_as_another_subject_s_is_refused(tree: Path, tmp_path: Path) -> None:
+    class Mixed(Dots):
+        def read(self, entry, size):  # type: ignore[no-untyped-def]
+            return replace(super().read(entry, size), subject="p11")
+
+    with pytest.raises(SourceError, match=r"study dot\.000/a: .* read as study dot\.000/a of subject p11"):
+        prepare(tree, tmp_path / "out", source=Mixed())
+
+
+def test_a_picture_of_another_size_is_refused(tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"\(1, 20, 20\)\}, needed \(1, 32, 32\)"):
+        prepare(tree, tmp_path / "out", size=32)
+
+
 def test_missing_parts_stop_before_any_work_unless_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Incomplete(Dots):
         def scan(self, root):  # type: ignore[no-untyped-def]
-            from dataclasses import replace
-
-            from medm2g_core.data.sources.base import Expectation
-
             return replace(super().scan(root), table=(Expectation.count("films", 7, 0),))
 
     tree = write_dots(tmp_path / "tree", 3, 1)
@@ -255,7 +266,8 @@ def test_fewer_studies_than_before_leave_no_old_shard(tmp_path: Path) -> None:
     table = (tree / "studies.csv").read_text(encoding="utf-8").splitlines(keepends=True)
     (tree / "studies.csv").write_text("".join(table[:9]), encoding="utf-8")
     manifest = prepare(tree, out)
-    assert {p.name for p in out.glob("*.tar")} == {r["name"] for r in manifest["shards"]} and len(every(out)) == 8
+    assert {p.name for p in out.glob("*.tar")} == {r["name"] for r in manifest["shards"]}
+    assert len(every(out)) == 8
 
 
 def test_moving_the_tree_changes_nothing(tree: Path, straight: Path, tmp_path: Path) -> None:
@@ -437,12 +449,13 @@ def test_script_prepares_and_reports_errors(
     assert "error: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", sorted((TESTS.parent / "data_scripts").glob("prepare_*.py")), ids=lambda p: p.stem)
-def test_scripts_say_how_to_get_the_data(path: Path) -> None:
-    if path.stem == "prepare_embedded":
-        pytest.skip("fetches its data itself")
-    text = path.read_text(encoding="utf-8")
-    assert f'main("{path.stem.removeprefix("prepare_")}", __doc__)' in text and "http" in text
+def test_scripts_name_their_data_set_and_say_how_to_get_it() -> None:
+    scripts = {p.stem.removeprefix("prepare_"): p for p in (TESTS.parent / "data_scripts").glob("prepare_*.py")}
+    del scripts["embedded"]  # fetches its data itself
+    assert len(scripts) == 11 and set(SOURCES) <= set(scripts)
+    for name, path in scripts.items():
+        text = path.read_text(encoding="utf-8")
+        assert f'main("{name}", __doc__)' in text and "http" in text
 
 
 def test_a_study_gives_the_same_bytes_twice(tree: Path) -> None:

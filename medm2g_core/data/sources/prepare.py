@@ -18,7 +18,7 @@ import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,8 @@ def prepare_source(
             "shard_size": shard_size,
             "seed": seed,
             "shares": list(shares),
-            "allow_missing": allow_missing,
         },
+        "found": [asdict(line) for line in dataset.found.table],
         "versions": [],
         "shards": [],
     }
@@ -224,26 +224,25 @@ def _prepare(
 ) -> dict[str, Any]:
     before = _earlier(out, manifest)
     known = {r["name"]: r for r in before["shards"]} if before else {}
-    now = _versions()
-    manifest["versions"] = [v for v in before["versions"] if v != now] if before else []
-    manifest["versions"].append(now)
     for leftover in out.glob(".*.tmp"):  # of a process that was killed
         leftover.unlink()
+    for old in {*out.glob("*-*.tar")} - {t.path for t in tasks}:  # of a tree that had more studies
+        old.unlink()
     done = {t.path.name: known[t.path.name] for t in tasks if _finished(t, known.get(t.path.name), retry)}
     todo = [t for t in tasks if t.path.name not in done]
-    if before and before["complete"] and not todo and len(known) == len(tasks):
-        print(f"{out}: all {len(tasks)} shards are there and unchanged; nothing to do")
-        return before
-    for name in known.keys() - {t.path.name for t in tasks}:  # of a tree that has fewer studies now
-        (out / name).unlink(missing_ok=True)
-    print(f"{out}: {len(todo)} shards to make, {len(done)} finished before")
-    _save(out, manifest, done)
-    total = sum(len(t.entries) for t in tasks)
-    with tqdm(total=total, initial=total - sum(len(t.entries) for t in todo), desc=dataset.source.name, unit="study",
-              smoothing=0.05) as bar:  # fmt: skip
-        for record in _records(todo, workers, bar.update):
-            done[record["name"]] = record
-            _save(out, manifest, done)
+    manifest["versions"] = list(before["versions"]) if before else []
+    if todo:
+        print(f"{out}: {len(todo)} shards to make, {len(done)} finished before")
+        now = _versions()
+        manifest["versions"] = [v for v in manifest["versions"] if v != now] + [now]
+        _save(out, manifest, done)
+        total, left = (sum(len(t.entries) for t in some) for some in (tasks, todo))
+        with tqdm(total=total, initial=total - left, desc=dataset.source.name, unit="study", smoothing=0.05) as bar:
+            for record in _records(todo, workers, bar.update):
+                done[record["name"]] = record
+                _save(out, manifest, done)
+    else:
+        print(f"{out}: all {len(tasks)} shards are there and unchanged; nothing to make")
     if not any(r["studies"] for r in done.values()):
         first = next(skip for r in done.values() for skip in r["skips"])
         raise SourceError(f"{root}: not one study could be read; the first is {first['where']}: {first['why']}")
@@ -347,6 +346,8 @@ def _files(task: _Task, entry: Entry) -> list[tuple[str, bytes]] | Skip:
         study = task.source.read(entry, task.size)
         if (study.id, study.subject) != (entry.id, entry.subject):
             raise ValueError(f"it was read as study {study.id} of subject {study.subject}")
+        if odd := {n: tuple(x.shape) for n, x in study.images.items() if x.shape != (1, task.size, task.size)}:
+            raise ValueError(f"shapes {odd}, needed (1, {task.size}, {task.size})")
         return members(replace(study, split=task.split))
     except (FileError, StreamError) as error:
         return Skip("unreadable file", entry.id, str(error))
