@@ -47,7 +47,7 @@ def test_values_are_in_range_and_left_is_on_the_right_of_the_picture(tmp_path: P
     assert dark[rows, columns].mean() < dark[28, 15]  # the same bone in the same place of the MR
     assert hu[28, 15] == pytest.approx(40, abs=25)
     assert study.spacing_mm == (1.0, 1.0) and study.units == {"ct": "HU", "mri_t1": "signal"}
-    assert all(-1 <= i.min() and i.max() <= 1 for i in study.images.values())
+    assert all(i.min() >= -1 and i.max() <= 1 for i in study.images.values())
     assert study.orientation == "radiological axial" and study.person == "1PA001"
 
 
