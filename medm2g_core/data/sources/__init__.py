@@ -9,11 +9,12 @@ from typing import Any
 
 from medm2g_core.data.sources.base import Source, SourceDataset, SourceError, SourceStudy
 from medm2g_core.data.sources.brain_mri_ct import BrainMRICT, BrainMRICTInputs
+from medm2g_core.data.sources.gold_atlas import GoldAtlas
 from medm2g_core.data.sources.synthrad2023 import SynthRAD2023
 
 __all__ = ["SOURCES", "SourceDataset", "SourceError", "SourceStudy", "open_source"]
 
-_ALL: tuple[Source, ...] = (SynthRAD2023(), BrainMRICT(), BrainMRICTInputs())
+_ALL: tuple[Source, ...] = (SynthRAD2023(), GoldAtlas(), BrainMRICT(), BrainMRICTInputs())
 SOURCES: Mapping[str, Source] = MappingProxyType({s.name: s for s in _ALL})
 """Name -> data set."""
 
