@@ -163,6 +163,7 @@ def test_broken_files_are_counted_and_other_patients_still_load(tmp_path: Path) 
     assert "1_01_P" in subjects and "3_02_P" not in subjects
     kinds = {s.kind for s in data.skipped}
     assert {"unreadable file", "not a DICOM file", "duplicate patient", "no usable series"} <= kinds
+    assert ("unreadable archive", "4_01_P.zip") in {(s.kind, s.where) for s in data.skipped}
 
 
 def test_a_ct_without_its_rescale_is_refused(patient: Path) -> None:

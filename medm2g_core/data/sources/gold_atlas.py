@@ -101,7 +101,7 @@ class GoldAtlas(Source):
         skips: list[Skip] = []
         places: dict[str, Path] = {}
         for place in _places(root):
-            name = place.stem if zipfile.is_zipfile(place) else place.name
+            name = place.name if place.is_dir() else place.stem
             if name in places:
                 skips.append(Skip("duplicate patient", str(place), f"the same patient is in {places[name]}"))
             else:
@@ -187,14 +187,15 @@ def _places(root: Path) -> list[Path]:
             root = inside[0]
             continue
         break
-    if any(p.is_file() and _is_dicom(p) for p in inside):
+    heads = {p: _head(p) for p in inside if p.is_file()}
+    if any(head[128:132] == b"DICM" for head in heads.values()):
         return [root]
-    return [p for p in inside if p.is_dir() or zipfile.is_zipfile(p)]
+    return [p for p in inside if p.is_dir() or heads[p][:4] == b"PK\x03\x04"]  # a cut-off archive too
 
 
-def _is_dicom(path: Path) -> bool:
+def _head(path: Path) -> bytes:
     with path.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+        return stream.read(132)
 
 
 @contextmanager
