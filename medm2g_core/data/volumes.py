@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -46,6 +47,10 @@ KNOWN_FORMATS = "DICOM, NIfTI (.nii, .nii.gz), MetaImage (.mhd, .mha), NRRD, PNG
 
 class FileError(ValueError):
     """A file cannot be read as the stream that was asked for, or cannot be written; one sentence says why."""
+
+    def __init__(self, message: str) -> None:
+        # A header value that is quoted may hold line breaks and worse.
+        super().__init__(re.sub(r"[\x00-\x1f\x7f]+", " ", message))
 
 
 @dataclass

@@ -9,13 +9,16 @@ from typing import Any
 
 from medm2g_core.data.sources.acdc import ACDC
 from medm2g_core.data.sources.base import Source, SourceDataset, SourceError, SourceStudy
+from medm2g_core.data.sources.brain_mri_ct import BrainMRICT, BrainMRICTInputs
 from medm2g_core.data.sources.brats2020 import BraTS2020
 from medm2g_core.data.sources.chestxray14 import ChestXray14
+from medm2g_core.data.sources.gold_atlas import GoldAtlas
 from medm2g_core.data.sources.iu_xray import IUXRay
 from medm2g_core.data.sources.ixi import IXI
 from medm2g_core.data.sources.medicat import MedICaT
 from medm2g_core.data.sources.mimic_cxr import MimicCXR
 from medm2g_core.data.sources.sliver07 import SLIVER07
+from medm2g_core.data.sources.synthrad2023 import SynthRAD2023
 
 __all__ = ["SOURCES", "SourceDataset", "SourceError", "SourceStudy", "open_source"]
 
@@ -28,6 +31,10 @@ _ALL: tuple[Source, ...] = (
     ChestXray14(),
     MimicCXR(),
     MedICaT(),
+    SynthRAD2023(),
+    GoldAtlas(),
+    BrainMRICT(),
+    BrainMRICTInputs(),
 )
 SOURCES: Mapping[str, Source] = MappingProxyType({s.name: s for s in _ALL})
 """Name -> data set."""

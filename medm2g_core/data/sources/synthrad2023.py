@@ -1,0 +1,190 @@
+"""SynthRAD2023 Task 1: MR and CT of the pelvis or the head of one patient, rigidly registered, on one grid."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import inv_ornt_aff, io_orientation
+
+from medm2g_core.data.files import read_volume
+from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceStudy
+from medm2g_core.data.sources.imaging import check_hu, ct_to_unit, mr_volume_to_unit, paired_slices
+from medm2g_core.data.volumes import FileError, blame
+
+__all__ = ["SynthRAD2023"]
+
+_CASE = re.compile(r"1([BP])([ABC])\d{3}")
+_OTHER_TASK = re.compile(r"2[BP][ABC]\d{3}")
+_ENDINGS = (".nii.gz", ".nii")
+MIN_INSIDE = 0.01
+"""A slice counts when the mask covers at least this part of it."""
+
+
+class SynthRAD2023(Source):
+    """Axial slices inside the patient's outline, as ``ct`` with ``mri_t1`` (or ``mri_t2``: pelvis of centre C)."""
+
+    name: ClassVar[str] = "synthrad2023"
+    region: ClassVar[str] = "any"  # each study says "pelvis" or "brain"
+    streams: ClassVar[tuple[str, ...]] = ("ct", "mri_t1", "mri_t2")
+    card: ClassVar[DataCard] = DataCard(
+        title="SynthRAD2023 Task 1 (MR to CT)",
+        homepage="https://doi.org/10.5281/zenodo.7260705",
+        licence="CC BY-NC 4.0",
+        access="free download from Zenodo; the test cases stay with the organisers",
+        paper_use="none: a public substitute for Gold Atlas, which the paper used for pelvis T2 to CT [S]",
+        lost=(
+            "everything outside the published outline (table, immobilisation, air) is set to air and to MR background",
+            "signal scale of the MR; HU outside -1000..600",
+            "slices of which the outline covers less than 1 %",
+        ),
+        faults=(
+            "pelvis of centre C is T2-weighted, all other MR T1-weighted: kept apart as mri_t2 and mri_t1",
+            "there is no pelvis of centre B (no 1PB case)",
+            "MR and CT were registered rigidly: bladder, bowel and gas differ between them",
+            "air near -1000 and tissue near 0 are checked in every CT; padding below -1024 is air",
+            "a volume on another grid than its mask is refused, whatever its axis order",
+        ),
+        layout=(
+            "  Task1/pelvis/1PA001/{mr,ct,mask}.nii.gz   180 cases, 1x1x2.5 mm\n"
+            "  Task1/brain/1BA001/{mr,ct,mask}.nii.gz    1x1x1 mm\n"
+            "(the folder given may be Task1, one above it, or one of its two parts)"
+        ),
+        recalled=(
+            "licence",
+            "contrast by centre (some heads of centre A are contrast-enhanced T1)",
+            "spacing of the heads",
+            "the overview folder beside the cases, which is not read",
+        ),
+    )
+
+    def scan(self, root: Path) -> Found:
+        folders: dict[str, Path] = {}
+        skips: list[Skip] = []
+        for path in sorted(p for p in root.rglob("1[BP]*") if p.is_dir() and _CASE.fullmatch(p.name)):
+            if path.name in folders:
+                skips.append(Skip("duplicate case", str(path), f"the same case is in {folders[path.name]}"))
+                continue
+            folders[path.name] = path
+        if not folders:
+            if any(_OTHER_TASK.fullmatch(p.name) for p in root.rglob("2[BP]*")):
+                raise self.not_here(root, "this is Task 2 (cone-beam CT to CT), which has no MR; Task 1 is needed")
+            raise self.not_here(root, "no case folder such as 1PA001")
+        entries = []
+        for name, folder in sorted(folders.items()):
+            entry, missing = _entry(name, folder)
+            if entry is None:
+                skips.append(Skip("missing file", name, f"no {' and no '.join(missing)} in {folder}"))
+            else:
+                entries.append(entry)
+        pairs = [e for e in entries if len(e.files) == 2]
+        heads = sum(e.extra["region"] == "brain" for e in pairs)
+        alone = len(entries) - len(pairs)
+        table = (
+            Expectation.count("pelvis cases with MR and CT", 180, len(pairs) - heads),
+            Expectation("brain cases with MR and CT", "", f"{heads}"),
+            Expectation(
+                "cases with MR or CT alone", "", f"{alone}", "surprising" if alone else "ok",
+                "the validation cases come without CT" if alone else "",
+            ),
+        )  # fmt: skip
+        return Found(tuple(entries), tuple(skips), table)
+
+    def slices(self, entry: Entry) -> Sequence[Entry]:
+        """The axial slices inside the mask, from the head down. The mask is read, of the images nothing."""
+        inside = _mask(entry.extra["mask"]).mean(axis=(1, 2)) >= MIN_INSIDE
+        if not inside.any():
+            raise FileError(f"{entry.extra['mask']}: the mask is empty")
+        return [replace(entry, id=f"{entry.id}_{k:03d}", index=int(k)) for k in np.flatnonzero(inside)]
+
+    def read(self, entry: Entry, size: int) -> SourceStudy:
+        if entry.index is None:
+            raise FileError(f"{entry.id}: a slice number is needed; take the entries of slices()")
+        units, spacing, notes = _volumes(entry.extra["mask"], tuple(sorted(entry.files.items())))
+        images = paired_slices(units, entry.index, spacing, size)
+        depth, *plane = next(iter(units.values())).shape
+        side = max(n * s for n, s in zip(plane, spacing, strict=True)) / size
+        return SourceStudy(
+            id=entry.id,
+            subject=entry.subject,
+            person=entry.subject,
+            region=entry.extra["region"],
+            images=images,
+            spacing_mm=(side, side),
+            source=self.name,
+            split=entry.split,
+            units={n: "HU" if n == "ct" else "signal" for n in images},
+            orientation="radiological axial",
+            notes=(*notes, f"axial slice {entry.index} of {depth}"),
+        )
+
+
+def _entry(name: str, folder: Path) -> tuple[Entry | None, list[str]]:
+    """The case, or ``None`` with the names of the files that it lacks."""
+    found = {n: next((p for e in _ENDINGS if (p := folder / f"{n}{e}").is_file()), None) for n in ("mr", "ct", "mask")}
+    match = _CASE.fullmatch(name)
+    assert match is not None
+    part, centre = match.groups()
+    contrast = "mri_t2" if (part, centre) == ("P", "C") else "mri_t1"
+    files = {s: p for s, p in (("ct", found["ct"]), (contrast, found["mr"])) if p is not None}
+    if found["mask"] is None or not files:
+        return None, [n for n, p in found.items() if p is None]
+    region = "pelvis" if part == "P" else "brain"
+    # No public split holds CT for all its parts, so it is left to the seed.
+    return Entry(name, name, "", files, extra={"mask": found["mask"], "region": region, "centre": centre}), []
+
+
+def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of a NIfTI file with its axes turned to R, A, S, from the header alone."""
+    with blame(path, "reading the NIfTI header"), path.open("rb") as stream:
+        packed = stream.read(2) == b"\x1f\x8b"  # told from the bytes: .nii.gz is not always packed
+        stream.seek(0)
+        opened: Any = gzip.GzipFile(fileobj=stream) if packed else stream
+        header = nib.nifti1.Nifti1Header.from_fileobj(opened)
+        shape, affine = header.get_data_shape()[:3], header.get_best_affine()
+        ornt = io_orientation(affine)
+        turned = tuple(int(shape[int(np.flatnonzero(ornt[:, 0] == axis)[0])]) for axis in range(3))
+        return turned, affine @ inv_ornt_aff(ornt, shape)
+
+
+@lru_cache(maxsize=2)
+def _mask(path: Path) -> np.ndarray:
+    """(S, A, R) bool."""
+    return read_volume(path, "mri_t1").array > 0.5
+
+
+@lru_cache(maxsize=1)
+def _volumes(
+    mask_path: Path, files: tuple[tuple[str, Path], ...]
+) -> tuple[dict[str, np.ndarray], tuple[float, float], tuple[str, ...]]:
+    """Stream -> (S, A, R) in -1..1 with everything outside the mask at -1; (row, column) spacing in mm; notes."""
+    mask = _mask(mask_path)
+    shape, affine = _grid(mask_path)
+    units: dict[str, np.ndarray] = {}
+    notes = ["outside the published outline: air and MR background"]
+    spacing = (1.0, 1.0)
+    for name, path in files:
+        own_shape, own_affine = _grid(path)
+        if own_shape != shape or not np.allclose(own_affine, affine, atol=0.05):
+            raise FileError(f"{path}: its grid {own_shape} is not that of the mask {shape}, or lies elsewhere")
+        volume = read_volume(path, name)
+        array = volume.array
+        if not np.isfinite(array).all():
+            raise FileError(f"{path}: holds NaN or infinite values")
+        notes += [n for n in volume.notes if n not in notes]
+        spacing = (volume.spacing_mm[1], volume.spacing_mm[2])
+        if name == "ct":
+            check_hu(array, str(path))
+            units[name] = np.where(mask, ct_to_unit(array), np.float32(-1))
+        else:
+            # The outline is wider than the body, so that its darkest voxels are background.
+            background = np.float32(np.quantile(array[mask], 0.005))
+            units[name] = mr_volume_to_unit(np.where(mask, array, background), name)
+    return units, spacing, tuple(notes)
