@@ -52,10 +52,10 @@ def page() -> str:
     head = [
         "# The real data sets",
         "",
-        "None of them may be redistributed, and none was at hand when this was written: every reader is tested on small",
-        "replicas with the true tree, names, formats and faults. Point `open_source(name, folder)` at a download, or",
-        "prepare shards with `python data_scripts/prepare_<name>.py FOLDER --dry-run`. Marks: [P] the paper, [S] secondary",
-        "sources.",
+        "None of them may be redistributed, and none was at hand when this was written: every reader is tested on",
+        "small replicas with the true tree, names, formats and faults. Point `open_source(name, folder)` at a",
+        "download, or prepare shards with `python data_scripts/prepare_<name>.py FOLDER --dry-run` (and without it).",
+        "Marks: [P] the paper, [S] secondary sources.",
         "",
     ]
     return "\n".join(head) + "\n" + "\n".join(card(s) for s in SOURCES.values())
