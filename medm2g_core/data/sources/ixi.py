@@ -64,8 +64,8 @@ _CARD = DataCard(
 class IXI(Source):
     """One entry an axial slice of T1's grid, with T2 and PD registered to it.
 
-    Registering takes of the order of half a minute a person on one core, once while the person's slices are read one
-    after the other (shuffled reading repeats it).
+    Registering is by far the slowest part. It is done once while a person's slices are read one after the other;
+    reading in another order repeats it.
 
     Attributes:
         register: bring T2 and PD to T1; otherwise they are placed by their headers alone, which is marked.
