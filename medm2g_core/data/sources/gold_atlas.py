@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import pydicom
@@ -228,8 +228,8 @@ def _names(place: Path, archive: zipfile.ZipFile | None) -> list[str]:
     return sorted(i.filename for i in archive.infolist() if not i.is_dir())
 
 
-def _open(place: Path, archive: zipfile.ZipFile | None, name: str) -> BinaryIO:
-    return (place / name).open("rb") if archive is None else archive.open(name)  # type: ignore[return-value]
+def _open(place: Path, archive: zipfile.ZipFile | None, name: str) -> IO[bytes]:
+    return (place / name).open("rb") if archive is None else archive.open(name)
 
 
 def _groups(place: Path) -> tuple[list[_Series], list[tuple[str, str]]]:
