@@ -86,18 +86,18 @@ class BrainMRICT(Source):
         for split in SPLITS:
             found = {}
             for role, name in (("input", "mri_t1"), ("output", "ct")):
-                path = arrays.get((split, role))
-                if path is None or (role == "output" and self.inputs_only):
+                file = arrays.get((split, role))
+                if file is None or (role == "output" and self.inputs_only):
                     continue
                 try:
-                    found[name] = path, len(_array(path))
+                    found[name] = file, len(_array(file))
                 except FileError as error:
-                    skips.append(Skip("unreadable array", path.name, str(error)))
+                    skips.append(Skip("unreadable array", file.name, str(error)))
             if len({n for _, n in found.values()}) > 1:
                 counts = " and ".join(f"{n} in {p.name}" for p, n in found.values())
                 raise SourceError(f"{root}: {counts}: images that do not pair one to one cannot be used")
-            for path, _ in found.values():
-                self._check_filled(path)
+            for array, _ in found.values():
+                self._check_filled(array)
             files = {name: path for name, (path, _) in found.items()}
             count = next((n for _, n in found.values()), 0)
             entries += [Entry(f"{split}_{k:04d}", f"{split}_{k:04d}", split, files, index=k) for k in range(count)]

@@ -175,7 +175,7 @@ def _reference(streams: Mapping[str, Any]) -> str:
     return next(s for s in ("ct", "mri_t2", "mri_t1") if s in streams)
 
 
-def _step(depths: Sequence[float]) -> float:
+def _step(depths: Sequence[float] | np.ndarray) -> float:
     return float(np.median(np.diff(depths))) if len(depths) > 1 else 1.0
 
 
