@@ -452,7 +452,7 @@ def test_script_prepares_and_reports_errors(
 def test_scripts_name_their_data_set_and_say_how_to_get_it() -> None:
     scripts = {p.stem.removeprefix("prepare_"): p for p in (TESTS.parent / "data_scripts").glob("prepare_*.py")}
     del scripts["embedded"]  # fetches its data itself
-    assert len(scripts) == 11 and set(SOURCES) <= set(scripts)
+    assert set(SOURCES) == set(scripts)
     for name, path in scripts.items():
         text = path.read_text(encoding="utf-8")
         assert f'main("{name}", __doc__)' in text and "http" in text

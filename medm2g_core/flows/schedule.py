@@ -9,7 +9,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 
 from medm2g_core.profiles import Objective
 
-__all__ = ["NoiseSchedule"]
+__all__ = ["LEVEL_MEAN", "LEVEL_STD", "NoiseSchedule"]
 
 TRAIN_STEPS = 1000
 LEVEL_MEAN, LEVEL_STD = 0.5, 1.2
