@@ -198,3 +198,10 @@ def test_every_registered_data_set_tells_what_it_is_and_refuses_an_empty_folder(
 def test_images_and_sizes_are_as_asked_for(tmp_path: Path) -> None:
     data = SourceDataset(Paper(), folder(tmp_path, a_1="1"), size=24)
     assert data[0].images["ct"].shape == (1, 24, 24) and np.isnan(data[0].spacing_mm[0])
+
+
+def test_the_page_of_cards_is_what_the_cards_say() -> None:
+    from medm2g_core.show.data_cards import FILE, page
+
+    assert FILE.read_text(encoding="utf-8") == page(), "run python -m medm2g_core.show.data_cards"
+    assert all(f'open_source("{name}", folder)' in page() for name in SOURCES)
