@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from medm2g_core.model import atomic_write
+from medm2g_core.storage import atomic_write
 
 FILE = Path(__file__).resolve().parent.parent / "results" / "speed.json"
 

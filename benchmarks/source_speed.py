@@ -21,8 +21,10 @@ import nibabel as nib
 import numpy as np
 from record import record
 
+from medm2g_core.data.files import mr_to_unit
 from medm2g_core.data.sources.base import DataCard, Entry, Found, Source, SourceDataset, SourceStudy
-from medm2g_core.data.sources.imaging import mr_volume_to_unit, paired_slices
+from medm2g_core.data.sources.grids import axial_entries
+from medm2g_core.data.sources.imaging import paired_slices
 from medm2g_core.data.sources.prepare import prepare_source
 from medm2g_core.data.sources.shards import read_shards
 from medm2g_core.data.volumes import read_nifti
@@ -47,14 +49,15 @@ class Replica(Source):
 
     def slices(self, entry: Entry) -> list[Entry]:
         depth = nib.load(entry.files[STREAMS[0]]).shape[2]
-        return [Entry(f"{entry.id}_{i:03d}", entry.subject, entry.split, entry.files, index=i) for i in range(depth)]
+        return list(axial_entries(entry, range(depth)))
 
     def read(self, entry: Entry, size: int) -> SourceStudy:
         if self.last[0] != entry.subject:
-            volumes = {s: mr_volume_to_unit(read_nifti(path).array, s) for s, path in entry.files.items()}
+            volumes = {s: mr_to_unit(read_nifti(path).array, stream_name=s) for s, path in entry.files.items()}
             self.last = (entry.subject, volumes)
-        images = paired_slices(self.last[1], entry.index or 0, (1.0, 1.0), size)
-        return SourceStudy(entry.id, entry.subject, entry.subject, self.region, images=images, split=entry.split)
+        images, pixel = paired_slices(self.last[1], entry.slice_index, (1.0, 1.0), size)
+        units = dict.fromkeys(images, "signal")
+        return self.study(entry, images, units=units, orientation="as stored", notes=(), spacing_mm=pixel)
 
 
 def write_replica(root: Path, patients: int) -> Path:

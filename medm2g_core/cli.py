@@ -149,7 +149,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = add("evaluate", "Measure a model on held-out virtual patients, beside baselines and ceilings.")
     evaluate.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     evaluate.add_argument("--model", type=Path, metavar="DIR", help="model folder (default: the shipped weights)")
-    evaluate.add_argument("--sections", type=_names, default=[], metavar="A,B", help="only these (default: all)")
+    evaluate.add_argument(
+        "--sections", type=_names, default=[], metavar="A,B",
+        help="only these (default: all but unseen, which trains for most of an hour)",
+    )  # fmt: skip
     evaluate.add_argument("--fresh", action="store_true", help="measure again what DIR holds already")
     evaluate.add_argument("--chest", type=_count, default=128, metavar="N", help="chest studies (default 128)")
     evaluate.add_argument("--brain", type=_count, default=96, metavar="N", help="brain studies (default 96)")

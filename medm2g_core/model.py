@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,9 +23,10 @@ from medm2g_core.flows.prompt import Prompt, PromptProjection
 from medm2g_core.flows.schedule import NoiseSchedule
 from medm2g_core.flows.text import TextFlow
 from medm2g_core.profiles import Profile
+from medm2g_core.storage import atomic_write
 from medm2g_core.streams import MODALITIES, STREAMS, StreamError, check_image, stream
 
-__all__ = ["FORMAT_VERSION", "CheckpointError", "MedM2G", "RawBatch", "atomic_write"]
+__all__ = ["FORMAT_VERSION", "CheckpointError", "MedM2G", "RawBatch"]
 
 FORMAT_VERSION = 1
 """Of the folder that `save_pretrained` writes."""
@@ -40,18 +40,6 @@ PARTS = ("image_codec", "text_codec", "alignment", "text", "xray", "ct", "mri")
 
 class CheckpointError(RuntimeError):
     """A folder of weights is missing, half written, of another version or of another shape."""
-
-
-def atomic_write(path: Path, write: Any) -> None:
-    """Call ``write(temporary path)`` and move the result to ``path`` in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class MedM2G(nn.Module):

@@ -170,6 +170,11 @@ class StageConfig:
     weight_decay: float = 0.01
     optimizer: Literal["adamw", "muon"] = "adamw"
 
+    def shortened(self, steps: int) -> StageConfig:
+        """The same settings for a short trial: warm-up and averaging are cut to what so many steps allow."""
+        warmup = max(1, min(self.warmup, steps // 5))
+        return dataclasses.replace(self, steps=steps, warmup=warmup, ema=min(self.ema, 0.98))
+
 
 def _stages(**steps: StageConfig) -> Mapping[str, StageConfig]:
     return MappingProxyType(steps)

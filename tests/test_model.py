@@ -10,8 +10,9 @@ import torch
 from conftest import pictures, reports, untrained
 
 from medm2g_core.flows.prompt import mix
-from medm2g_core.model import FORMAT_VERSION, PARTS, CheckpointError, MedM2G, atomic_write
+from medm2g_core.model import FORMAT_VERSION, PARTS, CheckpointError, MedM2G
 from medm2g_core.profiles import PROFILES, Profile, profile
+from medm2g_core.storage import atomic_write
 from medm2g_core.streams import STREAMS, StreamError
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import torch
 from conftest import untrained
@@ -112,9 +113,10 @@ def test_batched_muon_moves_matrices_as_torchs_own_does():
     g = torch.Generator().manual_seed(0)
     shapes = [(16, 16)] * 3 + [(16, 40), (40, 16), (24, 8)]
     start = [torch.randn(s, generator=g) for s in shapes]
-    options = {"weight_decay": 0.1, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+    options = {"weight_decay": 0.1, "momentum": 0.95}
     runs = []
-    for kind, lr in ((torch.optim.Muon, 0.02), (BatchedMuon, 0.02), (BatchedMuon, 0.01)):
+    torchs = partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")
+    for kind, lr in ((torchs, 0.02), (BatchedMuon, 0.02), (BatchedMuon, 0.01)):
         parameters = [nn.Parameter(p.clone()) for p in start]
         optimizer = kind(parameters, lr=lr, **options)
         draw = torch.Generator().manual_seed(1)

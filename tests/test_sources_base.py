@@ -110,7 +110,7 @@ def test_all_studies_and_slices_of_a_subject_are_in_one_split(tmp_path: Path) ->
     folder(tmp_path, **{f"{n}_{k}": "3" for n in NAMES[:12] for k in "ab"})
     whole = SourceDataset(Paper(), tmp_path)
     subjects = whole.subjects()
-    assert set(subjects) == set(SPLITS) and len(whole) == 12 * 2 * 3 == len(whole.splits)
+    assert set(subjects) == set(SPLITS) and len(whole) == 12 * 2 * 3 
     assert sum(len(s) for s in subjects.values()) == len({n for s in subjects.values() for n in s}) == 12
     parts = [SourceDataset(Paper(), tmp_path, split=s) for s in SPLITS]
     assert sum(len(p) for p in parts) == len(whole)
@@ -136,7 +136,7 @@ def test_the_report_counts_what_is_there_and_what_is_not(tmp_path: Path) -> None
     assert "  left out, empty report: 2 (first: c_1.txt: no word in it)" in lines
     assert "  left out, unreadable volume: 1 (first: e_1: e_1: torn)" in lines
     assert "  left out, unreadable file: 1 (first: f_1: f_1: broken)" in lines
-    assert sum(data.splits.count(s) for s in SPLITS) == 4
+    assert sum(e.split in SPLITS for e in data.entries) == 4
     with pytest.raises(FileError, match="broken"):  # asked for by number it is an error, never an empty picture
         data[3]
 
@@ -156,10 +156,10 @@ def test_limit_counts_subjects_and_keeps_all_of_each(tmp_path: Path) -> None:
     data = SourceDataset(Paper(), tmp_path, limit=2)
     assert len(data) == 2 * 2 * 2 and {e.subject for e in data.entries} == set(NAMES[:2])
     whole = SourceDataset(Paper(), tmp_path)
-    split_of = {e.subject: s for e, s in zip(whole.entries, whole.splits, strict=True)}
-    assert {e.subject: s for e, s in zip(data.entries, data.splits, strict=True)} == {n: split_of[n] for n in NAMES[:2]}
+    split_of = {e.subject: e.split for e in whole.entries}
+    assert {e.subject: e.split for e in data.entries} == {n: split_of[n] for n in NAMES[:2]}
     train = SourceDataset(Paper(), tmp_path, split="train", limit=1)
-    assert len({e.subject for e in train.entries}) == 1 and set(train.splits) == {"train"}
+    assert len({e.subject for e in train.entries}) == 1 and {e.split for e in train.entries} == {"train"}
     assert len(SourceDataset(Paper(), tmp_path, limit=100)) == len(whole)
 
 

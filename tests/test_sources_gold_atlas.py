@@ -61,7 +61,7 @@ def test_mixed_series_are_grouped_and_told_apart(shared: Path) -> None:
 def test_slices_are_sorted_by_position_and_left_is_on_the_right(shared: Path) -> None:
     data = SourceDataset(GoldAtlas(), shared, size=SIZE, limit=1)
     studies = list(data.studies())
-    assert [s.id for s in studies] == [f"1_01_P_{k:03d}" for k in range(6)]
+    assert [s.id for s in studies] == [f"1_01_P_s{k:03d}" for k in range(6)]
     for number, study in enumerate(studies):
         hu = unit_to_hu(study.images["ct"])[0].numpy()
         assert hu[ROW0 + 12, 32] > 500 and hu[ROW0 + 12, 15] < 100  # left front

@@ -158,7 +158,7 @@ def test_a_subject_in_two_r2gen_splits_is_refused(tmp_path: Path) -> None:
     rows["test"].append({**rows["train"][0], "id": "CXR2384_IM-0943"})
     path.write_text(json.dumps(rows))
     with pytest.raises(SourceError, match="CXR2384 is in train and in test"):
-        IUXRay().scan(tmp_path)
+        SourceDataset(IUXRay(), tmp_path)
 
 
 def test_r2gen_paths_cannot_leave_the_folder(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_without_a_split_table_people_are_parted_by_seed(tmp_path: Path) -> None
     root = mimic_cxr(tmp_path / "m")
     (root / "mimic-cxr-2.0.0-split.csv.gz").unlink()
     data, _ = load(root)
-    assert set(data.splits) == {"train", "val", "test"}
+    assert {e.split for e in data.entries} == {"train", "val", "test"}
     assert next(e for e in data.found.table if e.what == "split table").state == "missing"
 
 

@@ -17,8 +17,8 @@ def run_ablation(args: argparse.Namespace) -> int:
         ValueError: an unknown group, or a folder that cannot be written.
     """
     from medm2g_core.evaluation.ablation import GROUPS, ablate, table
-    from medm2g_core.model import atomic_write
     from medm2g_core.pipeline import SHIPPED_WEIGHTS
+    from medm2g_core.storage import atomic_write
 
     out = writable_folder(args.out)
     runs = ablate(args.model or SHIPPED_WEIGHTS, out, groups=args.groups or tuple(GROUPS), seeds=range(args.seeds))

@@ -21,8 +21,8 @@ from medm2g_core.commands.overview import overview_png
 from medm2g_core.data.export import FORMATS, SYNTHETIC_MARK, write_stream, write_text
 from medm2g_core.data.files import CHEST_FOV_MM, read_stream, read_text
 from medm2g_core.data.labeller import guess_region
-from medm2g_core.model import atomic_write
 from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
+from medm2g_core.storage import atomic_write
 from medm2g_core.streams import StreamError, stream
 
 __all__ = ["GivenStreams", "read_given", "run_generation"]

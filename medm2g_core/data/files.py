@@ -33,7 +33,7 @@ from medm2g_core.data.volumes import (
 from medm2g_core.streams import check_image, hu_to_unit, stream
 
 __all__ = [
-    "CHEST_FOV_MM", "FileError", "LoadedImage", "mr_to_unit", "read_stream", "read_text", "read_volume",
+    "CHEST_FOV_MM", "FileError", "LoadedImage", "check_hu", "mr_to_unit", "read_stream", "read_text", "read_volume",
     "square_picture", "xray_to_unit",
 ]  # fmt: skip
 
@@ -197,17 +197,29 @@ def _checked_hu(volume: Volume) -> np.ndarray:
     if (array < -1024).any():
         volume.notes.append("values below -1024 HU (padding) set to -1024")
         array = np.maximum(array, -1024)
+    width = max(n * s for n, s in zip(array.shape[-2:], volume.spacing_mm[-2:], strict=True))
+    check_hu(array, narrow=width < SMALL_FOV_MM)  # False where the spacing is NaN
+    return array
+
+
+def check_hu(array: np.ndarray, where: str = "", *, narrow: bool = False) -> None:
+    """Refuse values of a CT that cannot be Hounsfield units.
+
+    Args:
+        where: file, for the message.  narrow: a field of view so small that it may hold no air.
+
+    Raises:
+        FileError: no soft tissue near 0, nothing near -1000, or larger values than any: a rescale slope or intercept
+            was lost, or this is no CT.
+    """
     sample = array[tuple(slice(None, None, max(1, n // 128)) for n in array.shape)]
     low, high = float(sample.min()), float(sample.max())
-    width = max(n * s for n, s in zip(array.shape[-2:], volume.spacing_mm[-2:], strict=True))
-    narrow = width < SMALL_FOV_MM  # False where the spacing is NaN
     tissue = float(((sample > -200) & (sample < 300)).mean())
     if high > 32767 or high < -200 or tissue < 0.005 or low > (-50 if narrow else -500):
         raise FileError(
-            f"no plausible HU range: values {low:.4g}..{high:.4g} (air should be near -1000, soft tissue near 0..100); "
-            "check the rescale slope and intercept, or that this is a CT"
+            f"{where}{': ' if where else ''}no plausible HU range: values {low:.4g}..{high:.4g} (air should be near "
+            "-1000, soft tissue near 0..100); check the rescale slope and intercept, or that this is a CT"
         )
-    return array
 
 
 def _cut(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ import torch
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.labeller import label_report
+from medm2g_core.evaluation.bench import draw_studies
 from medm2g_core.evaluation.metrics import finding_counts, finding_f1, psnr
 from medm2g_core.evaluation.retrieval import hits_at, same_findings_at_1
-from medm2g_core.model import MedM2G, atomic_write
+from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import Profile
+from medm2g_core.storage import atomic_write
 from medm2g_core.training.corpus import Corpus, LatentCorpus
-from medm2g_core.training.loop import run_stage
+from medm2g_core.training.loop import run_stage, training_attention
 from medm2g_core.training.run import load_corpora, new_model
 from medm2g_core.training.stages import AlignmentStage, Mix, Round, RoundStage, Stage, inherit_weights
 
@@ -157,8 +159,7 @@ def _corpora(profile: Profile, kept: dict[str, Any], split: str = "train") -> li
 
 def _train(stage: Stage, name: str, steps: int, model: MedM2G, work: Path, seed: int, progress: bool) -> float:
     """Train with the profile's own settings of stage ``name``, shortened; returns seconds."""
-    known = model.profile.stages[name if name in model.profile.stages else "round1"]
-    config = replace(known, steps=steps, warmup=max(1, min(known.warmup, steps // 5)), ema=min(known.ema, 0.98))
+    config = model.profile.stages[name if name in model.profile.stages else "round1"].shortened(steps)
     return float(run_stage(stage, config, work, seed=seed, precision="auto", progress=progress)["seconds"])
 
 
@@ -189,10 +190,7 @@ def _run_alignment(
 
 def _listener(base: MedM2G, profile: Profile, seed: int) -> MedM2G:
     """Fresh flows on the trained codecs and encoders of ``base``."""
-    model = new_model(profile, seed)
-    for part in ("image_codec", "text_codec", "alignment"):
-        model.load_state_dict(base.part(part), strict=False)
-    return model
+    return new_model(profile, seed, like=base, parts=("image_codec", "text_codec", "alignment"))
 
 
 def _latent(model: MedM2G, profile: Profile, kept: dict[str, Any]) -> list[LatentCorpus]:
@@ -206,14 +204,9 @@ def _draw(model: MedM2G, region: str, given: Sequence[str], target: str, budget:
     pipe.set_progress_bar_config(disable=True)
     p = model.profile
     data = VirtualCohort("val", region, budget.held_out, seed=p.data.seed, resolution=p.resolution)
-    parts: list[Any] = []
-    for i in range(0, len(data), 32):
-        index = list(range(i, min(len(data), i + 32)))
-        raw = {g: [data.texts[j] for j in index] if g == "text" else data.stack(g, index) for g in given}
-        generators = [torch.Generator().manual_seed(1000003 * draw + j) for j in index]
-        scale = 2.0 if target == "text" else 1.0
-        parts.append(pipe(raw, [target], guidance_scale=scale, generator=generators)[target])
-    return data, [t for p in parts for t in p] if target == "text" else torch.cat(parts)
+    scale = 2.0 if target == "text" else 1.0
+    drawn = draw_studies(pipe, data, range(len(data)), given, [target], seed=1000003 * draw, guidance_scale=scale)
+    return data, drawn[target]
 
 
 def _image_scores(model: MedM2G, region: str, given: Sequence[str], target: str, budget: Budget) -> dict[str, float]:
@@ -270,7 +263,8 @@ def _cost(model: MedM2G, latent: Sequence[LatentCorpus], name: str, steps: int =
     stage = RoundStage(model, latent, name).train()
     begin = time.monotonic()
     for i in range(steps):
-        stage(model.profile.stages["round1"].batch, torch.Generator().manual_seed(i))[0].backward()
+        with training_attention(model.device):
+            stage(model.profile.stages["round1"].batch, torch.Generator().manual_seed(i))[0].backward()
     model.zero_grad(set_to_none=True)
     return (time.monotonic() - begin) / steps
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.flows.sampling import Order
 from medm2g_core.pipeline import MedM2GPipeline
 
-__all__ = ["BATCH", "SHIFT", "Bench", "Split"]
+__all__ = ["BATCH", "SHIFT", "Bench", "Split", "draw_studies"]
 
 Split = Literal["test", "val"]
 """Scores are of ``"test"``; settings are chosen on ``"val"``."""
@@ -20,6 +20,43 @@ Split = Literal["test", "val"]
 BATCH = 32
 SHIFT = 7
 """A control gets the input of the study so many places further on: another patient."""
+
+
+def draw_studies(
+    pipe: MedM2GPipeline,
+    data: VirtualCohort,
+    index: Sequence[int],
+    given: Sequence[str],
+    want: Sequence[str],
+    *,
+    other: Callable[[str, int], int] = lambda _, i: i,
+    seed: int = 0,
+    after_batch: Callable[[], object] = lambda: None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Draw ``want`` for the studies ``index`` of a cohort, in batches of `BATCH`.
+
+    Args:
+        other: (given stream, study) -> the study that this stream is taken from; its own unless told (controls).
+        seed: study i starts from the noise of ``seed + i``, whatever batch it is in.
+        options: of `MedM2GPipeline`.
+
+    Returns:
+        stream -> images (N, 1, H, W) in -1..1, or a list of N reports.
+    """
+    parts: dict[str, list[Any]] = {w: [] for w in want}
+    for first in range(0, len(index), BATCH):
+        own = list(index[first : first + BATCH])
+        raw: dict[str, Any] = {}
+        for g in given:
+            source = [other(g, i) for i in own]
+            raw[g] = [data.texts[i] for i in source] if g == "text" else data.stack(g, source)
+        generators = [torch.Generator().manual_seed(seed + i) for i in own]
+        out = pipe(raw, want, generator=generators, num_samples=1 if raw else len(own), **options)
+        for w in want:
+            parts[w] += [out[w]] if isinstance(out[w], torch.Tensor) else out[w]
+        after_batch()
+    return {w: torch.cat(p) if isinstance(p[0], torch.Tensor) else p for w, p in parts.items()}
 
 
 class Bench:
@@ -108,24 +145,15 @@ class Bench:
         key = (region, tuple(given), tuple(want), draw, shift, guidance, cross_guidance, weights, order, noise_scale,
                best_of, given_from, split)  # fmt: skip
         if key not in self._drawn:
-            n = len(self.studies(region, split))
-            parts: dict[str, list[Any]] = {w: [] for w in want}
-            for i in range(0, n, BATCH):
-                own = list(range(i, min(n, i + BATCH)))
-                moved = [(j + shift) % n for j in own]
-                raw = {
-                    g: self.value(region, g, moved if not given_from or g in given_from else own, split) for g in given
-                }
-                out = self.pipe(
-                    given=raw, want=want, num_inference_steps=self.steps, guidance_scale=guidance,
-                    cross_guidance_scale=cross_guidance, prompt_weights=prompt_weights, order=order,
-                    noise_scale=noise_scale, best_of=best_of, num_samples=len(own) if not raw else 1,
-                    generator=[torch.Generator().manual_seed(self.seed + 1000003 * draw + j) for j in own],
-                )  # fmt: skip
-                for w in want:
-                    parts[w] += [out[w]] if isinstance(out[w], torch.Tensor) else out[w]
-                self.bar.update()
-            self._drawn[key] = {w: torch.cat(p) if isinstance(p[0], torch.Tensor) else p for w, p in parts.items()}
+            data = self.studies(region, split)
+            n = len(data)
+            self._drawn[key] = draw_studies(
+                self.pipe, data, range(n), given, want,
+                other=lambda g, i: (i + shift) % n if not given_from or g in given_from else i,
+                seed=self.seed + 1000003 * draw, after_batch=self.bar.update, num_inference_steps=self.steps,
+                guidance_scale=guidance, cross_guidance_scale=cross_guidance, prompt_weights=prompt_weights,
+                order=order, noise_scale=noise_scale, best_of=best_of,
+            )  # fmt: skip
         return self._drawn[key]
 
     def draws(self, region: str, given: Sequence[str], target: str, count: int, **kwargs: Any) -> torch.Tensor:

@@ -29,7 +29,8 @@ from tqdm.auto import tqdm
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.findings import FINDINGS, findings_of
-from medm2g_core.model import CheckpointError, atomic_write
+from medm2g_core.model import CheckpointError
+from medm2g_core.storage import atomic_write
 from medm2g_core.streams import STREAMS, Finding, StreamError, check_image
 from medm2g_core.training.corpus import Corpus
 

@@ -25,9 +25,10 @@ from medm2g_core.evaluation.table import Check, Piece, Row, Shelf, markdown
 from medm2g_core.evaluation.text_to_image import text_to_image
 from medm2g_core.evaluation.unified import unified
 from medm2g_core.evaluation.unseen import unseen_person
-from medm2g_core.model import PARTS, atomic_write
+from medm2g_core.model import PARTS
 from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
 from medm2g_core.profiles import Profile
+from medm2g_core.storage import atomic_write
 from medm2g_core.training.run import load_corpora
 
 __all__ = [

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medm2g_core.evaluation.metrics import bootstrap
-from medm2g_core.model import atomic_write
+from medm2g_core.storage import atomic_write
 
 __all__ = ["Check", "Piece", "Row", "Shelf", "compact", "make_row", "markdown"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from safetensors.torch import load_file, save_file
 
 from medm2g_core.data.chest.atlas import PERSONS
 from medm2g_core.data.cohort import VirtualCohort
-from medm2g_core.evaluation.bench import BATCH
+from medm2g_core.evaluation.bench import draw_studies
 from medm2g_core.evaluation.fidelity import REAL, Reading, finding_scores, rows_of
 from medm2g_core.evaluation.judges import Judges
 from medm2g_core.evaluation.metrics import psnr
 from medm2g_core.evaluation.report_scores import Truth, report_rows
 from medm2g_core.evaluation.table import Check, Piece, Row, make_row
-from medm2g_core.model import MedM2G, atomic_write
+from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.storage import atomic_write
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.loop import run_stage, state_file
 from medm2g_core.training.run import corpus_of, new_model
@@ -99,18 +100,18 @@ def _answers(
 ) -> dict[int, dict[str, Any]]:  # fmt: skip
     """What the model without ``person`` draws for the studies ``index``; trained only if it is not on disk."""
     file = folder / f"{person}.safetensors"
+    made_for = json.dumps({"studies": list(index), "budget": asdict(budget), "seed": seed})
     if not file.is_file():
         size = base.profile.resolution
         cohort = VirtualCohort("train", "chest", budget.train, seed=base.profile.data.seed, resolution=size)
         corpus = corpus_of(cohort, [i for i in range(len(cohort)) if cohort[i].person != person])
         model = _train(base, corpus, folder / "work" / person, budget, seed, precision, progress)
         images, texts = _draw(model, data, index)
-        meta = {"index": json.dumps(list(index)), "texts": json.dumps(texts), "budget": json.dumps(budget.__dict__)}
-        atomic_write(file, lambda p: save_file(images, p, meta))
+        atomic_write(file, lambda p: save_file(images, p, {"made for": made_for, "texts": json.dumps(texts)}))
     with safe_open(file, "pt") as f:
         meta = f.metadata()
-    if json.loads(meta["index"]) != list(index) or json.loads(meta["budget"]) != budget.__dict__:
-        raise ValueError(f"{file} was made with another budget or other studies; delete it to train afresh")
+    if meta["made for"] != made_for:
+        raise ValueError(f"{file} was made with another budget, seed or other studies; delete it to train afresh")
     images, texts = load_file(file), json.loads(meta["texts"])
     return {i: {**{n: x[j] for n, x in images.items()}, "text": texts[j]} for j, i in enumerate(index)}
 
@@ -119,16 +120,14 @@ def _train(
     base: MedM2G, corpus: Corpus, work: Path, budget: UnseenBudget, seed: int, precision: str, progress: bool
 ) -> MedM2G:
     """Alignment and three rounds on one corpus of chests, on the codecs of ``base``; each stage resumes."""
-    model = new_model(base.profile, seed)
-    model.load_state_dict(base.part("image_codec") | base.part("text_codec"), strict=False)
+    model = new_model(base.profile, seed, like=base, parts=("image_codec", "text_codec"))
 
     def stage(name: str, made: Any, steps: int) -> None:
         done = work / f"{name}.done.safetensors"
         if done.is_file():
             model.load_state_dict(load_file(done), strict=False)
             return
-        known = model.profile.stages[name]
-        config = replace(known, steps=steps, warmup=max(1, min(known.warmup, steps // 5)), ema=min(known.ema, 0.98))
+        config = model.profile.stages[name].shortened(steps)
         run_stage(made, config, work, seed=seed, precision=precision, progress=progress)
         tensors = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items() if "lm_head" not in k}
         atomic_write(done, lambda p: save_file(tensors, p))
@@ -144,23 +143,14 @@ def _train(
     return model.eval()
 
 
-@torch.no_grad()
-def _draw(
-    model: MedM2G, data: VirtualCohort, index: Sequence[int]
-) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _draw(model: MedM2G, data: VirtualCohort, index: Sequence[int]) -> tuple[dict[str, torch.Tensor], list[str]]:
     pipe = MedM2GPipeline(model)
     pipe.set_progress_bar_config(disable=True)
-    parts: dict[str, list[Any]] = {want: [] for _, want in DRAWN}
-    for a in range(0, len(index), BATCH):
-        own = list(index[a : a + BATCH])
-        for given, want in DRAWN:
-            value: Any = [data.texts[i] for i in own] if given == "text" else data.stack(given, own)
-            scale = 1.0 if given == "ct" else 2.0
-            generators = [torch.Generator().manual_seed(i) for i in own]
-            out = pipe({given: value}, [want], guidance_scale=scale, generator=generators)[want]
-            parts[want] += [out] if isinstance(out, torch.Tensor) else out
-    images = {n: torch.cat(p).contiguous() for n, p in parts.items() if n != "text"}
-    return images, parts["text"]
+    out = {
+        want: draw_studies(pipe, data, index, [given], [want], guidance_scale=1.0 if given == "ct" else 2.0)[want]
+        for given, want in DRAWN
+    }
+    return {n: x.contiguous() for n, x in out.items() if n != "text"}, out["text"]
 
 
 def _scores(
@@ -168,7 +158,7 @@ def _scores(
     budget: UnseenBudget,
 ) -> Piece:  # fmt: skip
     n = len(data)
-    piece = Piece(facts={"budget": budget.__dict__, "studies": {p: int((owner == p).sum()) for p in PERSONS}})
+    piece = Piece(facts={"budget": asdict(budget), "studies": {p: int((owner == p).sum()) for p in PERSONS}})
     judge = judges["chest", "xray"]
 
     def stack(who: str, name: str) -> torch.Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medm2g_core.data.sources import SOURCES
 from medm2g_core.data.sources.base import Source
-from medm2g_core.model import atomic_write
+from medm2g_core.storage import atomic_write
 from medm2g_core.streams import STREAMS
 
 __all__ = ["card", "main", "page"]
@@ -43,7 +43,7 @@ def card(source: Source) -> str:
         "```",
     ]
     if c.recalled:
-        lines += ["", "Known from descriptions only, never seen on real files: " + "; ".join(c.recalled) + "."]
+        lines += ["", "From memory or descriptions, to be checked on the real thing: " + "; ".join(c.recalled) + "."]
     return "\n".join(lines) + "\n"
 
 
@@ -52,10 +52,11 @@ def page() -> str:
     head = [
         "# The real data sets",
         "",
-        "None of them may be redistributed, and none was at hand when this was written: every reader is tested on",
-        "small replicas with the true tree, names, formats and faults. Point `open_source(name, folder)` at a",
-        "download, or prepare shards with `python data_scripts/prepare_<name>.py FOLDER --dry-run` (and without it).",
-        "Marks: [P] the paper, [S] secondary sources.",
+        "Their images were not at hand when this was written: every reader is tested on small replicas with the true",
+        "tree, names, formats and faults, IU X-Ray's also on its real reports and ChestX-ray14's on its real tables.",
+        "Point `open_source(name, folder)` at a download, or prepare shards with",
+        "`python data_scripts/prepare_<name>.py FOLDER` (`--dry-run` only checks). Marks: [P] the paper, [S] secondary",
+        "sources, [C] our choice.",
         "",
     ]
     return "\n".join(head) + "\n" + "\n".join(card(s) for s in SOURCES.values())

@@ -11,9 +11,9 @@ import torch
 
 from medm2g_core.evaluation.results import handicap, load_pieces, summary_rows
 from medm2g_core.evaluation.table import compact
-from medm2g_core.model import atomic_write
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.show.figures import Cell, Figure, Panel, contact_sheet
+from medm2g_core.storage import atomic_write
 from medm2g_core.streams import STREAMS, Study
 
 __all__ = ["blocks", "fill", "main", "picture"]

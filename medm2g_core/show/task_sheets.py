@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from medm2g_core.data.cohort import VirtualCohort
-from medm2g_core.model import atomic_write
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.show.figures import Cell, Figure, Panel, contact_sheet
+from medm2g_core.storage import atomic_write
 from medm2g_core.streams import STREAMS, Study
 
 __all__ = ["SHEETS", "joint_sheet", "main", "report_sheet", "translation_sheet"]

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from medm2g_core.data.wheels import PACKAGES
-from medm2g_core.model import PARTS, CheckpointError, MedM2G, atomic_write
+from medm2g_core.model import PARTS, CheckpointError, MedM2G
 from medm2g_core.profiles import PROFILES, STAGES, Profile
+from medm2g_core.storage import atomic_write
 from medm2g_core.streams import CT_WINDOW_HU, STREAMS
 
 __all__ = ["LOG_LINES", "export_model", "model_card", "thinned_log"]

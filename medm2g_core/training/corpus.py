@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 
 from medm2g_core.alignment.encoders import Embedding
 from medm2g_core.data.reports import write_report
-from medm2g_core.model import MedM2G, atomic_write
+from medm2g_core.model import MedM2G
+from medm2g_core.storage import atomic_write
 from medm2g_core.streams import Finding
 
 __all__ = ["Corpus", "LatentCorpus", "random_reports", "wordings"]

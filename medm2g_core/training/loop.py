@@ -22,12 +22,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from medm2g_core.model import CheckpointError, atomic_write
+from medm2g_core.model import CheckpointError
 from medm2g_core.profiles import StageConfig
+from medm2g_core.storage import atomic_write
 from medm2g_core.training.optimizer import Optimizer
 from medm2g_core.training.stages import Stage
 
-__all__ = ["StageInterrupted", "bf16_pays", "run_stage", "state_file"]
+__all__ = ["StageInterrupted", "bf16_pays", "run_stage", "state_file", "training_attention"]
 
 SAVE_SECONDS = 120.0
 
@@ -91,9 +92,9 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
             signal.signal(s, handler)
 
 
-def _attention(device: torch.device) -> AbstractContextManager[None]:
-    """On a CPU attention as plain matrix products: the backward pass of torch's fused kernel is several times slower
-    for the few dozen places of our maps. Elsewhere torch chooses."""
+def training_attention(device: torch.device) -> AbstractContextManager[None]:
+    """On a CPU attention as plain matrix products: for the few dozen places of our maps the backward pass of torch's
+    fused kernel is slower (``benchmarks/training_speed.py``). Elsewhere torch chooses."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
@@ -214,7 +215,7 @@ def run_stage(
             with torch.random.fork_rng(devices=_cuda_devices(accelerator.device)):
                 torch.manual_seed(step_seed)
                 with (
-                    _attention(accelerator.device),
+                    training_attention(accelerator.device),
                     torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"),
                 ):
                     loss, logs = wrapped(config.batch, generator)

@@ -3,13 +3,14 @@
 Muon (Jordan et al. 2024) makes every update an orthogonal matrix. Convolution kernels count as matrices
 (out, in k^2), as in its author's image experiments. With ``match_rms_adamw`` (Liu et al. 2025) an update has the size
 of AdamW's, so both share one learning rate. torch makes one matrix orthogonal after the other; a network has dozens of
-small ones of few shapes, so `BatchedMuon` does those of one shape together: the same update in a third of the time.
+small ones of few shapes, so `BatchedMuon` does those of one shape together, with the same update in less time
+(``benchmarks/training_speed.py``).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -39,7 +40,12 @@ def matrices(model: nn.Module) -> set[int]:
 
 
 class BatchedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` with the Newton-Schulz iteration of all matrices of one shape as one batch."""
+    """`torch.optim.Muon` (Nesterov, ``match_rms_adamw``) that iterates all matrices of one shape as one batch."""
+
+    def __init__(self, params: Iterable[nn.Parameter], *, lr: float, weight_decay: float, momentum: float) -> None:
+        super().__init__(
+            params, lr=lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -99,9 +105,8 @@ class Optimizer:
             self._all.append(self._adamw)
         if self._view:
             self._muon = BatchedMuon(
-                self._view.values(), lr=config.lr, weight_decay=config.weight_decay, momentum=MOMENTUM,
-                adjust_lr_fn="match_rms_adamw",
-            )  # fmt: skip
+                self._view.values(), lr=config.lr, weight_decay=config.weight_decay, momentum=MOMENTUM
+            )
             self._all.append(self._muon)
 
     def set_lr(self, lr: float) -> None:

@@ -15,8 +15,9 @@ from accelerate import PartialState
 import medm2g_core
 from medm2g_core.codecs.tokenizer import train_tokenizer
 from medm2g_core.data.cohort import VirtualCohort
-from medm2g_core.model import CheckpointError, MedM2G, atomic_write
+from medm2g_core.model import CheckpointError, MedM2G
 from medm2g_core.profiles import STAGES, Profile
+from medm2g_core.storage import atomic_write
 from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports, wordings
 from medm2g_core.training.loop import run_stage, state_file
 from medm2g_core.training.stages import (
@@ -63,12 +64,20 @@ def corpus_of(cohort: VirtualCohort, index: Sequence[int] | None = None) -> Corp
     return Corpus(cohort.region, images, reports)
 
 
-def new_model(profile: Profile, seed: int = 0) -> MedM2G:
-    """An untrained model with a tokenizer fitted to the report grammar; the seed fixes every weight."""
-    tokenizer = train_tokenizer(random_reports(4000, seed), profile.text_codec.vocab_size)
+def new_model(profile: Profile, seed: int = 0, *, like: MedM2G | None = None, parts: Sequence[str] = ()) -> MedM2G:
+    """An untrained model with a tokenizer fitted to the report grammar; the seed fixes every weight.
+
+    Args:
+        like: a trained model, whose tokenizer and ``parts`` (`medm2g_core.model.PARTS`) are taken over.
+    """
+    tokenizer = like.tokenizer if like else train_tokenizer(random_reports(4000, seed), profile.text_codec.vocab_size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return MedM2G(profile, tokenizer).eval()
+        model = MedM2G(profile, tokenizer).eval()
+    if like is not None:
+        for part in parts:
+            model.load_state_dict(like.part(part), strict=False)
+    return model
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from medm2g_core.data.volumes import FileError
@@ -53,10 +54,12 @@ class DataCard:
     Attributes:
         title, homepage, licence: as the publisher gives them.
         access: how to get it.
-        paper_use: what the paper used it for, with the mark of where that is known from ([P] paper, [S] secondary).
+        paper_use: what the paper used it for, with the mark of where that is known from ([P] the paper, [S] secondary
+            sources, [C] our choice).
         lost: what preparation takes away.
         faults: known faults and what is done about each.
-        layout: the tree that is expected, in a few lines; ``recalled`` parts were never seen on real bytes.
+        layout: the tree that is expected, in a few lines.
+        recalled: what is known from memory or descriptions only.
     """
 
     title: str
@@ -103,9 +106,9 @@ class Expectation:
     note: str = ""
 
     @classmethod
-    def count(cls, what: str, expected: int, found: int, note: str = "") -> Expectation:
-        """As many as published: fine; none at all: missing; another number: surprising."""
-        state: State = "ok" if found == expected else "missing" if not found else "surprising"
+    def count(cls, what: str, expected: int, found: int, note: str = "", *, needed: bool = True) -> Expectation:
+        """As many as published: fine; none at all of what is ``needed``: missing; another number: surprising."""
+        state: State = "ok" if found == expected else "missing" if needed and not found else "surprising"
         return cls(what, f"{expected:,}", f"{found:,}", state, note)
 
 
@@ -116,7 +119,7 @@ class Entry:
     Attributes:
         id: unique in the data set; for a slice of a volume it ends in the slice's number.
         subject: all entries of one subject are in one split.
-        split: one of `SPLITS`, or ``""`` where the publisher gives none (`seeded_split` then does).
+        split: one of `SPLITS`, or ``""`` where the publisher gives none (`SourceDataset` then draws one).
         files: stream -> file (or folder of a DICOM series).
         text: the report, or ``None``.
         labels: name -> 1 (yes), 0 (no), -1 (uncertain) or NaN (nobody said).
@@ -134,6 +137,13 @@ class Entry:
     age: int | None = None
     sex: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def slice_index(self) -> int:
+        """`index`; `FileError` for an entry that stands for a whole volume."""
+        if self.index is None:
+            raise FileError(f"{self.id}: a slice number is needed; take the entries of slices()")
+        return self.index
 
 
 @dataclass(frozen=True)
@@ -203,6 +213,41 @@ class Source(ABC):
         """The entries that one volume becomes; by default the entry itself. Only headers are read."""
         return (entry,)
 
+    def study(
+        self,
+        entry: Entry,
+        images: Mapping[str, torch.Tensor],
+        *,
+        units: Mapping[str, str],
+        orientation: str,
+        notes: Sequence[str],
+        spacing_mm: tuple[float, float] = (math.nan, math.nan),
+        labels: Mapping[str, float] | None = None,
+        region: str = "",
+    ) -> SourceStudy:
+        """A study of this data set: what `scan` found out about it, with the images that `read` made.
+
+        Args:
+            labels: those of the entry unless others are given.  region: that of the data set unless another is given.
+        """
+        return SourceStudy(
+            id=entry.id,
+            subject=entry.subject,
+            person=entry.subject,
+            region=region or self.region,
+            text=entry.text,
+            images=images,
+            age=entry.age,
+            sex=entry.sex,
+            spacing_mm=spacing_mm,
+            source=self.name,
+            split=entry.split,
+            labels=entry.labels if labels is None else labels,
+            units=units,
+            orientation=orientation,
+            notes=tuple(notes),
+        )
+
     def not_here(self, root: Path, what: str) -> SourceError:
         """The error for a folder that does not hold this data set."""
         return SourceError(f"{root}: {what}. {self.card.title} is expected like this:\n{self.card.layout}")
@@ -237,6 +282,9 @@ class SourceDataset(Dataset[SourceStudy]):
         size: side of the pictures in pixels.
         limit: at most so many subjects, for a quick look.
         shares, seed: of `seeded_split`, where the publisher has no split.
+
+    Raises:
+        SourceError: no such folder or split, not that data set, nothing usable in it, or a subject in two splits.
     """
 
     def __init__(
@@ -260,45 +308,47 @@ class SourceDataset(Dataset[SourceStudy]):
             reasons = ", ".join(f"{n} x {kind}" for kind, n in self.found.counts().items()) or "no files"
             raise source.not_here(self.root, f"no usable study ({reasons})")
         drawn = seeded_split((e.subject for e in self.found.entries if not e.split), shares=shares, seed=seed)
-        chosen = [(e, e.split or drawn[e.subject]) for e in self.found.entries]
-        chosen = [(e, s) for e, s in chosen if split in (None, s)]
+        entries = [e if e.split else replace(e, split=drawn[e.subject]) for e in self.found.entries]
+        split_of: dict[str, str] = {}
+        for e in entries:
+            if split_of.setdefault(e.subject, e.split) != e.split:
+                raise SourceError(f"{self.root}: subject {e.subject} is in {split_of[e.subject]} and in {e.split}")
+        chosen = [e for e in entries if split in (None, e.split)]
         if limit is not None:
-            kept = set(list(dict.fromkeys(e.subject for e, _ in chosen))[:limit])
-            chosen = [(e, s) for e, s in chosen if e.subject in kept]
+            kept = set(list(dict.fromkeys(e.subject for e in chosen))[:limit])
+            chosen = [e for e in chosen if e.subject in kept]
         self.skipped: list[Skip] = list(self.found.skips)
         self.entries: list[Entry] = []
-        self.splits: list[str] = []
-        for entry, own in chosen:
+        for entry in chosen:
             try:
-                each = source.slices(entry)
+                self.entries += source.slices(entry)
             except FileError as error:
-                self.skipped.append(Skip("unreadable volume", entry.id, str(error)))
-                continue
-            self.entries += each
-            self.splits += [own] * len(each)
+                self._skip(Skip("unreadable volume", entry.id, str(error)))
+
+    def _skip(self, skip: Skip) -> None:
+        if skip not in self.skipped:  # the studies may be gone through several times
+            self.skipped.append(skip)
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> SourceStudy:
         """Raises `FileError` for a study whose files are broken; iterate with `studies` to skip and count them."""
-        entry = self.entries[index]
-        study = self.source.read(entry, self.size)
-        return study if study.split else replace(study, split=self.splits[index])
+        return self.source.read(self.entries[index], self.size)
 
     def studies(self) -> Iterable[SourceStudy]:
         """All readable studies in order; broken ones are added to `skipped`."""
-        for i in range(len(self)):
+        for entry in self.entries:
             try:
-                yield self[i]
+                yield self.source.read(entry, self.size)
             except FileError as error:
-                self.skipped.append(Skip("unreadable file", self.entries[i].id, str(error)))
+                self._skip(Skip("unreadable file", entry.id, str(error)))
 
     def subjects(self) -> dict[str, tuple[str, ...]]:
         """Split -> its subjects, sorted."""
         out: dict[str, set[str]] = {}
-        for e, s in zip(self.entries, self.splits, strict=True):
-            out.setdefault(s, set()).add(e.subject)
+        for e in self.entries:
+            out.setdefault(e.split, set()).add(e.subject)
         return {s: tuple(sorted(names)) for s, names in out.items()}
 
     def report(self) -> str:
@@ -311,7 +361,7 @@ class SourceDataset(Dataset[SourceStudy]):
         ]  # fmt: skip
         streams = Counter(s for e in self.entries for s in (*e.files, *(("text",) if e.text else ())))
         lines += [f"  {n} studies have {s}" for s, n in streams.items()]
-        by_split = Counter(self.splits)
+        by_split = Counter(e.split for e in self.entries)
         lines.append("  " + ", ".join(f"{s}: {by_split[s]}" for s in SPLITS if by_split[s]))
         for kind, n in Counter(s.kind for s in self.skipped).most_common():
             first = next(s for s in self.skipped if s.kind == kind)

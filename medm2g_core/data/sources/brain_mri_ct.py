@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from medm2g_core.data.files import check_hu, mr_to_unit
 from medm2g_core.data.sources.base import (
     SPLITS,
     DataCard,
@@ -25,7 +26,7 @@ from medm2g_core.data.sources.base import (
     SourceError,
     SourceStudy,
 )
-from medm2g_core.data.sources.imaging import check_hu, ct_to_unit, mr_volume_to_unit, paired_slices
+from medm2g_core.data.sources.imaging import ct_to_unit, paired_slices
 from medm2g_core.data.volumes import FileError, blame, sniff
 
 __all__ = ["BrainMRICT", "BrainMRICTInputs"]
@@ -44,16 +45,16 @@ SAMPLED = 16
 class BrainMRICT(Source):
     """MR (input) and CT (output) slices that the publisher paired, as ``mri_t1`` and ``ct``."""
 
-    name: ClassVar[str] = "brain_mri_ct"
-    region: ClassVar[str] = "brain"
+    name = "brain_mri_ct"
+    region = "brain"
     streams: ClassVar[tuple[str, ...]] = ("ct", "mri_t1")
-    inputs_only: ClassVar[bool] = False
-    card: ClassVar[DataCard] = DataCard(
+    inputs_only = False
+    card = DataCard(
         title="Brain MRI and CT (Kaggle, chenghanpu)",
         homepage="https://www.kaggle.com/datasets/chenghanpu/brain-tumor-mri-and-ct-scan",
         licence="not stated clearly by the publisher: look at the page before any use",
         access="free download with a Kaggle account",
-        paper_use="MR to CT of the brain [S]",
+        paper_use="named for it by secondary sources; for which task is not known [S]",
         lost=(
             "spacing and orientation, which the arrays do not carry: pictures are shown as stored",
             "signal scale of the MR; HU outside -1000..600",
@@ -128,44 +129,38 @@ class BrainMRICT(Source):
             )
 
     def read(self, entry: Entry, size: int) -> SourceStudy:
-        if entry.index is None:
-            raise FileError(f"{entry.id}: has no number within its array")
+        index = entry.slice_index
         units, notes = {}, ["no spacing, orientation or patient in the arrays: shown as stored"]
         meaning = {}
         for name, path in entry.files.items():
-            image = np.asarray(_array(path)[entry.index], dtype=np.float32)
+            image = np.asarray(_array(path)[index], dtype=np.float32)
             if not np.isfinite(image).all():
-                raise FileError(f"{path}: image {entry.index} holds NaN or infinite values")
+                raise FileError(f"{path}: image {index} holds NaN or infinite values")
             if _empty(image, float(np.ptp(image))):
-                raise FileError(f"{path}: image {entry.index} is blank (standard deviation {float(image.std()):.3g})")
+                raise FileError(f"{path}: image {index} is blank (standard deviation {float(image.std()):.3g})")
             meaning[name] = "signal"
             if name == "ct":
                 unit, meaning[name] = _ct(image, path)
                 if meaning[name] != "HU":
                     notes.append("the CT is not in HU: its own range is brought to -1..1")
             else:
-                unit = mr_volume_to_unit(image, name)
+                unit = mr_to_unit(image, stream_name=name)
             units[name] = unit[None]
-        return SourceStudy(
-            id=entry.id,
-            subject=entry.subject,
-            person=entry.subject,
-            region=self.region,
-            images=paired_slices(units, 0, (1.0, 1.0), size),
-            source=self.name,
-            split=entry.split,
+        return self.study(
+            entry,
+            paired_slices(units, 0, (1.0, 1.0), size)[0],
             units=meaning,
             orientation="as stored",
-            notes=tuple(notes),
+            notes=notes,
         )
 
 
 class BrainMRICTInputs(BrainMRICT):
     """The MR slices alone, for copies whose targets are empty."""
 
-    name: ClassVar[str] = "brain_mri_ct_inputs"
-    streams: ClassVar[tuple[str, ...]] = ("mri_t1",)
-    inputs_only: ClassVar[bool] = True
+    name = "brain_mri_ct_inputs"
+    streams = ("mri_t1",)
+    inputs_only = True
 
 
 def _array(path: Path) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import math
 import re
@@ -10,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceError, SourceStudy
 from medm2g_core.data.sources.grids import axial_entries, load_mask, load_volume, nifti_grid, percentile_unit
 from medm2g_core.data.sources.imaging import paired_slices
+from medm2g_core.data.sources.tables import read_table
 from medm2g_core.data.volumes import FileError
 
 __all__ = ["BraTS2020", "parse_survival", "tumour_labels"]
@@ -60,6 +59,7 @@ _CARD = DataCard(
     BraTS20_Validation_001/BraTS20_Validation_001_{flair,t1,t1ce,t2}.nii[.gz]      125 cases
   or the names of 2023: BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t1n,t1c,t2w,t2f,seg}.nii[.gz]""",
     recalled=(
+        "licence and access",
         "the columns of name_mapping.csv (Grade, BraTS_2020_subject_ID) and survival_info.csv (Brats20ID, Age, "
         "Survival_days): other columns are ignored, missing ones leave the grade and the age unknown",
         "the header's directions (array axes run left, posterior, superior); they are followed whatever they are",
@@ -79,10 +79,10 @@ class BraTS2020(Source):
         percentiles: of all voxels of a volume, that become -1 and 1.
     """
 
-    name: ClassVar[str] = "brats2020"
-    region: ClassVar[str] = "brain"
-    streams: ClassVar[tuple[str, ...]] = ("mri_t1", "mri_t2", "mri_flair")
-    card: ClassVar[DataCard] = _CARD
+    name = "brats2020"
+    region = "brain"
+    streams = ("mri_t1", "mri_t2", "mri_flair")
+    card = _CARD
 
     drop_lowest: int = 80
     drop_top: int = 26
@@ -118,23 +118,16 @@ class BraTS2020(Source):
                 f"{entry.id}: {depth} slices, and {self.drop_lowest} + {self.drop_top} are to be dropped; "
                 "set drop_lowest and drop_top"
             )
-        return axial_entries(entry, self.drop_top, depth - self.drop_lowest)  # counted from the head
+        return axial_entries(entry, range(self.drop_top, depth - self.drop_lowest))  # counted from the head
 
     def read(self, entry: Entry, size: int) -> SourceStudy:
         units, seg, spacing, notes = _case(tuple(entry.files.items()), entry.extra.get("seg"), self.percentiles)
-        depth, rows, columns = next(iter(units.values())).shape
-        index = depth // 2 if entry.index is None else entry.index
-        pixel = max(rows * spacing[1], columns * spacing[2]) / size
-        return SourceStudy(
-            id=entry.id,
-            subject=entry.subject,
-            person=entry.subject,
-            region=self.region,
-            images=paired_slices(units, index, (spacing[1], spacing[2]), size),
-            age=entry.age,
-            spacing_mm=(pixel, pixel),
-            source=self.name,
-            split=entry.split,
+        index = entry.slice_index
+        images, pixel = paired_slices(units, index, (spacing[1], spacing[2]), size)
+        return self.study(
+            entry,
+            images,
+            spacing_mm=pixel,
             labels={**entry.labels, **tumour_labels(None if seg is None else seg[index])},
             units=dict.fromkeys(units, "signal"),
             orientation="radiological axial",
@@ -223,11 +216,9 @@ def _table(root: Path, pattern: str) -> dict[str, dict[str, str]]:
     """Rows of all CSVs of that name: case -> column in small letters -> value."""
     rows: dict[str, dict[str, str]] = {}
     for path in sorted(root.rglob(pattern)):
-        with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-            for row in csv.DictReader(stream):
-                values = {k.strip().lower(): v or "" for k, v in row.items() if isinstance(k, str)}
-                cases = [v.strip() for v in values.values() if isinstance(v, str) and v.strip().startswith("BraTS20")]
-                rows.update(dict.fromkeys(cases, values))
+        for row in read_table(path):
+            values = {k.lower(): v for k, v in row.items()}
+            rows.update(dict.fromkeys((v for v in row.values() if v.startswith("BraTS20")), values))
     return rows
 
 
@@ -242,8 +233,8 @@ def _expected(entries: Sequence[Entry], new_names: bool) -> tuple[Expectation, .
     return (
         Expectation.count("training cases", 369, len(training)),
         Expectation.count("training cases with a segmentation", 369, with_seg),
-        Expectation.count("validation cases", 125, len(validation), "never have a segmentation")
-        if validation
-        else Expectation("validation cases", "125", "0", "surprising", "a download of its own; not needed to train"),
+        Expectation.count(
+            "validation cases", 125, len(validation), "a download of its own, not needed to train", needed=False
+        ),
         all_three,
     )

@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from medm2g_core.data.sources.base import (
     DataCard,
@@ -19,7 +19,8 @@ from medm2g_core.data.sources.base import (
     SourceStudy,
     seeded_split,
 )
-from medm2g_core.data.sources.radiographs import find_file, open_table, read_film, read_table
+from medm2g_core.data.sources.radiographs import read_film
+from medm2g_core.data.sources.tables import find_file, open_table, read_table
 
 __all__ = ["LABELS", "ChestXray14", "label_text", "parse_labels"]
 
@@ -70,15 +71,15 @@ class ChestXray14(Source):
     the publisher gives none.
     """
 
-    name: ClassVar[str] = "chestxray14"
-    region: ClassVar[str] = "chest"
-    streams: ClassVar[tuple[str, ...]] = ("text", "xray")
-    card: ClassVar[DataCard] = DataCard(
+    name = "chestxray14"
+    region = "chest"
+    streams = ("text", "xray")
+    card = DataCard(
         title="ChestX-ray14 (NIH Clinical Center)",
         homepage="https://nihcc.app.box.com/v/ChestXray-NIHCC",
         licence="no restriction on use; the NIH asks for attribution and a link to the download",
         access="free download (Box), mirror: Kaggle nih-chest-xrays/data",
-        paper_use="pre-training of X-ray and text [S]",
+        paper_use="named for it by secondary sources, which quote an FID of X-rays [S]",
         lost=(
             "there are no reports: the text is written from the labels and says neither side nor size",
             "labels were mined from reports by a program; 0 means not mentioned, and some are wrong",
@@ -149,19 +150,10 @@ images/00000001_000.png, or images_001/images/00000001_000.png ... images_012"""
     def read(self, entry: Entry, size: int) -> SourceStudy:
         film = read_film(entry.files["xray"], size)
         height_mm, width_mm = entry.extra["extent_mm"]
-        return SourceStudy(
-            id=entry.id,
-            subject=entry.subject,
-            person=entry.subject,
-            region=self.region,
-            text=entry.text,
-            images={"xray": film.image},
-            age=entry.age,
-            sex=entry.sex,
+        return self.study(
+            entry,
+            {"xray": film.image},
             spacing_mm=(height_mm / size, width_mm / size),  # the publisher squeezed each film into a square
-            source=self.name,
-            split=entry.split,
-            labels=entry.labels,
             units={"xray": "display intensity"},
             orientation="as displayed",
             notes=(TEXT_NOTE, *film.notes),

@@ -11,11 +11,11 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 import numpy as np
 import pydicom
@@ -24,8 +24,10 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from scipy import ndimage
 
+from medm2g_core.data.files import check_hu, mr_to_unit
 from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceStudy
-from medm2g_core.data.sources.imaging import check_hu, ct_to_unit, mr_volume_to_unit, paired_slices
+from medm2g_core.data.sources.grids import axial_entries
+from medm2g_core.data.sources.imaging import ct_to_unit, paired_slices
 from medm2g_core.data.volumes import MAX_VOXELS, FileError, blame
 
 __all__ = ["GoldAtlas"]
@@ -66,10 +68,10 @@ class _Series:
 class GoldAtlas(Source):
     """Axial slices of the deformed CT with the MR brought onto its grid, where all of them see the patient."""
 
-    name: ClassVar[str] = "gold_atlas"
-    region: ClassVar[str] = "pelvis"
-    streams: ClassVar[tuple[str, ...]] = ("ct", "mri_t1", "mri_t2")
-    card: ClassVar[DataCard] = DataCard(
+    name = "gold_atlas"
+    region = "pelvis"
+    streams = ("ct", "mri_t1", "mri_t2")
+    card = DataCard(
         title="Gold Atlas male pelvis",
         homepage="https://doi.org/10.5281/zenodo.583096",
         licence="the publisher's terms, agreed to with the request for access",
@@ -142,31 +144,22 @@ class GoldAtlas(Source):
         kept = [len(own) - 1 - k for k, d in enumerate(own) if low <= d <= high]
         if not kept:
             raise FileError(f"{entry.id}: its series lie in different places and have no slice in common")
-        return [replace(entry, id=f"{entry.id}_{k:03d}", index=k) for k in sorted(kept)]
+        return axial_entries(entry, sorted(kept))
 
     def read(self, entry: Entry, size: int) -> SourceStudy:
-        if entry.index is None:
-            raise FileError(f"{entry.id}: a slice number is needed; take the entries of slices()")
+        index = entry.slice_index
         place = next(iter(entry.files.values()))
         units, seen, spacing, notes = _volumes(place, tuple(sorted(entry.extra["names"].items())))
-        depth, rows, columns = seen.shape
-        if not 0 <= entry.index < depth or seen[entry.index].mean() < MIN_SEEN:
-            raise FileError(f"{entry.id}: hardly any of slice {entry.index} is seen by all streams")
-        images = paired_slices(units, entry.index, spacing, size)
-        side = max(rows * spacing[0], columns * spacing[1]) / size
-        return SourceStudy(
-            id=entry.id,
-            subject=entry.subject,
-            person=entry.subject,
-            region=self.region,
-            images=images,
-            sex=entry.sex,
-            spacing_mm=(side, side),
-            source=self.name,
-            split=entry.split,
+        images, pixel = paired_slices(units, index, spacing, size)
+        if seen[index].mean() < MIN_SEEN:
+            raise FileError(f"{entry.id}: hardly any of slice {index} is seen by all streams")
+        return self.study(
+            entry,
+            images,
+            spacing_mm=pixel,
             units={n: "HU" if n == "ct" else "signal" for n in images},
             orientation="radiological axial",
-            notes=(*notes, f"axial slice {entry.index} of {depth}"),
+            notes=(*notes, f"axial slice {index} of {len(seen)}"),
         )
 
 
@@ -385,7 +378,7 @@ def _volumes(
         raise FileError(f"{place}: there is no place that all its series see")
     units = {}
     for stream, array in arrays.items():
-        unit = ct_to_unit(array) if stream == "ct" else mr_volume_to_unit(array, stream)
+        unit = ct_to_unit(array) if stream == "ct" else mr_to_unit(array, stream_name=stream)
         units[stream] = np.where(seen, unit, np.float32(-1))
     spacing = target.GetSpacing()
     return units, seen, (spacing[1], spacing[0]), tuple(notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,6 +143,6 @@ def percentile_unit(array: np.ndarray, percentiles: tuple[float, float], where: 
     return np.clip((array - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
 
 
-def axial_entries(entry: Entry, first: int, stop: int) -> tuple[Entry, ...]:
-    """One entry a slice, ``first`` to ``stop - 1`` counted from the head; the number ends the id."""
-    return tuple(replace(entry, id=f"{entry.id}_s{i:03d}", index=i) for i in range(first, stop))
+def axial_entries(entry: Entry, numbers: Iterable[int]) -> tuple[Entry, ...]:
+    """One entry for each of these slices, counted from the head; the number ends the id."""
+    return tuple(replace(entry, id=f"{entry.id}_s{i:03d}", index=i) for i in numbers)

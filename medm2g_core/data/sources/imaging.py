@@ -7,37 +7,16 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from medm2g_core.data.files import mr_to_unit, square_picture, xray_to_unit
+from medm2g_core.data.files import square_picture, xray_to_unit
 from medm2g_core.data.volumes import FileError, Volume
-from medm2g_core.streams import CT_WINDOW_HU
+from medm2g_core.streams import hu_to_unit
 
-__all__ = ["check_hu", "ct_to_unit", "film", "mr_volume_to_unit", "paired_slices"]
-
-
-def ct_to_unit(hu: np.ndarray, window: tuple[float, float] = CT_WINDOW_HU) -> np.ndarray:
-    """Hounsfield units to -1..1 in a window; padding below -1024 counts as air. Check with `check_hu` first."""
-    hu = np.maximum(np.asarray(hu, dtype=np.float32), -1024)
-    low, high = window
-    return np.clip((hu - low) / (high - low) * 2 - 1, -1, 1)
+__all__ = ["ct_to_unit", "film", "paired_slices"]
 
 
-def check_hu(array: np.ndarray, where: str, *, air: bool = True) -> None:
-    """Refuse a CT volume whose values cannot be Hounsfield units.
-
-    Args:
-        air: whether the picture must hold air (a whole cross-section does; a narrow field of view may not).
-
-    Raises:
-        FileError: no soft tissue near 0 or, with ``air``, nothing near -1000: a rescale slope or intercept was lost.
-    """
-    sample = np.asarray(array)[tuple(slice(None, None, max(1, n // 128)) for n in np.shape(array))]
-    low, high = float(sample.min()), float(sample.max())
-    tissue = float(((sample > -200) & (sample < 300)).mean())
-    if tissue < 0.005 or high < -200 or (air and low > -500):
-        raise FileError(
-            f"{where}: no plausible HU range, values {low:.4g}..{high:.4g} (air should be near -1000, soft tissue near "
-            "0..100); check the rescale slope and intercept"
-        )
+def ct_to_unit(hu: np.ndarray) -> np.ndarray:
+    """`hu_to_unit` for arrays. Check with `medm2g_core.data.files.check_hu` first; padding of any depth becomes air."""
+    return hu_to_unit(torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))).numpy()
 
 
 def film(volume: Volume, size: int, notes: list[str]) -> torch.Tensor:
@@ -65,13 +44,16 @@ def paired_slices(
     *,
     centre: tuple[float, float] | None = None,
     fov_mm: float | None = None,
-) -> dict[str, torch.Tensor]:
-    """Axial slice ``index`` of volumes on one grid, cut out with one frame: stream -> (1, size, size).
+) -> tuple[dict[str, torch.Tensor], tuple[float, float]]:
+    """Axial slice ``index`` of volumes on one grid, cut out with one frame.
 
     Args:
         units: stream -> (slices, rows, columns), already in -1..1, all of one shape.
         spacing_mm: of rows and columns.
         centre: (row, column) in pixels, by default the middle.  fov_mm: side of the square, by default the longer side.
+
+    Returns:
+        stream -> (1, size, size), and the spacing of these pictures in mm.
 
     Raises:
         FileError: volumes of different shapes, or no such slice.
@@ -84,12 +66,8 @@ def paired_slices(
         raise FileError(f"slice {index} does not exist; the volume has 0..{depth - 1}")
     middle = centre or (rows / 2, columns / 2)
     side = fov_mm or max(rows * spacing_mm[0], columns * spacing_mm[1])
-    return {
+    images = {
         n: torch.from_numpy(square_picture(np.ascontiguousarray(x[index]), spacing_mm, middle, side, size))[None]
         for n, x in units.items()
     }
-
-
-def mr_volume_to_unit(array: np.ndarray, stream_name: str) -> np.ndarray:
-    """A whole MR volume to -1..1 by its own percentiles, so that all its slices share one scale (`mr_to_unit`)."""
-    return mr_to_unit(array, array, stream_name)
+    return images, (side / size, side / size)

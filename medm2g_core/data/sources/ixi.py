@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
+from medm2g_core.data.files import mr_to_unit
 from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceStudy
 from medm2g_core.data.sources.grids import Grid, axial_entries, load_volume, nifti_grid
-from medm2g_core.data.sources.imaging import mr_volume_to_unit, paired_slices
+from medm2g_core.data.sources.imaging import paired_slices
+from medm2g_core.data.sources.tables import read_table
 from medm2g_core.data.volumes import FileError
 
 __all__ = ["IXI"]
@@ -43,8 +43,8 @@ _CARD = DataCard(
         "IXI014-HH-1236-T2 is 256 x 256 x 28 with slices 5 mm apart: left out by its header",
         "T1 is sagittal, T2 and PD axial, and nobody registered them: T1 is turned to axial slices, T2 and PD are "
         "registered to it (affine, mutual information); slices are never paired by number",
-        "without registration models reach a PSNR of about 17 only: register=False is marked in the table and in every "
-        "study",
+        "others report a PSNR of about 17 of models trained without registration: register=False is marked in the "
+        "table and in every study",
         "IXI.xls repeats ids and lacks ages: joined on IXI_ID, contradicting rows leave the value unknown; .xls itself "
         "is not read, export it as IXI.csv",
     ),
@@ -73,10 +73,10 @@ class IXI(Source):
         seed: of the registration's sample points.
     """
 
-    name: ClassVar[str] = "ixi"
-    region: ClassVar[str] = "brain"
-    streams: ClassVar[tuple[str, ...]] = ("mri_t1", "mri_t2", "mri_pd")
-    card: ClassVar[DataCard] = _CARD
+    name = "ixi"
+    region = "brain"
+    streams = ("mri_t1", "mri_t2", "mri_pd")
+    card = _CARD
 
     register: bool = True
     count: int = 100
@@ -125,7 +125,7 @@ class IXI(Source):
             note = "IXI.xls is not read: export it as IXI.csv" if xls else "optional"
             table.append(Expectation("table of ages and sexes", "", "none", "surprising" if xls else "ok", note))
         if not self.register:
-            note = "T2 and PD lie where their headers say; models trained so reach a PSNR of about 17"
+            note = "T2 and PD lie where their headers say; others report a PSNR of about 17 of models trained so"
             table.append(Expectation("registration to T1", "on", "off", "surprising", note))
         return tuple(table)
 
@@ -139,26 +139,16 @@ class IXI(Source):
         if stop <= first:
             raise FileError(f"{entry.id}: by their headers the contrasts show no common part of the head")
         cut = max(0, stop - first - self.count)
-        return axial_entries(entry, first + cut // 2, stop - (cut - cut // 2))
+        return axial_entries(entry, range(first + cut // 2, stop - (cut - cut // 2)))
 
     def read(self, entry: Entry, size: int) -> SourceStudy:
         t1, t2, pd = (entry.files[s] for s in self.streams)
         units, spacing, notes = _person(t1, t2, pd, self.register, self.seed)
-        depth, rows, columns = units["mri_t1"].shape
-        index = depth // 2 if entry.index is None else entry.index
-        pixel = max(rows * spacing[1], columns * spacing[2]) / size
-        return SourceStudy(
-            id=entry.id,
-            subject=entry.subject,
-            person=entry.subject,
-            region=self.region,
-            images=paired_slices(units, index, spacing[1:], size),
-            age=entry.age,
-            sex=entry.sex,
-            spacing_mm=(pixel, pixel),
-            source=self.name,
-            split=entry.split,
-            labels=entry.labels,
+        images, pixel = paired_slices(units, entry.slice_index, spacing[1:], size)
+        return self.study(
+            entry,
+            images,
+            spacing_mm=pixel,
             units=dict.fromkeys(units, "signal"),
             orientation="radiological axial",
             notes=notes,
@@ -177,7 +167,7 @@ def _person(
     grid = nifti_grid(t1)
     volume = load_volume(t1, "mri_t1")
     fixed = itk_image(volume.array, grid)
-    units = {"mri_t1": mr_volume_to_unit(volume.array, "mri_t1")}
+    units = {"mri_t1": mr_to_unit(volume.array, stream_name="mri_t1")}
     notes = [*volume.notes, "axial slices of T1's own grid, in whatever plane it was acquired"]
     known: list[tuple[Grid, sitk.Transform]] = []  # of the contrasts that are done
     for stream_name, path in (("mri_t2", t2), ("mri_pd", pd)):
@@ -199,7 +189,7 @@ def _person(
                 f"{stream_name} registered to T1, mutual information {found.before:.2f} to {found.information:.2f} nats"
             )
         known.append((own, transform))
-        units[stream_name] = mr_volume_to_unit(resample(moving, fixed, transform), stream_name)
+        units[stream_name] = mr_to_unit(resample(moving, fixed, transform), stream_name=stream_name)
     return units, grid.spacing_mm, tuple(notes)
 
 
@@ -237,19 +227,18 @@ def _demographics(root: Path) -> tuple[dict[str, int], dict[str, str], list[Skip
     ages: dict[str, set[int]] = {}
     sexes: dict[str, set[str]] = {}
     for path in sorted(root.rglob("IXI*.csv")):
-        with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-            for row in csv.DictReader(stream):
-                values = {k.strip().upper(): (v or "").strip() for k, v in row.items() if isinstance(k, str)}
-                number = re.fullmatch(r"(\d+)(\.0*)?", values.get("IXI_ID", ""))
-                if not number:
-                    continue
-                person = f"IXI{int(number[1]):03d}"
-                age = re.fullmatch(r"(\d+)([.,]\d*)?", values.get("AGE", ""))
-                if age and int(age[1]) > 0:
-                    ages.setdefault(person, set()).add(int(age[1]))
-                code = next((v for k, v in values.items() if k.startswith("SEX_ID")), "")
-                if code[:1] in _SEX:
-                    sexes.setdefault(person, set()).add(_SEX[code[:1]])
+        for row in read_table(path):
+            values = {k.upper(): v for k, v in row.items()}
+            number = re.fullmatch(r"(\d+)(\.0*)?", values.get("IXI_ID", ""))
+            if not number:
+                continue
+            person = f"IXI{int(number[1]):03d}"
+            age = re.fullmatch(r"(\d+)([.,]\d*)?", values.get("AGE", ""))
+            if age and int(age[1]) > 0:
+                ages.setdefault(person, set()).add(int(age[1]))
+            code = next((v for k, v in values.items() if k.startswith("SEX_ID")), "")
+            if code[:1] in _SEX:
+                sexes.setdefault(person, set()).add(_SEX[code[:1]])
     skips = [
         Skip("contradicting age or sex", person, "the table has two different rows; the value is unknown")
         for person in sorted(ages.keys() | sexes.keys())

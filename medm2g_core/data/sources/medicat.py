@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceError, SourceStudy
-from medm2g_core.data.sources.radiographs import open_table, read_film
+from medm2g_core.data.sources.radiographs import read_film
+from medm2g_core.data.sources.tables import open_table
 
 __all__ = ["MedICaT", "caption_stream", "caption_text"]
 
@@ -93,15 +93,15 @@ class MedICaT(Source):
     and counted by reason. All figures of an article are one subject.
     """
 
-    name: ClassVar[str] = "medicat"
-    region: ClassVar[str] = "any"
-    streams: ClassVar[tuple[str, ...]] = ("text", "xray", "ct", "mri_t1", "mri_t2", "mri_pd", "mri_flair")
-    card: ClassVar[DataCard] = DataCard(
+    name = "medicat"
+    region = "any"
+    streams = ("text", "xray", "ct", "mri_t1", "mri_t2", "mri_pd", "mri_flair")
+    card = DataCard(
         title="MedICaT",
         homepage="https://github.com/allenai/medicat",
         licence="per article (oa_info.oa.license: cc-by, cc-by-nc, ..., or not stated); kept with every study",
         access="request form of the Allen Institute; non-commercial research use",
-        paper_use="text and medical images [P]",
+        paper_use="named for it by secondary sources; for which task is not known [S]",
         lost=(
             "compound figures, and figures whose modality or MR contrast the caption leaves open",
             "grey values: figures are display pictures, so a CT has no Hounsfield units and its window is unknown",
@@ -169,16 +169,9 @@ figures/<pdf_hash>_<fig_uri>""",
         ((stream, path),) = entry.files.items()
         film = read_film(path, size)
         unit = "display intensity, window unknown" if stream == "ct" else "display intensity"
-        return SourceStudy(
-            id=entry.id,
-            subject=entry.subject,
-            person=entry.subject,
-            region=self.region,
-            text=entry.text,
-            images={stream: film.image},
-            spacing_mm=(math.nan, math.nan),
-            source=self.name,
-            split=entry.split,
+        return self.study(
+            entry,
+            {stream: film.image},
             units={stream: unit},
             orientation="as displayed",
             notes=(

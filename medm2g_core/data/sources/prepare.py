@@ -18,7 +18,7 @@ import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from medm2g_core.data.sources import SOURCES
 from medm2g_core.data.sources.base import SPLITS, Entry, Skip, Source, SourceDataset, SourceError
 from medm2g_core.data.sources.shards import FORMAT, MANIFEST, file_sha256, members, read_manifest, study_key
 from medm2g_core.data.volumes import FileError
+from medm2g_core.storage import atomic_write
 from medm2g_core.streams import StreamError
 
 __all__ = ["prepare_source"]
@@ -42,7 +43,10 @@ SHARD_SIZE = 256
 EXAMPLES = 3
 """So many examples of each kind of skip are kept in the manifest."""
 
-_CODE = ("../dicom.py", "../files.py", "../volumes.py", "base.py", "imaging.py", "shards.py")
+_CODE = (
+    "../dicom.py", "../files.py", "../volumes.py", "base.py", "grids.py", "imaging.py", "radiographs.py",
+    "registration.py", "shards.py", "tables.py",
+)  # fmt: skip
 """Files besides the source's own whose text decides on the bytes of a shard."""
 _LIBRARIES = ("numpy", "torch", "pillow", "scipy", "scikit-image", "SimpleITK", "nibabel", "pydicom")
 _LOCK = ".lock"
@@ -147,18 +151,14 @@ class _Task:
 
 
 def _plan(dataset: SourceDataset, root: Path, out: Path, shard_size: int) -> list[_Task]:
-    """Cut each split, in the order of the scan, into shards; refuse two studies of one key, a subject in two splits."""
+    """Cut each split, in the order of the scan, into shards; refuse two studies of one key."""
     keys = Counter(study_key(entry.id) for entry in dataset.entries)
     if twice := [key for key, n in keys.items() if n > 1]:
         raise SourceError(f"{root}: {len(twice)} studies occur twice, first {twice[0]}; is the tree there twice?")
-    split_of: dict[str, str] = {}
-    for entry, split in zip(dataset.entries, dataset.splits, strict=True):
-        if split_of.setdefault(entry.subject, split) != split:
-            raise SourceError(f"{root}: subject {entry.subject} is in {split_of[entry.subject]} and in {split}")
     common = {"format": FORMAT, "source": dataset.source.name, "size": dataset.size, "code": _code(dataset.source)}
     tasks = []
     for split in SPLITS:
-        own = [entry for entry, s in zip(dataset.entries, dataset.splits, strict=True) if s == split]
+        own = [entry for entry in dataset.entries if entry.split == split]
         for number, start in enumerate(range(0, len(own), shard_size)):
             entries = tuple(own[start : start + shard_size])
             facts = json.dumps([common, split, [_facts(entry, root) for entry in entries]], sort_keys=True)
@@ -303,11 +303,9 @@ def _make_shard(task: _Task, tick: Callable[[int], object] | None = None) -> dic
     subjects: set[str] = set()
     streams: Counter[str] = Counter()
     skips: list[Skip] = []
-    temporary = task.path.with_name(f".{task.path.name}.{os.getpid()}.tmp")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+
+    def write(path: Path) -> None:
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
             for entry in task.entries:
                 files = _files(task, entry)
                 if isinstance(files, Skip):
@@ -321,23 +319,25 @@ def _make_shard(task: _Task, tick: Callable[[int], object] | None = None) -> dic
                         tar.addfile(member, io.BytesIO(content))
                 if tick is not None:
                     tick(1)
-        record = {
-            "name": task.path.name,
-            "split": task.split,
-            "key": task.key,
-            "sha256": file_sha256(temporary),
-            "bytes": temporary.stat().st_size,
-            "studies": len(task.entries) - len(skips),
-            "streams": dict(sorted(streams.items())),
-            "subjects": sorted(subjects),
-            "skipped": len(skips),
-            "skips": [_example(skip, task.root) for skip in skips[:EXAMPLES]],
-        }
-        os.replace(temporary, task.path)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        atomic_write(task.path, write)
     finally:
-        temporary.unlink(missing_ok=True)
         torch.set_num_threads(threads)
-    return record
+    return {
+        "name": task.path.name,
+        "split": task.split,
+        "key": task.key,
+        "sha256": file_sha256(task.path),
+        "bytes": task.path.stat().st_size,
+        "studies": len(task.entries) - len(skips),
+        "streams": dict(sorted(streams.items())),
+        "subjects": sorted(subjects),
+        "skipped": len(skips),
+        "skips": [_example(skip, task.root) for skip in skips[:EXAMPLES]],
+    }
 
 
 def _files(task: _Task, entry: Entry) -> list[tuple[str, bytes]] | Skip:
@@ -348,7 +348,7 @@ def _files(task: _Task, entry: Entry) -> list[tuple[str, bytes]] | Skip:
             raise ValueError(f"it was read as study {study.id} of subject {study.subject}")
         if odd := {n: tuple(x.shape) for n, x in study.images.items() if x.shape != (1, task.size, task.size)}:
             raise ValueError(f"shapes {odd}, needed (1, {task.size}, {task.size})")
-        return members(replace(study, split=task.split))
+        return members(study)
     except (FileError, StreamError) as error:
         return Skip("unreadable file", entry.id, str(error))
     except Exception as error:  # a fault in the program, not in a file: stop, and say at which study
@@ -392,11 +392,8 @@ def _save(out: Path, manifest: dict[str, Any], records: Mapping[str, dict[str, A
     manifest["shards"] = sorted(records.values(), key=lambda r: (SPLITS.index(r["split"]), r["name"]))
     content = (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
     path = out / MANIFEST
-    if path.is_file() and path.read_bytes() == content:
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    if not path.is_file() or path.read_bytes() != content:
+        atomic_write(path, lambda p: p.write_bytes(content))
 
 
 def _summary(manifest: Mapping[str, Any]) -> Iterator[str]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
 
-import nibabel as nib
 import numpy as np
-from nibabel.orientations import inv_ornt_aff, io_orientation
 
-from medm2g_core.data.files import read_volume
+from medm2g_core.data.files import check_hu, mr_to_unit, read_volume
 from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceStudy
-from medm2g_core.data.sources.imaging import check_hu, ct_to_unit, mr_volume_to_unit, paired_slices
-from medm2g_core.data.volumes import FileError, blame
+from medm2g_core.data.sources.grids import axial_entries, nifti_grid
+from medm2g_core.data.sources.imaging import ct_to_unit, paired_slices
+from medm2g_core.data.volumes import FileError
 
 __all__ = ["SynthRAD2023"]
 
@@ -31,10 +27,10 @@ MIN_INSIDE = 0.01
 class SynthRAD2023(Source):
     """Axial slices inside the patient's outline, as ``ct`` with ``mri_t1`` (or ``mri_t2``: pelvis of centre C)."""
 
-    name: ClassVar[str] = "synthrad2023"
-    region: ClassVar[str] = "any"  # each study says "pelvis" or "brain"
-    streams: ClassVar[tuple[str, ...]] = ("ct", "mri_t1", "mri_t2")
-    card: ClassVar[DataCard] = DataCard(
+    name = "synthrad2023"
+    region = "any"  # each study says "pelvis" or "brain"
+    streams = ("ct", "mri_t1", "mri_t2")
+    card = DataCard(
         title="SynthRAD2023 Task 1 (MR to CT)",
         homepage="https://doi.org/10.5281/zenodo.7260705",
         licence="CC BY-NC 4.0",
@@ -102,24 +98,17 @@ class SynthRAD2023(Source):
         inside = _mask(entry.extra["mask"]).mean(axis=(1, 2)) >= MIN_INSIDE
         if not inside.any():
             raise FileError(f"{entry.extra['mask']}: the mask is empty")
-        return [replace(entry, id=f"{entry.id}_{k:03d}", index=int(k)) for k in np.flatnonzero(inside)]
+        return axial_entries(entry, np.flatnonzero(inside).tolist())
 
     def read(self, entry: Entry, size: int) -> SourceStudy:
-        if entry.index is None:
-            raise FileError(f"{entry.id}: a slice number is needed; take the entries of slices()")
         units, spacing, notes = _volumes(entry.extra["mask"], tuple(sorted(entry.files.items())))
-        images = paired_slices(units, entry.index, spacing, size)
-        depth, *plane = next(iter(units.values())).shape
-        side = max(n * s for n, s in zip(plane, spacing, strict=True)) / size
-        return SourceStudy(
-            id=entry.id,
-            subject=entry.subject,
-            person=entry.subject,
+        images, pixel = paired_slices(units, entry.slice_index, spacing, size)
+        depth = len(next(iter(units.values())))
+        return self.study(
+            entry,
+            images,
             region=entry.extra["region"],
-            images=images,
-            spacing_mm=(side, side),
-            source=self.name,
-            split=entry.split,
+            spacing_mm=pixel,
             units={n: "HU" if n == "ct" else "signal" for n in images},
             orientation="radiological axial",
             notes=(*notes, f"axial slice {entry.index} of {depth}"),
@@ -141,19 +130,6 @@ def _entry(name: str, folder: Path) -> tuple[Entry | None, list[str]]:
     return Entry(name, name, "", files, extra={"mask": found["mask"], "region": region, "centre": centre}), []
 
 
-def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine of a NIfTI file with its axes turned to R, A, S, from the header alone."""
-    with blame(path, "reading the NIfTI header"), path.open("rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"  # told from the bytes: .nii.gz is not always packed
-        stream.seek(0)
-        opened: Any = gzip.GzipFile(fileobj=stream) if packed else stream
-        header = nib.nifti1.Nifti1Header.from_fileobj(opened)
-        shape, affine = header.get_data_shape()[:3], header.get_best_affine()
-        ornt = io_orientation(affine)
-        turned = tuple(int(shape[int(np.flatnonzero(ornt[:, 0] == axis)[0])]) for axis in range(3))
-        return turned, affine @ inv_ornt_aff(ornt, shape)
-
-
 @lru_cache(maxsize=2)
 def _mask(path: Path) -> np.ndarray:
     """(S, A, R) bool."""
@@ -166,14 +142,14 @@ def _volumes(
 ) -> tuple[dict[str, np.ndarray], tuple[float, float], tuple[str, ...]]:
     """Stream -> (S, A, R) in -1..1 with everything outside the mask at -1; (row, column) spacing in mm; notes."""
     mask = _mask(mask_path)
-    shape, affine = _grid(mask_path)
+    grid = nifti_grid(mask_path)
     units: dict[str, np.ndarray] = {}
     notes = ["outside the published outline: air and MR background"]
     spacing = (1.0, 1.0)
     for name, path in files:
-        own_shape, own_affine = _grid(path)
-        if own_shape != shape or not np.allclose(own_affine, affine, atol=0.05):
-            raise FileError(f"{path}: its grid {own_shape} is not that of the mask {shape}, or lies elsewhere")
+        own = nifti_grid(path)
+        if own.shape != grid.shape or not np.allclose(own.affine, grid.affine, atol=0.05):
+            raise FileError(f"{path}: its grid {own.shape} is not that of the mask {grid.shape}, or lies elsewhere")
         volume = read_volume(path, name)
         array = volume.array
         if not np.isfinite(array).all():
@@ -186,5 +162,5 @@ def _volumes(
         else:
             # The outline is wider than the body, so that its darkest voxels are background.
             background = np.float32(np.quantile(array[mask], 0.005))
-            units[name] = mr_volume_to_unit(np.where(mask, array, background), name)
+            units[name] = mr_to_unit(np.where(mask, array, background), stream_name=name)
     return units, spacing, tuple(notes)
