@@ -132,7 +132,9 @@ class MedM2GPipeline(DiffusionPipeline):
         if best_of < 1:
             raise ValueError(f"best_of must be at least 1, got {best_of}")
         if best_of > 1 and not given:
-            raise StreamError("best_of compares what is drawn with what is given, and nothing is given")
+            raise StreamError(
+                "best_of compares what is drawn with what is given, and nothing is given: give a stream, or take 1"
+            )
         if isinstance(generator, torch.Generator) and generator.device.type != "cpu":
             raise ValueError(f"the generator is on {generator.device}; needed one on the CPU, so that seeds carry over")
         raw = self._batch(given, num_samples)
