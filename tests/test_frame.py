@@ -30,6 +30,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 RANK = {  # imports point from a higher number to a lower one, or stay within one number
     "streams": 0,
     "profiles": 0,
+    "storage": 0,
     "data": 1,
     "codecs": 2,
     "alignment": 2,
