@@ -28,7 +28,7 @@ from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import Profile
 from medm2g_core.storage import atomic_write
 from medm2g_core.training.corpus import Corpus, LatentCorpus
-from medm2g_core.training.loop import run_stage, training_attention
+from medm2g_core.training.loop import bf16_pays, run_stage, training_attention
 from medm2g_core.training.run import load_corpora, new_model
 from medm2g_core.training.stages import AlignmentStage, Mix, Round, RoundStage, Stage, inherit_weights
 
@@ -54,15 +54,16 @@ class Budget:
         draws: of the mean in image scores.
     """
 
-    alignment: int = 240
-    guidance: int = 300
-    rounds: int = 160
+    alignment: int = 160
+    guidance: int = 160
+    rounds: int = 120
     chest: int = 1408
     brain: int = 704
     held_out: int = 128
-    draws: int = 4
+    draws: int = 2
 
 
+ROUNDS_IN_TURN = ("round1", "round2", "round3")
 _NO_MAP = {"aligned_map": False}
 GROUPS: Mapping[str, tuple[Arm, ...]] = {
     "alignment": (
@@ -85,7 +86,7 @@ GROUPS: Mapping[str, tuple[Arm, ...]] = {
         Arm("the same, not preconditioned", {"flow": {"precondition": False}}),
     ),
     "rounds": (
-        Arm("three rounds", rounds=("round1", "round2", "round3")),
+        Arm("three rounds", rounds=ROUNDS_IN_TURN),
         Arm("all pairs at once, same time", rounds=("all_pairs",)),
     ),
 }
@@ -126,7 +127,6 @@ def ablate(
                 file = folder / group / f"{_slug(arm.name)}-seed{seed}.json"
                 if file.is_file():
                     out[group].append(json.loads(file.read_text(encoding="utf-8")))
-                    kept[f"seconds of {arm.name}, {seed}"] = out[group][-1]["seconds"]
                     continue
                 work = folder / "work" / group / f"{_slug(arm.name)}-seed{seed}"
                 run = _RUNS[group](base, arm, seed, budget, work, kept, progress)
@@ -136,7 +136,6 @@ def ablate(
                 for left in work.glob("*.state.safetensors"):
                     left.unlink()
                 out[group].append(run)
-                kept[f"seconds of {arm.name}, {seed}"] = run["seconds"]
     return out
 
 
@@ -158,9 +157,11 @@ def _corpora(profile: Profile, kept: dict[str, Any], split: str = "train") -> li
 
 
 def _train(stage: Stage, name: str, steps: int, model: MedM2G, work: Path, seed: int, progress: bool) -> float:
-    """Train with the profile's own settings of stage ``name``, shortened; returns seconds."""
+    """Train with the profile's own settings of stage ``name``, shortened; returns CPU seconds."""
     config = model.profile.stages[name if name in model.profile.stages else "round1"].shortened(steps)
-    return float(run_stage(stage, config, work, seed=seed, precision="auto", progress=progress)["seconds"])
+    begin = time.process_time()
+    run_stage(stage, config, work, seed=seed, precision="auto", progress=progress)
+    return time.process_time() - begin
 
 
 @torch.no_grad()
@@ -242,8 +243,9 @@ def _run_rounds(
     seconds, steps = 0.0, 0
     for name in arm.rounds:
         count = budget.rounds
-        if name == "all_pairs":  # as long as the three rounds took: their seconds over the cost of a step
-            count = max(1, round(kept[f"seconds of {GROUPS['rounds'][0].name}, {seed}"] / _cost(model, latent, name)))
+        if name == "all_pairs":  # as long as the three rounds together
+            three = sum(_cost(model, latent, n) for n in ROUNDS_IN_TURN)
+            count = max(1, round(budget.rounds * three / _cost(model, latent, name)))
         inherit_weights(model, name)
         seconds += _train(RoundStage(model, latent, name), name, count, model, work, seed, progress)
         steps += count
@@ -259,14 +261,16 @@ def _run_rounds(
 
 
 def _cost(model: MedM2G, latent: Sequence[LatentCorpus], name: str, steps: int = 4) -> float:
-    """Seconds of one step, forward and backward."""
+    """CPU seconds of one step, forward and backward; a first step sets up and does not count."""
     stage = RoundStage(model, latent, name).train()
-    begin = time.monotonic()
-    for i in range(steps):
-        with training_attention(model.device):
+    half = bf16_pays(model.device)
+    begin = 0.0
+    for i in range(steps + 1):
+        begin = begin if i > 1 else time.process_time()
+        with training_attention(model.device), torch.autocast(model.device.type, torch.bfloat16, enabled=half):
             stage(model.profile.stages["round1"].batch, torch.Generator().manual_seed(i))[0].backward()
     model.zero_grad(set_to_none=True)
-    return (time.monotonic() - begin) / steps
+    return (time.process_time() - begin) / steps
 
 
 _RUNS: Mapping[str, Callable[..., dict[str, Any]]] = {
@@ -285,7 +289,7 @@ def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         metrics = list(own[0]["scores"])
         seeds = sorted({r["seed"] for r in own})
         lines += [f"## {group}: {len(seeds)} seeds, n {own[0]['n']}", ""]
-        lines += ["| | seconds | " + " | ".join(metrics) + " |", "|---|--:|" + "--:|" * len(metrics)]
+        lines += ["| | CPU seconds | " + " | ".join(metrics) + " |", "|---|--:|" + "--:|" * len(metrics)]
         for arm in arms:
             mine = [r for r in own if r["arm"] == arm]
             cells = []

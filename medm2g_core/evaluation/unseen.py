@@ -50,10 +50,10 @@ class UnseenBudget:
         train: studies of the train split before a person's are taken out.  test: studies of the test split.
     """
 
-    alignment: int = 240
-    round1: int = 700
-    round2: int = 250
-    round3: int = 350
+    alignment: int = 160
+    round1: int = 400
+    round2: int = 150
+    round3: int = 200
     train: int = 1408
     test: int = 192
 
