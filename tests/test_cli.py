@@ -28,6 +28,7 @@ from medm2g_core.model import MedM2G
 from medm2g_core.profiles import PROFILES
 from medm2g_core.streams import IMAGE_STREAMS
 from medm2g_core.training.card import LOG_LINES, export_model, thinned_log
+from medm2g_core.training.data import EmbeddedData
 from medm2g_core.training.loop import StageInterrupted
 from medm2g_core.training.run import new_model
 
@@ -423,8 +424,10 @@ def test_training_is_called_as_asked_and_exports(
     arguments = f"train --profile smoke --out {folder} --stage image_codec text_codec --seed 5 --persons lung1"
     arguments += f" --set data.chest_train=7 --workers 0 --device cpu --export {export}"
     assert main(arguments.split()) == 0
-    assert seen["stages"] == ["image_codec", "text_codec"] and seen["persons"] == ["lung1"] and seen["seed"] == 5
-    assert seen["workers"] == 0 and seen["out"] == folder and seen["device"] == "cpu"
+    assert seen["stages"] == ["image_codec", "text_codec"] and seen["seed"] == 5
+    data = seen["data"]
+    assert isinstance(data, EmbeddedData) and data.persons == ["lung1"] and data.workers == 0
+    assert seen["out"] == folder and seen["device"] == "cpu"
     assert seen["profile"] == PROFILES["smoke"].replace(data={"chest_train": 7})
     command = json.loads((export / "training.json").read_text(encoding="utf-8"))["command"]
     assert "--seed 5" in command and "--set data.chest_train=7" in command and str(tmp_path) not in command

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from replicas.chestxray14 import ROWS, chestxray14
+from replicas.films import frontal, save
 
 from medm2g_core.data.sources import chestxray14 as module
 from medm2g_core.data.sources.base import SourceDataset, SourceError, SourceStudy
 from medm2g_core.data.sources.chestxray14 import LABELS, ChestXray14, label_text, parse_labels
 from medm2g_core.data.sources.tables import read_table
 from medm2g_core.data.wheels import DataUnavailableError, data_file
-from tests.replicas.chestxray14 import ROWS, chestxray14
-from tests.replicas.films import frontal, save
 
 
 def load(root: Path) -> tuple[SourceDataset, dict[str, SourceStudy]]:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from replicas.films import frontal, lateral, save, save_dicom
+from replicas.iu_xray import STUDIES, kaggle, r2gen, raw, write_headers, write_projections
 
 from medm2g_core.data.files import read_volume, square_picture
 from medm2g_core.data.iu_reports import REMOVED
 from medm2g_core.data.sources.base import SourceDataset, SourceError, SourceStudy
 from medm2g_core.data.sources.iu_xray import IUXRay, image_key, r2gen_report, symmetry
 from medm2g_core.data.wheels import DataUnavailableError, data_file
-from tests.replicas.films import frontal, lateral, save, save_dicom
-from tests.replicas.iu_xray import STUDIES, kaggle, r2gen, raw, write_headers, write_projections
 
 
 def load(root: Path, source: IUXRay | None = None) -> tuple[SourceDataset, dict[str, SourceStudy]]:

@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from replicas.medicat import FIGURES, HASH, colour, medicat
 
 from medm2g_core.data.sources.base import SourceDataset, SourceError, SourceStudy
 from medm2g_core.data.sources.medicat import MedICaT, caption_stream, caption_text
-from tests.replicas.medicat import FIGURES, HASH, colour, medicat
 
 
 def load(root: Path) -> tuple[SourceDataset, dict[str, SourceStudy]]:

@@ -9,12 +9,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from replicas.films import frontal, save, save_dicom
+from replicas.mimic_cxr import EMPTY, FULL, PLAIN, folder_of, image_id, mimic_cxr
 
 from medm2g_core.data.iu_reports import REMOVED
 from medm2g_core.data.sources.base import SourceDataset, SourceError, SourceStudy
 from medm2g_core.data.sources.mimic_cxr import LABELS, MimicCXR, report_text, split_sections
-from tests.replicas.films import frontal, save, save_dicom
-from tests.replicas.mimic_cxr import EMPTY, FULL, PLAIN, folder_of, image_id, mimic_cxr
 
 USABLE = {f"s{n}" for n in (50000001, 50000002, 50000003, 50000004, 50000008, 50000009)}
 

@@ -78,24 +78,40 @@ def run_training(args: argparse.Namespace) -> int:
     if unknown:
         raise ValueError(f"unknown stage {unknown[0]!r}; known: {', '.join(known)}")
 
+    from accelerate import PartialState
+
     from medm2g_core.commands.common import pick_device, writable_folder
     from medm2g_core.data.chest.atlas import PERSONS
     from medm2g_core.training.card import export_model
+    from medm2g_core.training.data import EmbeddedData, SourceData, TrainingData
     from medm2g_core.training.loop import StageInterrupted
     from medm2g_core.training.run import train
 
     strangers = [person for person in args.persons or () if person not in PERSONS]
     if strangers:
         raise ValueError(f"unknown person {strangers[0]!r}; known: {', '.join(PERSONS)}")
+    if (args.source is None) != (args.root is None):
+        raise ValueError("--source NAME and --root DIR belong together: a real data set, and where it is")
+    if args.source is not None and args.persons:
+        raise ValueError("--persons chooses virtual patients, --source a real data set: use one of them")
+    if args.source is None and (args.limit is not None or args.allow_missing):
+        raise ValueError("--limit and --allow-missing are for real data sets: name one with --source and --root")
     device = pick_device(args.device)
     out = writable_folder(args.out or Path("outputs") / f"train-{chosen.name}")
     if args.export is not None:
         writable_folder(args.export)
     print(f"profile {chosen.name}, device {device}, into {out}", flush=True)
+    data: TrainingData = EmbeddedData(chosen, args.persons, args.workers)
+    if args.source is not None:
+        with PartialState().main_process_first():  # one process prepares, the others find it done
+            data = SourceData(
+                args.source, args.root, out / "work", chosen.resolution, limit=args.limit, workers=args.workers,
+                allow_missing=args.allow_missing,
+            )  # fmt: skip
     try:
         model = train(
             chosen, out, stages=args.stage or STAGES, again=args.again, seed=args.seed, device=device,
-            precision=args.precision, persons=args.persons, workers=args.workers,
+            precision=args.precision, data=data, start=args.start,
         )  # fmt: skip
     except StageInterrupted as stopped:
         print(stopped, file=sys.stderr)
@@ -116,6 +132,12 @@ def _command(args: argparse.Namespace) -> str:
         words += ["--stage", *args.stage]
     if args.persons:
         words += ["--persons", ",".join(args.persons)]
+    if args.source:
+        words += ["--source", args.source, "--root", "DIR"]
+        words += ["--limit", str(args.limit)] if args.limit is not None else []
+        words += ["--allow-missing"] if args.allow_missing else []
+    if args.start:
+        words += ["--start", "DIR"]
     if args.changes:
         words += ["--set", *(f"{key}={value}" for key, value in args.changes)]
     return shlex.join(words)

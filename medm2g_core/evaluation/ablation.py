@@ -28,8 +28,9 @@ from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import Profile
 from medm2g_core.storage import atomic_write
 from medm2g_core.training.corpus import Corpus, LatentCorpus
+from medm2g_core.training.data import load_corpora
 from medm2g_core.training.loop import bf16_pays, run_stage, training_attention
-from medm2g_core.training.run import load_corpora, new_model
+from medm2g_core.training.run import new_model
 from medm2g_core.training.stages import AlignmentStage, Mix, Round, RoundStage, Stage, inherit_weights
 
 __all__ = ["GROUPS", "Arm", "Budget", "ablate", "table"]

@@ -29,7 +29,7 @@ from medm2g_core.model import PARTS
 from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
 from medm2g_core.profiles import Profile
 from medm2g_core.storage import atomic_write
-from medm2g_core.training.run import load_corpora
+from medm2g_core.training.data import load_corpora
 
 __all__ = [
     "EXTRA", "SECTIONS", "evaluate", "failed", "flow_seconds", "handicap", "load_pieces", "report", "summary_rows",

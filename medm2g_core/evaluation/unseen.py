@@ -30,8 +30,9 @@ from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.storage import atomic_write
 from medm2g_core.training.corpus import Corpus, LatentCorpus
+from medm2g_core.training.data import corpus_of
 from medm2g_core.training.loop import run_stage, state_file
-from medm2g_core.training.run import corpus_of, new_model
+from medm2g_core.training.run import new_model
 from medm2g_core.training.stages import ROUNDS, AlignmentStage, RoundStage, inherit_weights
 
 __all__ = ["SEEN", "UNSEEN", "UnseenBudget", "unseen_person"]
@@ -138,7 +139,7 @@ def _train(
     for name in ("round1", "round2", "round3"):
         inherit_weights(model, name)
         plan = ROUNDS[name]
-        plan = replace(plan, mixes=tuple(m for m in plan.mixes if m.region == "chest"))
+        plan = replace(plan, mixes=tuple(m for m in plan.mixes if m.corpus == "chest"))
         stage(name, RoundStage(model, latent, name, plan), getattr(budget, name))
     return model.eval()
 

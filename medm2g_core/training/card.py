@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from medm2g_core.data.sources import SOURCES
 from medm2g_core.data.wheels import PACKAGES
 from medm2g_core.model import PARTS, CheckpointError, MedM2G
 from medm2g_core.profiles import PROFILES, STAGES, Profile
@@ -97,14 +98,15 @@ def model_card(
     seconds = sum(s["seconds"] for s in stages.values())
     missing = [name for name in STAGES if name not in stages]
     persons = record["persons"] if isinstance(record["persons"], str) else ", ".join(record["persons"])
+    anatomy = "" if "source" in record else f", chest anatomy of: {persons}"
     codec = profile.image_codec
     half = str(dtype).removeprefix("torch.")
     blocks = [
-        _front_matter(profile),
+        _front_matter(profile, record),
         f"# MedM2G, profile `{profile.name}`",
         f"One latent diffusion model for {', '.join(s.title for s in STREAMS.values())}: any subset of the streams "
         "of a study in, any other subset out. An open reproduction of the method of MedM2G (arXiv:2403.04290), "
-        "trained on virtual patients. **For research and teaching. Not for diagnosis, not a medical device.**",
+        f"trained on {_trained_on(record)}. **For research and teaching. Not for diagnosis, not a medical device.**",
         f"- {number / 1e6:.1f} million parameters, {bytes_on_disk / 1e6:.1f} MB on disk ({half})\n"
         f"- images of {profile.resolution} x {profile.resolution} pixels, latents of {codec.latent_channels} x "
         f"{codec.latent_size} x {codec.latent_size}; reports of up to {profile.text_codec.max_length} tokens",
@@ -113,36 +115,52 @@ def model_card(
         'pipe = MedM2GPipeline.from_pretrained("path/of/this/folder")\n'
         'out = pipe(given={"text": "..."}, want=["xray", "ct"])\n```',
         "## Training",
-        f"Seed {record['seed']}, chest anatomy of: {persons}. Version {record['version']}, torch {record['torch']}, "
+        f"Seed {record['seed']}{anatomy}. Version {record['version']}, torch {record['torch']}, "
         f"{record['machine']}. {seconds / 3600:.2f} hours in all stages. The command:",
         f"```\n{command}\n```",
-        _data_sentence(profile),
+        _data_sentence(profile, record),
+        f"Started from the weights of another model: {record['start']}." if "start" in record else "",
         *_changes(profile),
         _stage_table(profile, stages),
-        f"**Not trained: {', '.join(missing)}.** What these stages would train is untrained here." if missing else "",
-        "## Figures on held-out virtual patients",
+        f"**Not trained: {', '.join(missing)}.** {_untrained(record)}" if missing else "",
+        f"## Figures on held-out {'patients' if 'source' in record else 'virtual patients'}",
         "Measured by the training program after each stage, in full precision, before rounding to "
         f"{half}. PSNR in dB (`psnr_*`), share of reports that survive the text codec word for word (`exact_*`), "
         "retrieval recall among `n_*` studies (`*_r@k`), otherwise losses.",
         *_figures(stages),
         "## What it cannot do",
-        *_limits(profile),
-        "## Where the anatomy comes from",
-        _provenance(),
-        "## Licence",
-        "The weights: Apache-2.0, like the code. The packages above have licences of their own; they are fetched by "
-        "each user and are not part of this folder.",
+        *_limits(profile, record),
+        *_origin(record),
     ]  # fmt: skip
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def _front_matter(profile: Profile) -> str:
+def _front_matter(profile: Profile, record: Mapping[str, Any]) -> str:
     tags = ("medical-imaging", "diffusion", "multi-modal", "synthetic-data", profile.name)
-    return "\n".join(["---", "license: apache-2.0", "language: en", "library_name: diffusers", "tags:",
-                      *(f"- {tag}" for tag in tags), "---"])  # fmt: skip
+    licence = "other" if "source" in record else "apache-2.0"
+    head = [f"license: {licence}", "language: en", "library_name: diffusers", "tags:"]
+    return "\n".join(["---", *head, *(f"- {tag}" for tag in tags), "---"])
 
 
-def _data_sentence(profile: Profile) -> str:
+def _trained_on(record: Mapping[str, Any]) -> str:
+    return f"the data set {SOURCES[record['source']['name']].card.title}" if "source" in record else "virtual patients"
+
+
+def _untrained(record: Mapping[str, Any]) -> str:
+    why = "; ".join(f"{stage}: {reason}" for stage, reason in record.get("left out", {}).items())
+    state = "as it was in that model" if "start" in record else "untrained here"
+    return f"What these stages would train is {state}." + (f" The data has for {why}." if why else "")
+
+
+def _data_sentence(profile: Profile, record: Mapping[str, Any]) -> str:
+    if "source" in record:
+        source = record["source"]
+        counts = ", ".join(f"{split}: {n}" for split, n in source["studies"].items())
+        streams = ", ".join(f"{n} with {STREAMS[name].title}" for name, n in source["streams"].items())
+        return (
+            f"Training data: {_trained_on(record)}, studies in its splits {counts} ({streams}). No subject is in two "
+            f"splits. Shards of digest `{source['shards']}`."
+        )
     d = profile.data
     return (
         f"Training data: {d.chest_train} virtual chest studies (report, X-ray, CT, MR T1 and T2) and "
@@ -195,8 +213,16 @@ def _figures(stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return out or ["None were stored."]
 
 
-def _limits(profile: Profile) -> list[str]:
+def _limits(profile: Profile, record: Mapping[str, Any]) -> list[str]:
     low, high = CT_WINDOW_HU
+    if "source" in record:
+        return [
+            "- No clinician has judged its output, and it must not inform the care of anyone.\n"
+            "- A generative model can repeat what it was trained on: look for copies of real patients before you pass "
+            f"on its weights or images.\n- It makes single slices and radiographs of {profile.resolution} pixels a "
+            f"side, no volumes. CT is clipped to {low:.0f}..{high:.0f} HU.\n"
+            + "\n".join(f"- Lost in preparation: {lost}." for lost in SOURCES[record["source"]["name"]].card.lost)
+        ]
     points = [
         "It depicts no patient and must not inform the care of one; no clinician has judged its output.",
         "Its chests are variations of three people's CT and its brains of one averaged template: it knows little of "
@@ -212,6 +238,26 @@ def _limits(profile: Profile) -> list[str]:
     if profile.name == "smoke":
         points.insert(0, "Profile `smoke` proves that the program runs; its output is close to noise.")
     return ["\n".join(f"- {point}" for point in points)]
+
+
+def _origin(record: Mapping[str, Any]) -> list[str]:
+    """Where the pictures come from, and under which terms the weights may be passed on."""
+    if "source" in record:
+        card = SOURCES[record["source"]["name"]].card
+        return [
+            "## Where the data comes from",
+            f"{card.title}, {card.homepage}. {card.access}",
+            "## Licence",
+            f"The code: Apache-2.0. The data set: {card.licence} Its terms may bind weights that were trained on it: "
+            "read them before you pass this folder on.",
+        ]
+    return [
+        "## Where the anatomy comes from",
+        _provenance(),
+        "## Licence",
+        "The weights: Apache-2.0, like the code. The packages above have licences of their own; they are fetched by "
+        "each user and are not part of this folder.",
+    ]
 
 
 def _provenance() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from medm2g_core.alignment.encoders import Embedding
 from medm2g_core.data.reports import write_report
 from medm2g_core.model import MedM2G
 from medm2g_core.storage import atomic_write
-from medm2g_core.streams import Finding
+from medm2g_core.streams import STREAMS, Finding
 
 __all__ = ["Corpus", "LatentCorpus", "random_reports", "wordings"]
 
@@ -28,27 +29,44 @@ N_WORDINGS = 4
 
 @dataclass
 class Corpus:
-    """Studies of one region, in memory.
+    """Studies of one region that all have the same streams.
 
     Attributes:
-        region: ``"chest"`` or ``"brain"``.
-        images: stream -> (N, 1, H, W) float16 in -1..1.
-        reports: N lists of wordings of the same findings; all have the same length.
+        region: ``"chest"`` or ``"brain"``; real data sets add more.
+        images: stream -> (N, 1, H, W) float16 in -1..1, in memory or mapped from a file.
+        reports: N lists of wordings of the same findings; all have the same length, 0 where there are no reports.
+        name: tells corpora apart that train together; the region unless told.
+        weight: share of this corpus in a batch that mixes corpora, relative to the others'.
     """
 
     region: str
     images: Mapping[str, torch.Tensor]
     reports: list[list[str]]
+    name: str = ""
+    weight: int = 1
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.region
 
     def __len__(self) -> int:
         return len(self.reports)
+
+    @property
+    def has_text(self) -> bool:
+        return bool(self.reports and self.reports[0])
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Streams that every study has, in the order of `STREAMS`."""
+        return tuple(n for n in STREAMS if n in self.images or (n == "text" and self.has_text))
 
     def fingerprint(self) -> str:
         """Changes when a picture or a report does."""
         h = hashlib.sha256(json.dumps([self.region, self.reports]).encode())
         for name in sorted(self.images):
             h.update(name.encode())
-            h.update(self.images[name].float().mean((1, 2, 3)).numpy().tobytes())
+            for part in self.images[name].split(1024):  # the pictures may be more than memory holds
+                h.update(part.float().mean((1, 2, 3)).numpy().tobytes())
         return h.hexdigest()[:16]
 
 
@@ -79,18 +97,25 @@ class LatentCorpus:
     """A corpus after the codecs and the prompt encoders: what the flows train on.
 
     Attributes:
+        name: of the corpus.
         latents: image stream -> (N, C, h, w); ``"text"`` -> (N, W, K, d) for W wordings.
-        pooled, tokens, mask: stream -> the fields of `Embedding`, with the W axis for text.
+        pooled, tokens: stream -> the fields of `Embedding`, with the W axis for text.
+        mask: of text; empty where there are no reports.
     """
 
-    region: str
+    name: str
     latents: dict[str, torch.Tensor]
     pooled: dict[str, torch.Tensor]
     tokens: dict[str, torch.Tensor]
     mask: torch.Tensor
 
     def __len__(self) -> int:
-        return len(self.latents["text"])
+        return len(next(iter(self.latents.values())))
+
+    @property
+    def wordings(self) -> int:
+        """Wordings of each report; 1 where there are no reports."""
+        return self.latents["text"].shape[1] if "text" in self.latents else 1
 
     def latent(self, name: str, index: torch.Tensor, wording: torch.Tensor) -> torch.Tensor:
         """Latents (B, ...) of studies ``index`` (B,); ``wording`` (B,) picks the report's wording."""
@@ -113,23 +138,23 @@ class LatentCorpus:
     def build(cls, model: MedM2G, corpus: Corpus, cache: Path | None = None, batch: int = 64) -> LatentCorpus:
         """Encode everything once; with ``cache`` the result is kept on disk, keyed by weights and data."""
         key = corpus.fingerprint() + _weights_key(model)
-        file = None if cache is None else cache / f"latents_{corpus.region}.safetensors"
+        file = None if cache is None else cache / f"latents_{re.sub('[^A-Za-z0-9]+', '_', corpus.name)}.safetensors"
         if file is not None and file.is_file():
             with safe_open(file, "pt") as f:
                 fresh = (f.metadata() or {}).get("key") == key
             if fresh:
-                return cls._from_flat(corpus.region, load_file(file))
+                return cls._from_flat(corpus.name, load_file(file))
         flat = {k: v for k, v in _encode(model, corpus, batch)}
         if file is not None:
             atomic_write(file, lambda p: save_file(flat, p, {"key": key}))
-        return cls._from_flat(corpus.region, flat)
+        return cls._from_flat(corpus.name, flat)
 
     @classmethod
-    def _from_flat(cls, region: str, flat: Mapping[str, torch.Tensor]) -> LatentCorpus:
+    def _from_flat(cls, name: str, flat: Mapping[str, torch.Tensor]) -> LatentCorpus:
         def group(prefix: str) -> dict[str, torch.Tensor]:
             return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
 
-        return cls(region, group("z."), group("pooled."), group("tokens."), flat["mask"].bool())
+        return cls(name, group("z."), group("pooled."), group("tokens."), flat["mask"].bool())
 
 
 def _weights_key(model: MedM2G) -> str:
@@ -143,8 +168,8 @@ def _weights_key(model: MedM2G) -> str:
 
 @torch.no_grad()
 def _encode(model: MedM2G, corpus: Corpus, batch: int) -> Iterator[tuple[str, torch.Tensor]]:
-    n, w = len(corpus), len(corpus.reports[0])
-    for name, images in tqdm(corpus.images.items(), desc=f"encode {corpus.region} images"):
+    n = len(corpus)
+    for name, images in tqdm(corpus.images.items(), desc=f"encode {corpus.name} images"):
         z: list[torch.Tensor] = []
         pooled: list[torch.Tensor] = []
         cells: list[torch.Tensor] = []
@@ -157,12 +182,15 @@ def _encode(model: MedM2G, corpus: Corpus, batch: int) -> Iterator[tuple[str, to
         yield f"z.{name}", torch.cat(z)
         yield f"pooled.{name}", torch.cat(pooled)
         yield f"tokens.{name}", torch.cat(cells)
-    flat = [text for reports in corpus.reports for text in reports]
+    if not corpus.has_text:
+        yield "mask", torch.zeros(n, 0, dtype=torch.uint8)
+        return
+    w, flat = len(corpus.reports[0]), [text for reports in corpus.reports for text in reports]
     length = int(model.tokens(flat)[1].sum(1).max())
     z, pooled = [], []
     tokens = torch.zeros(len(flat), length, model.profile.alignment.embed_dim, dtype=torch.float16)
     mask = torch.zeros(len(flat), length, dtype=torch.uint8)
-    for i in tqdm(range(0, len(flat), batch), desc=f"encode {corpus.region} reports"):
+    for i in tqdm(range(0, len(flat), batch), desc=f"encode {corpus.name} reports"):
         texts = flat[i : i + batch]
         z.append(model.encode("text", texts).half().cpu())
         e = model.embed({"text": texts})["text"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from accelerate import PartialState
 
 import medm2g_core
 from medm2g_core.codecs.tokenizer import train_tokenizer
-from medm2g_core.data.cohort import VirtualCohort
-from medm2g_core.model import CheckpointError, MedM2G
+from medm2g_core.model import PARTS, CheckpointError, MedM2G
 from medm2g_core.profiles import STAGES, Profile
 from medm2g_core.storage import atomic_write
-from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports, wordings
+from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports
+from medm2g_core.training.data import EmbeddedData, TrainingData
 from medm2g_core.training.loop import run_stage, state_file
 from medm2g_core.training.stages import (
     AlignmentStage,
@@ -30,47 +30,23 @@ from medm2g_core.training.stages import (
 )
 from medm2g_core.training.validate import validate
 
-__all__ = ["corpus_of", "load_corpora", "new_model", "train"]
+__all__ = ["new_model", "train"]
+
+TOKENIZER_REPORTS = 4000
 
 
-def load_corpora(
-    profile: Profile, *, split: str = "train", persons: Sequence[str] | None = None, workers: int | None = None
-) -> list[Corpus]:
-    """Chest and brain studies of the embedded cohort in the profile's size and resolution."""
-    d = profile.data
-    sizes = {"chest": d.chest_train, "brain": d.brain_train}
-    if split != "train":
-        sizes = {"chest": d.chest_val, "brain": d.brain_val}
-    out = []
-    for region, size in sizes.items():
-        cohort = VirtualCohort(
-            split, region, size, seed=d.seed, resolution=profile.resolution,
-            persons=persons if region == "chest" else None, workers=workers,
-        )  # fmt: skip
-        out.append(corpus_of(cohort))
-    return out
-
-
-def corpus_of(cohort: VirtualCohort, index: Sequence[int] | None = None) -> Corpus:
-    """Studies of one region (those of ``index``, or all) in memory; training studies get several wordings each."""
-    index = range(len(cohort)) if index is None else index
-    images = {n: cohort.stack(n, index).half() for n in cohort[0].images}
-    reports = []
-    for i in index:
-        s = cohort[i]
-        assert s.findings is not None and s.text is not None
-        more = wordings(s.findings, s.region, s.age, s.sex, seed=i) if cohort.split == "train" else []
-        reports.append([s.text, *more[1:]])
-    return Corpus(cohort.region, images, reports)
-
-
-def new_model(profile: Profile, seed: int = 0, *, like: MedM2G | None = None, parts: Sequence[str] = ()) -> MedM2G:
-    """An untrained model with a tokenizer fitted to the report grammar; the seed fixes every weight.
+def new_model(
+    profile: Profile, seed: int = 0, *, like: MedM2G | None = None, parts: Sequence[str] = (),
+    reports: Sequence[str] = (),
+) -> MedM2G:  # fmt: skip
+    """An untrained model with a tokenizer of its own; the seed fixes every weight.
 
     Args:
         like: a trained model, whose tokenizer and ``parts`` (`medm2g_core.model.PARTS`) are taken over.
+        reports: what the tokenizer is fitted to; by default reports of the grammar.
     """
-    tokenizer = like.tokenizer if like else train_tokenizer(random_reports(4000, seed), profile.text_codec.vocab_size)
+    texts = reports or random_reports(TOKENIZER_REPORTS, seed)
+    tokenizer = like.tokenizer if like else train_tokenizer(texts, profile.text_codec.vocab_size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = MedM2G(profile, tokenizer).eval()
@@ -99,8 +75,8 @@ def train(
     seed: int = 0,
     device: str = "cpu",
     precision: str = "auto",
-    persons: Sequence[str] | None = None,
-    workers: int | None = None,
+    data: TrainingData | None = None,
+    start: str | Path | None = None,
     progress: bool = True,
 ) -> MedM2G:
     """Train ``stages`` and leave a model in ``folder``.
@@ -109,10 +85,14 @@ def train(
     interrupted goes on. ``folder/work`` holds caches and unfinished states.
 
     Args:
-        persons: restrict the chest studies to these people's anatomy (leave-one-person-out).
+        stages: those for which the data has no streams are left out, with a line that says so.
+        data: by default the embedded cohort.
+        start: folder of a model of the same configuration that training starts from, instead of from nothing; every
+            stage can then be trained on its own.
 
     Raises:
-        ValueError: an unknown stage, or one whose predecessors are not finished.
+        ValueError: an unknown stage, one whose predecessors are not finished, or nothing that the data could train.
+        CheckpointError: ``folder`` or ``start`` holds a model of another configuration.
         StageInterrupted: Ctrl-C; the same call goes on.
     """
     folder = Path(folder)
@@ -123,28 +103,36 @@ def train(
     done: dict[str, Any] = summary["stages"]
     summary |= {
         "profile": profile.name, "seed": seed, "version": medm2g_core.__version__, "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {platform.system()}", "persons": list(persons) if persons else "all",
+        "machine": f"{platform.machine()}, {platform.system()}",
     }  # fmt: skip
+    data = data or EmbeddedData(profile)
+    lacking = {s: why for s in (*STAGES, "all_pairs") if (why := data.lacks(s))}
+    if all(s in lacking for s in stages):
+        raise ValueError(f"nothing to train: {'; '.join(f'{s}: {lacking[s]}' for s in stages)} in this data")
+    for s in (s for s in STAGES if s in stages and s in lacking):
+        print(f"{s} is left out: {lacking[s]} in this data")
+    summary |= data.facts() | ({"left out": lacking} if lacking else {})
     if done:
         model = MedM2G.from_pretrained(folder)
-        sizes = {"stages": 0, "data": 0}
-        if model.profile.to_dict() | sizes != profile.to_dict() | sizes:
-            raise CheckpointError(f"{folder} holds a model of another configuration than profile {profile.name!r}")
+        _same_configuration(model, profile, folder)
         model.profile = profile
+    elif start is not None:
+        base = MedM2G.from_pretrained(start)
+        _same_configuration(base, profile, start)
+        model = new_model(profile, seed, like=base, parts=PARTS)
+        summary["start"] = f"{base.profile.name}, {_digest_of(base)}"
     else:
-        model = new_model(profile, seed)
+        model = new_model(profile, seed, reports=data.reports(TOKENIZER_REPORTS, seed))
+    data.fit(model)
+    corpora = data.corpora
     work = folder / "work"
 
-    @cache  # the text codec needs no pictures: none are rendered before a stage asks for them
-    def corpora(split: str) -> list[Corpus]:
-        return load_corpora(profile, split=split, persons=persons, workers=workers)
-
     latent: list[LatentCorpus] | None = None
-    for name in [s for s in (*STAGES, "all_pairs") if s in stages]:
+    for name in [s for s in (*STAGES, "all_pairs") if s in stages and s not in lacking]:
         if name in done and not again:
             continue
-        needed = [s for s in STAGES[: STAGES.index(name)] if s not in done] if name in STAGES else []
-        if name in ("image_codec", "text_codec", "alignment"):
+        needed = [s for s in STAGES[: STAGES.index(name)] if s not in {*done, *lacking}] if name in STAGES else []
+        if name in ("image_codec", "text_codec", "alignment") or "start" in summary:
             needed = []
         if needed:
             raise ValueError(f"stage {name} needs {', '.join(needed)} first: train without --stage, or name them too")
@@ -152,14 +140,16 @@ def train(
         if name == "image_codec":
             stage = ImageCodecStage(model, corpora("train"))
         elif name == "text_codec":
-            stage = TextCodecStage(model)
+            stage = TextCodecStage(model, data.reports)
         elif name == "alignment":
             stage = AlignmentStage(model, corpora("train"))
         else:
             model.to(device)
             latent = latent or [LatentCorpus.build(model, c, work) for c in corpora("train")]
-            inherit_weights(model, name)
-            stage = RoundStage(model, latent, name)
+            plan = data.round(name)
+            if "start" not in summary:  # there the flow has learnt more than the one that it would inherit from
+                inherit_weights(model, plan)
+            stage = RoundStage(model, latent, name, plan)
         result = run_stage(
             stage, profile.stages[name if name in profile.stages else "round1"], work, seed=seed, device=device,
             precision=precision, progress=progress,
@@ -170,7 +160,7 @@ def train(
         for later in STAGES[STAGES.index(name) + 1 :] if name in STAGES else ():
             if name in ("image_codec", "text_codec", "alignment") and later.startswith("round"):
                 done.pop(later, None)
-        done[name] = result | {"validation": validate(model, name, lambda: corpora("val"))}
+        done[name] = result | {"validation": validate(model, name, data)}
         if name != "text_codec":
             summary["cohort"] = {c.region: f"{len(c)} studies, {c.fingerprint()}" for c in corpora("train")}
         if PartialState().is_main_process:
@@ -182,6 +172,21 @@ def train(
         if name in ("image_codec", "text_codec", "alignment"):
             latent = None
     return model
+
+
+def _same_configuration(model: MedM2G, profile: Profile, folder: str | Path) -> None:
+    """Raise `CheckpointError` unless only budgets differ."""
+    budgets = {"stages": 0, "data": 0}
+    if model.profile.to_dict() | budgets != profile.to_dict() | budgets:
+        raise CheckpointError(f"{folder} holds a model of another configuration than profile {profile.name!r}")
+
+
+def _digest_of(model: MedM2G) -> str:
+    """Changes when a weight does."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()

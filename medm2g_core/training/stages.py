@@ -33,6 +33,7 @@ __all__ = [
     "RoundStage",
     "Stage",
     "TextCodecStage",
+    "can_align",
     "inherit_weights",
 ]
 
@@ -115,25 +116,31 @@ class TextCodecStage(Stage):
         return text_codec_loss(self.model.text_codec, *self.model.tokens(texts))
 
 
+def can_align(corpus: Corpus) -> bool:
+    """Whether the corpus has reports, images, and a second study to tell each study from."""
+    return corpus.has_text and bool(corpus.images) and len(corpus) > 1
+
+
 class AlignmentStage(Stage):
-    """Central alignment plus the visual invariant; every batch holds chests and brains (3 : 1)."""
+    """Central alignment plus the visual invariant; every batch mixes the corpora that have reports, by their weight."""
 
     name, parts = "alignment", ("alignment",)
 
     def __init__(self, model: MedM2G, corpora: Sequence[Corpus]) -> None:
         super().__init__(model)
-        self.corpora = {c.region: c for c in corpora}
+        self.corpora = [c for c in corpora if can_align(c)]
+        if not self.corpora:
+            raise ValueError("alignment needs two studies with a report and the same image streams; there are none")
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         return _under(self.model, "alignment.")
 
     def _studies(self, batch: int, generator: torch.Generator) -> list[tuple[Corpus, torch.Tensor]]:
-        """Which studies of which region make the batch."""
-        shares = {"chest": 3, "brain": 1}
-        whole = sum(shares[r] for r in self.corpora)
+        """Which studies of which corpus make the batch."""
+        whole = sum(c.weight for c in self.corpora)
         out = []
-        for region, corpus in self.corpora.items():
-            n = min(max(2, batch * shares[region] // whole), len(corpus))
+        for corpus in self.corpora:
+            n = min(max(2, batch * corpus.weight // whole), len(corpus))
             out.append((corpus, torch.randperm(len(corpus), generator=generator)[:n]))
         return out
 
@@ -174,8 +181,10 @@ class AlignmentStage(Stage):
             losses.append(central_alignment_loss({"text": text[row], m: pooled[m]}, encoders.logit_scale))
         if config.pairs == "all":  # the ablation: every pair of image modalities as well, on the studies that have both
             for a, b in itertools.combinations(modalities, 2):
-                both = min(len(pooled[a]), len(pooled[b]))                     # chests come first in every batch
-                losses.append(info_nce(pooled[a][:both], pooled[b][:both], encoders.logit_scale))
+                of_a, of_b = torch.cat(rows[a]), torch.cat(rows[b])            # ascending, so the pairs match
+                own_a, own_b = torch.isin(of_a, of_b).to(device), torch.isin(of_b, of_a).to(device)
+                if own_a.any():
+                    losses.append(info_nce(pooled[a][own_a], pooled[b][own_b], encoders.logit_scale))
         align = torch.stack(losses).mean()
         with torch.no_grad():
             first_image = modalities[0]
@@ -189,13 +198,13 @@ class Mix:
     """What a step of a round can be made of.
 
     Attributes:
-        region: of the studies.  streams: that take part.
+        corpus: name of the corpus of the studies.  streams: that take part.
         weight: how often, relative to the other mixes of the round.
         targets: modalities with a loss; all of the streams' if empty.
         batch: studies relative to the stage's batch.
     """
 
-    region: str
+    corpus: str
     streams: tuple[str, ...]
     weight: float
     targets: tuple[str, ...] = ()
@@ -256,14 +265,15 @@ ROUNDS: Mapping[str, Round] = {
 
 
 @torch.no_grad()
-def inherit_weights(model: MedM2G, name: str) -> None:
+def inherit_weights(model: MedM2G, plan: str | Round) -> None:
     """Start a round's new flows from trained ones: every tensor of the same name and shape is copied.
 
     The image flows work on latents of one codec, so what the X-ray flow knows of bodies, prompts and guides is a far
     better start than noise. (The public ancestors start all image flows from one Stable Diffusion.)
     """
+    plan = ROUNDS[plan] if isinstance(plan, str) else plan
     own = model.state_dict()
-    for heir, donor in ROUNDS[name].inherits:
+    for heir, donor in plan.inherits:
         for kind in ("flows", "environments"):
             for key, tensor in model.part(donor).items():
                 twin = own.get(key.replace(f"{kind}.{donor}.", f"{kind}.{heir}.", 1))
@@ -287,7 +297,7 @@ class RoundStage(Stage):
         """``plan`` is `ROUNDS` [name] unless another is given."""
         super().__init__(model)
         self.name, self.round = name, plan or ROUNDS[name]
-        self.corpora = {c.region: c for c in corpora}
+        self.corpora = {c.name: c for c in corpora}
         self.parts = (*self.round.trained, *self.round.frozen)
         for m in self.parts:
             met = model.prompt_projection(m).met
@@ -312,9 +322,9 @@ class RoundStage(Stage):
         weights = torch.tensor([each.weight for each in self.round.mixes])
         chosen_mix = self.round.mixes[int(torch.multinomial(weights, 1, generator=generator))]
         streams, batch = chosen_mix.streams, batch * chosen_mix.batch
-        corpus, device = self.corpora[chosen_mix.region], self.model.device
+        corpus, device = self.corpora[chosen_mix.corpus], self.model.device
         index = _draw(len(corpus), batch, generator)
-        wording = _draw(corpus.latents["text"].shape[1], batch, generator)
+        wording = _draw(corpus.wordings, batch, generator)
         targets = self._targets(streams, chosen_mix.targets, generator)
         z0 = {n: corpus.latent(n, index, wording).to(device) for n in streams}
         hear = {n: corpus.embedding(n, index, wording) for n in streams}

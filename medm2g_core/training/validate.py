@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from dataclasses import replace
 
 import torch
 
 from medm2g_core.model import MedM2G
-from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports
-from medm2g_core.training.stages import RoundStage
+from medm2g_core.training.corpus import Corpus, LatentCorpus
+from medm2g_core.training.data import TrainingData
+from medm2g_core.training.stages import RoundStage, can_align
 
 __all__ = ["recall_at", "validate"]
 
@@ -20,42 +22,57 @@ def recall_at(a: torch.Tensor, b: torch.Tensor, k: int) -> float:
     return (rank < k).float().mean().item()
 
 
+def _key(corpus: Corpus) -> str:
+    """The corpus's name as part of a key."""
+    return "_".join(re.findall("[a-z0-9]+", corpus.name.lower()))
+
+
+def _first(corpus: Corpus, n: int) -> Corpus:
+    return replace(corpus, images={k: x[:n] for k, x in corpus.images.items()}, reports=corpus.reports[:n])
+
+
 @torch.no_grad()
-def validate(
-    model: MedM2G, stage: str, held_out: Callable[[], Sequence[Corpus]], batches: int = 8
-) -> dict[str, float]:
+def validate(model: MedM2G, stage: str, data: TrainingData, batches: int = 8, most: int = 256) -> dict[str, float]:
     """Figures of one stage on held-out studies: PSNR (dB), exact reports, recall, or the flow losses.
 
     Args:
-        held_out: gives the held-out studies; not called for the text codec, which is tried on new random reports.
+        data: its validation split is used, and for the text codec reports that training did not see.
+        most: studies a corpus; more are not looked at.
+
+    Returns:
+        empty where the data has no validation studies for this stage.
     """
     model.eval()
     out: dict[str, float] = {}
     if stage == "image_codec":
-        for c in held_out():
+        for c in data.corpora("val"):
             for name, images in c.images.items():
-                x = images.to(model.device, model.dtype)
+                x = images[:most].to(model.device, model.dtype)
                 y = torch.cat([model.decode(name, model.encode(name, p)) for p in x.split(32)])  # type: ignore[misc]
                 mse = (x - y).square().mean((1, 2, 3)).clamp_min(1e-10)
-                out[f"psnr_{c.region}_{name}"] = round((10 * torch.log10(4 / mse)).mean().item(), 2)
+                out[f"psnr_{_key(c)}_{name}"] = round((10 * torch.log10(4 / mse)).mean().item(), 2)
     elif stage == "text_codec":
-        texts = random_reports(256, seed=2**31)
+        texts = data.reports(256, 0, "val")
         back = [t for i in range(0, len(texts), 64)
                 for t in model.decode("text", model.encode("text", texts[i : i + 64]))]  # fmt: skip
         same = [a.split() == b.split() for a, b in zip(texts, back, strict=True)]
-        out = {"exact": round(sum(same) / len(same), 3), "n": len(same)}
+        out = {"exact": round(sum(same) / len(same), 3), "n": len(same)} if same else {}
     elif stage == "alignment":
-        for c in held_out():
-            text = model.embed({"text": [r[0] for r in c.reports]})["text"].pooled
+        for c in (c for c in data.corpora("val") if can_align(c)):
+            text = model.embed({"text": [r[0] for r in c.reports[:most]]})["text"].pooled
             for name, images in c.images.items():
-                image = model.embed({name: images.to(model.dtype)})[name].pooled
+                image = model.embed({name: images[:most].to(model.dtype)})[name].pooled
                 for k in (1, 5):
-                    out[f"text_to_{c.region}_{name}_r@{k}"] = round(recall_at(text, image, k), 3)
-            out[f"n_{c.region}"] = len(c)
+                    out[f"text_to_{_key(c)}_{name}_r@{k}"] = round(recall_at(text, image, k), 3)
+            out[f"n_{_key(c)}"] = len(text)
     else:
-        latent = [LatentCorpus.build(model, c) for c in held_out()]
+        plan = data.round(stage, "val")
+        used = {mix.corpus for mix in plan.mixes}
+        latent = [LatentCorpus.build(model, _first(c, most)) for c in data.corpora("val") if c.name in used]
+        if not latent:
+            return out
         met = {m: model.prompt_projection(m).met.clone() for m in model.flows}
-        probe = RoundStage(model, latent, stage)
+        probe = RoundStage(model, latent, stage, plan)
         sums: dict[str, list[float]] = {}
         for i in range(batches):
             _, logs = probe(32, torch.Generator().manual_seed(i))

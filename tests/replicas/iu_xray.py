@@ -6,7 +6,7 @@ import csv
 import json
 from pathlib import Path
 
-from tests.replicas.films import frontal, lateral, save
+from replicas.films import frontal, lateral, save
 
 XML = """<?xml version="1.0" encoding="utf-8"?>
 <eCitation>

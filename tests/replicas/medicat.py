@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.replicas.films import frontal, save
+from replicas.films import frontal, save
 
 HASH = "26491ab76c6e8d6acc582e71bb6b3b5f5601ccc{}"
 

@@ -6,7 +6,7 @@ import csv
 import gzip
 from pathlib import Path
 
-from tests.replicas.films import frontal, lateral, save, save_dicom
+from replicas.films import frontal, lateral, save, save_dicom
 
 RULER = " " + "_" * 78
 
