@@ -152,12 +152,20 @@ def build_parser() -> argparse.ArgumentParser:
                           help="of generated images (default png,nifti,dicom)")  # fmt: skip
 
     evaluate = add("evaluate", "Measure a model on held-out virtual patients, beside baselines and ceilings.")
-    evaluate.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    evaluate.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: results; with --source outputs/evaluate-<name>"
+    )
     evaluate.add_argument("--model", type=Path, metavar="DIR", help="model folder (default: the shipped weights)")
     evaluate.add_argument(
         "--sections", type=_names, default=[], metavar="A,B",
         help="only these (default: all but unseen, which trains for most of an hour)",
     )  # fmt: skip
+    evaluate.add_argument("--source", metavar="NAME", help="measure on a real data set, see docs/data_sets.md")
+    evaluate.add_argument("--root", type=Path, metavar="DIR", help="of --source: its download, or its shards")
+    evaluate.add_argument("--limit", type=_count, metavar="N", help="of --source: at most N subjects, for a trial")
+    evaluate.add_argument("--allow-missing", action="store_true", help="of --source: although parts are missing")
+    evaluate.add_argument("--studies", type=_count, default=128, metavar="N", help="of --source: a task (default 128)")
+    evaluate.add_argument("--workers", type=_natural, metavar="N", help="of --source: processes that prepare it")
     evaluate.add_argument("--fresh", action="store_true", help="measure again what DIR holds already")
     evaluate.add_argument("--chest", type=_count, default=128, metavar="N", help="chest studies (default 128)")
     evaluate.add_argument("--brain", type=_count, default=96, metavar="N", help="brain studies (default 96)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from medm2g_core.commands.common import pick_device, writable_folder
 
@@ -22,14 +23,69 @@ def run_evaluation(args: argparse.Namespace) -> int:
     """
     from medm2g_core.evaluation.results import SECTIONS, evaluate, failed, load_pieces, report, write_report
 
+    if (args.source is None) != (args.root is None):
+        raise ValueError("--source NAME and --root DIR belong together: a real data set, and where it is")
+    if args.source is not None:
+        return _run_on_source(args)
+    out = writable_folder(args.out or Path("results"))
     pieces = evaluate(
-        args.model, writable_folder(args.out), sections=args.sections or tuple(SECTIONS), n_chest=args.chest,
+        args.model, out, sections=args.sections or tuple(SECTIONS), n_chest=args.chest,
         n_brain=args.brain, reference=args.reference, steps=args.steps, guidance=args.guidance, seed=args.seed,
         device=pick_device(args.device), fresh=args.fresh, time_fraction=args.time_fraction,
     )  # fmt: skip
     print(report(pieces))
-    print(write_report(load_pieces(args.out), args.out))  # with what earlier calls stored
+    print(write_report(load_pieces(out), out))  # with what earlier calls stored
     bad = failed(pieces)
     for section, check in bad:
         print(f"a control does not hold ({section}): {check.name}: {check.detail}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _run_on_source(args: argparse.Namespace) -> int:
+    """Measure on a real data set; writes ``source_<name>.json`` and ``.md`` and a contact sheet a task.
+
+    Raises:
+        SourceError: not that data set, or nothing in its test split.
+    """
+    import torch
+
+    from medm2g_core.evaluation.judges import load_judges
+    from medm2g_core.evaluation.results import flow_seconds, weights_digest
+    from medm2g_core.evaluation.source_scores import evaluate_source, source_page
+    from medm2g_core.evaluation.table import Shelf
+    from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
+    from medm2g_core.show.source_sheets import write_sheets
+    from medm2g_core.storage import atomic_write
+    from medm2g_core.training.data import SourceData
+
+    out = writable_folder(args.out or Path("outputs") / f"evaluate-{args.source}")
+    pipe = MedM2GPipeline.from_pretrained(args.model).to(pick_device(args.device))
+    data = SourceData(
+        args.source, args.root, out / "work", pipe.model.profile.resolution, limit=args.limit, workers=args.workers,
+        allow_missing=args.allow_missing,
+    )  # fmt: skip
+    data.fit(pipe.model)
+    folder = args.model or SHIPPED_WEIGHTS
+    shelf, name = Shelf(out), f"source_{args.source}"
+    settings = {"studies": args.studies, "steps": args.steps, "guidance": args.guidance, "seed": args.seed}
+    key = Shelf.key(
+        section=name, version=1, weights=weights_digest(folder), data=data.facts(), fraction=args.time_fraction,
+        **settings,
+    )  # fmt: skip
+    piece = None if args.fresh else shelf.get(name, key)
+    if piece is None:
+        piece, examples = evaluate_source(
+            pipe, data, load_judges(), seconds=flow_seconds(folder, args.time_fraction),
+            threads=torch.get_num_threads(), **settings,
+        )  # fmt: skip
+        piece.facts["settings"] = settings | {"time fraction of trained baselines": args.time_fraction}
+        shelf.put(name, key, piece)
+        for file in write_sheets(examples, out, name):
+            print(file)
+    text = source_page(args.source, piece)
+    print(text)
+    atomic_write(out / f"{name}.md", lambda p: p.write_text(text, encoding="utf-8"))
+    bad = [c for c in piece.checks if not c.passed]
+    for check in bad:
+        print(f"a control does not hold: {check.name}: {check.detail}", file=sys.stderr)
     return 1 if bad else 0

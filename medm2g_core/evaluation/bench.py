@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from tqdm.auto import tqdm
@@ -12,7 +12,7 @@ from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.flows.sampling import Order
 from medm2g_core.pipeline import MedM2GPipeline
 
-__all__ = ["BATCH", "SHIFT", "Bench", "Split", "draw_studies"]
+__all__ = ["BATCH", "SHIFT", "Bench", "Given", "Split", "draw_studies"]
 
 Split = Literal["test", "val"]
 """Scores are of ``"test"``; settings are chosen on ``"val"``."""
@@ -22,9 +22,18 @@ SHIFT = 7
 """A control gets the input of the study so many places further on: another patient."""
 
 
+class Given(Protocol):
+    """Held-out studies that something can be drawn for."""
+
+    @property
+    def texts(self) -> Sequence[str]: ...
+
+    def stack(self, name: str, index: Sequence[int], /) -> torch.Tensor: ...
+
+
 def draw_studies(
     pipe: MedM2GPipeline,
-    data: VirtualCohort,
+    data: Given,
     index: Sequence[int],
     given: Sequence[str],
     want: Sequence[str],
@@ -34,7 +43,7 @@ def draw_studies(
     after_batch: Callable[[], object] = lambda: None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Draw ``want`` for the studies ``index`` of a cohort, in batches of `BATCH`.
+    """Draw ``want`` for the studies ``index`` of ``data``, in batches of `BATCH`.
 
     Args:
         other: (given stream, study) -> the study that this stream is taken from; its own unless told (controls).

@@ -40,6 +40,7 @@ __all__ = [
     "finding_summary",
     "medoid",
     "meteor",
+    "overlap_rows",
     "partial_counts",
     "report_rows",
     "rouge_l",
@@ -296,14 +297,32 @@ def report_rows(
         add("distinct reports / real ones", who, (share * len(truth) / real_texts).tolist())
         share = np.array(distinct_share([_said(s.findings) for s in labels]))
         add("distinct finding sets / real ones", who, (share * len(truth) / real_findings).tolist())
-        stats = bleu_counts(texts, truth.texts)
+    rows = [r for group in table.values() for r in group]
+    if only is None or any(m.startswith(("BLEU", "ROUGE", "METEOR")) for m in only):
+        rows += overlap_rows(task, rivals, truth.texts, notes=notes)
+    return [r for r in rows if only is None or r.metric in only]
+
+
+def overlap_rows(
+    task: str, rivals: Mapping[str, Sequence[str]], reference: Sequence[str], *, notes: Mapping[str, str] | None = None
+) -> list[Row]:
+    """BLEU-1..4, ROUGE-L and METEOR (where it can run) of several predictors against N real reports."""
+    notes = notes or {}
+    rows: dict[str, list[Row]] = {}
+
+    def add(row: Row) -> None:
+        rows.setdefault(row.metric, []).append(row)
+
+    for who, texts in rivals.items():
+        note, stats = notes.get(who, ""), bleu_counts(texts, reference)
         for n in (1, 2, 3, 4):
-            add_ratio(f"BLEU-{n}, corpus", who, stats, partial(bleu, order=n))
+            add(_ratio_row(task, f"BLEU-{n}, corpus", who, stats, partial(bleu, order=n), note))
         for n in (1, 2, 3, 4):
-            add(f"BLEU-{n}, mean of studies", who, [bleu(s, n, sentence=True) for s in stats])
-        add("ROUGE-L", who, [rouge_l(a, b) for a, b in zip(texts, truth.texts, strict=True)])
-    rows = [r for metric, group in table.items() if only is None or metric in only for r in group]
-    return rows + (_meteor_rows(task, rivals, truth, notes) if only is None or "METEOR" in only else [])
+            each = [bleu(s, n, sentence=True) for s in stats]
+            add(make_row(task, f"BLEU-{n}, mean of studies", who, each, note))
+        overlap = [rouge_l(a, b) for a, b in zip(texts, reference, strict=True)]
+        add(make_row(task, "ROUGE-L", who, overlap, note))
+    return [r for group in rows.values() for r in group] + _meteor_rows(task, rivals, reference, notes)
 
 
 def _said(findings: Sequence[Finding]) -> frozenset[tuple[str, str, str, str]]:
@@ -315,12 +334,12 @@ def _near(a: int | None, b: int | None, years: int) -> bool:
 
 
 def _meteor_rows(
-    task: str, rivals: Mapping[str, Sequence[str]], truth: Truth, notes: Mapping[str, str]
+    task: str, rivals: Mapping[str, Sequence[str]], reference: Sequence[str], notes: Mapping[str, str]
 ) -> list[Row]:  # fmt: skip
     flat = [t for texts in rivals.values() for t in texts]
-    scores = meteor(flat, [t for _ in rivals for t in truth.texts])
+    scores = meteor(flat, [t for _ in rivals for t in reference])
     if scores is None:
         return []
-    n = len(truth)
+    n = len(reference)
     return [make_row(task, "METEOR", who, scores[i * n : (i + 1) * n], notes.get(who, ""))
             for i, who in enumerate(rivals)]  # fmt: skip

@@ -172,6 +172,7 @@ class SourceData:
             raise SourceError(f"{root}: no study in the train split, so there is nothing to train on")
         self._longest: Callable[[Sequence[str]], list[int]] | None = None
         self._limit = 0
+        self._whole: dict[str, str] = {}
         self.corpora: Callable[[str], list[Corpus]] = cache(self._corpora)
         self._raw: Callable[[str], list[Corpus]] = cache(lambda split: _mapped(self.shards, split, self.work))
 
@@ -193,6 +194,7 @@ class SourceData:
         short = [t if n <= self._limit else whole_sentences(t, self._longest, self._limit)
                  for t, n in zip(texts, self._longest(texts), strict=True)]  # fmt: skip
         kept = [i for i, t in enumerate(short) if t]
+        self._whole |= {short[i]: texts[i] for i in kept if short[i] != texts[i]}
         cut = sum(short[i] != texts[i] for i in kept)
         if cut or len(kept) < len(texts):
             print(
@@ -208,6 +210,10 @@ class SourceData:
         if split != "train" or not texts:  # held out: each once, or a few reports would pass for many
             return [texts[i] for i in rng.permutation(len(texts))[:n]]
         return [texts[i] for i in rng.integers(0, len(texts), n)]
+
+    def original(self, report: str) -> str:
+        """A report of `corpora` as it was before it was shortened: what scores compare with."""
+        return self._whole.get(report, report)
 
     def _streams(self) -> list[tuple[str, ...]]:
         return [c.streams for c in self.corpora("train")]

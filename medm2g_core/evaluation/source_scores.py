@@ -1,0 +1,433 @@
+"""A model on a real data set: every task that its streams allow, in the paper's metrics, beside baselines and ceilings.
+
+The paper's own figures, where secondary sources quote them, stand in a column of their own. They are **not** on the
+same footing: other pictures, sizes, splits, feature networks and tokenisation; the last column says what differs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from medm2g_core.data.sources import SOURCES, SourceError
+from medm2g_core.evaluation.baselines.reports import embed_images, image_retrieval, random_reports
+from medm2g_core.evaluation.baselines.translator import RegressionSettings, Translation, train_translator
+from medm2g_core.evaluation.bench import BATCH, SHIFT, draw_studies
+from medm2g_core.evaluation.fidelity import CODEC, FRECHET, KID, REAL, between_sets, frechet, kid
+from medm2g_core.evaluation.judges import Judge, JudgeNet, Judges
+from medm2g_core.evaluation.metrics import ct_mae_hu, psnr, ssim
+from medm2g_core.evaluation.report_scores import METEOR_MISSING, overlap_rows, tokenization
+from medm2g_core.evaluation.table import Check, Piece, Row, make_row
+from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.streams import STREAMS, stream
+from medm2g_core.training.corpus import Corpus
+from medm2g_core.training.data import SourceData
+
+__all__ = ["PAPER", "PaperFigure", "Task", "evaluate_source", "source_page", "source_table", "tasks_of"]
+
+CONTROL = "control: another patient's input"
+REGRESSION = "baseline: regression"
+NEAREST = "baseline: nearest image by embedding"
+Columns = list[tuple[str, list[Any]]]
+"""Heading -> the values of a few studies."""
+
+SLICES = "other slices, sizes, normalisation and split"
+FEATURES = "Inception features and n unknown; ours are those of a small classifier of virtual patients"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Streams that are given (none: an unconditional draw) and the one that is wanted."""
+
+    given: tuple[str, ...]
+    target: str
+
+    @property
+    def paired(self) -> bool:
+        """Whether an image is given for an image: there is one right answer to compare with."""
+        return self.target != "text" and any(stream(g).is_image for g in self.given)
+
+    @property
+    def title(self) -> str:
+        given = " + ".join(STREAMS[g].title for g in self.given) or "nothing"
+        return f"{given} → {STREAMS[self.target].title}"
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """A figure of the paper as secondary sources quote it ([S] in the deviation ledger).
+
+    Attributes:
+        source: name of the data set.  given: the streams, or ``None`` for every task with that target.
+        metric: our metric that it stands beside.
+        value: as quoted.  differs: why the two must not be compared as equals.
+    """
+
+    source: str
+    given: tuple[str, ...] | None
+    target: str
+    metric: str
+    value: str
+    differs: str
+
+
+PAPER: tuple[PaperFigure, ...] = (
+    PaperFigure("mimic_cxr", ("xray",), "text", "BLEU-4, corpus", "0.142", "tokenisation and section unknown"),
+    PaperFigure("iu_xray", ("xray",), "text", "BLEU-1, corpus", "0.533", "tokenisation, split and section unknown"),
+    PaperFigure("mimic_cxr", ("text",), "xray", FRECHET, "FID 0.48", FEATURES),
+    PaperFigure("chestxray14", ("text",), "xray", FRECHET, "FID 1.84", FEATURES),
+    PaperFigure("acdc", None, "mri_t2", FRECHET, "FID 15.89", f"{FEATURES}; what is given is unknown"),
+    PaperFigure("sliver07", None, "ct", FRECHET, "FID 6.89", f"{FEATURES}; what is given is unknown"),
+    PaperFigure("ixi", ("mri_t2", "mri_pd"), "mri_t1", "PSNR, dB", "32.45", SLICES),
+    PaperFigure("gold_atlas", ("mri_t2",), "ct", "PSNR, dB", "28.13", SLICES),
+    *(
+        PaperFigure(source, None, target, metric, value, f"range over both of BraTS and IXI; {SLICES}")
+        for source, targets in (("brats2020", ("mri_t1", "mri_t2", "mri_flair")), ("ixi", ("mri_t2", "mri_pd")))
+        for target in targets
+        for metric, value in (("PSNR, dB", "29.89 to 34.81"), ("SSIM", "0.954 to 0.982"))
+    ),
+)
+
+
+def tasks_of(streams: Sequence[str]) -> list[Task]:
+    """What can be asked of studies with these streams.
+
+    Report and image in both directions; every MR contrast from the others together; CT from each MR contrast and the
+    other way round; X-ray and CT. A lone image stream without a report is drawn from nothing.
+    """
+    images = [n for n in streams if stream(n).is_image]
+    mr = tuple(n for n in images if stream(n).modality == "mri")
+    out = []
+    if "text" in streams:
+        out += [Task(("text",), n) for n in images] + [Task((n,), "text") for n in images]
+    if len(mr) > 1:
+        out += [Task(tuple(o for o in mr if o != n), n) for n in mr]
+    if "ct" in images:
+        out += [task for n in mr for task in (Task((n,), "ct"), Task(("ct",), n))]
+        out += [Task(("xray",), "ct"), Task(("ct",), "xray")] if "xray" in images else []
+    return out or [Task((), n) for n in images]
+
+
+@dataclass(frozen=True)
+class _Studies:
+    """Held-out studies with all streams of a task, of whichever groups have them.
+
+    Attributes:
+        images: stream -> (N, 1, H, W).  texts: reports as a model can read them.  reference: reports as they are.
+    """
+
+    images: Mapping[str, torch.Tensor]
+    texts: Sequence[str]
+    reference: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.images.values())))
+
+    def stack(self, name: str, index: Sequence[int]) -> torch.Tensor:
+        return self.images[name][list(index)]
+
+
+def _studies(data: SourceData, task: Task, split: str, most: int) -> _Studies:
+    names = [n for n in (*task.given, task.target) if n != "text"]
+    needed = {*task.given, task.target}
+    images: dict[str, list[torch.Tensor]] = {n: [] for n in names}
+    texts: list[str] = []
+    reference: list[str] = []
+    left = most
+    for c in data.corpora(split):
+        if not needed <= set(c.streams) or left <= 0:
+            continue
+        # spread over the group: its first studies may all be slices of one patient
+        index = torch.linspace(0, len(c) - 1, min(left, len(c))).round().long()
+        for n in names:
+            images[n].append(c.images[n][index].float())
+        if "text" in needed:
+            texts += [c.reports[i][0] for i in index.tolist()]
+            reference += [data.original(c.reports[i][0]) for i in index.tolist()]
+        left -= len(index)
+    return _Studies({n: torch.cat(x) for n, x in images.items() if x}, texts, reference)
+
+
+def evaluate_source(
+    pipe: MedM2GPipeline,
+    data: SourceData,
+    judges: Judges,
+    *,
+    seconds: Mapping[str, float],
+    studies: int = 128,
+    means: int = 4,
+    steps: int = 10,
+    guidance: float = 2.0,
+    seed: int = 0,
+    threads: int = 1,
+    progress: bool = True,
+) -> tuple[Piece, dict[Task, Columns]]:
+    """Draw and score the held-out studies of a data set.
+
+    Args:
+        data: already fitted to the model (`SourceData.fit`).
+        judges: whose features the Fréchet and kernel distances take.
+        seconds: modality -> CPU time for training the regression baseline of image-to-image tasks; 0 leaves it out.
+        studies: at most so many a task, spread over the split.
+        means: draws of the mean, for images from images.
+
+    Returns:
+        The rows with checks and facts, and for each task some studies to look at.
+
+    Raises:
+        SourceError: no study in the test split.
+    """
+    if not data.corpora("test"):
+        raise SourceError(f"{data.name}: no study in the test split, so there is nothing to measure on")
+    piece = Piece(facts={"source": data.facts()["source"], "tokenization": tokenization(), "baselines": {}})
+    tasks = list(dict.fromkeys(t for c in data.corpora("test") for t in tasks_of(c.streams)))
+    examples: dict[Task, Columns] = {}
+    nets = _regressions(data, tasks, seconds, threads, piece, progress)
+    for task in tasks:
+        held_out = _studies(data, task, "test", studies)
+        training = [c for c in data.corpora("train") if {*task.given, task.target} <= set(c.streams)]
+        draw = partial(_draw, pipe, held_out, task, seed, steps, guidance)
+        rivals: Mapping[str, Any]
+        if task.target == "text":
+            rivals = {"model": draw(), CONTROL: draw(shift=True)}
+            rivals |= _report_rivals(pipe, task, held_out, training, seed)
+            piece.rows += overlap_rows(task.title, rivals, held_out.reference)
+            shown: tuple[str, ...] = ("model", NEAREST)
+        else:
+            rivals = {"model": draw()}
+            if task.paired:
+                rivals[f"model, mean of {means}"] = torch.stack([rivals["model"], *map(draw, range(1, means))]).mean(0)
+            if task.given:
+                rivals[CONTROL] = draw(shift=True)
+            rivals |= _image_rivals(pipe, task, held_out, training)
+            net = nets.get(stream(task.target).modality)
+            if task.paired and net is not None:
+                rivals[REGRESSION] = net.translate({g: held_out.images[g] for g in task.given}, task.target)
+            truth = held_out.images[task.target]
+            if task.paired:
+                rows, check = _paired(task, rivals, truth)
+                piece.rows += rows
+                piece.checks.append(check)
+            piece.rows += _distribution_rows(task, rivals, truth, data, judges, studies)
+            shown = ("model", f"model, mean of {means}", REGRESSION)
+        examples[task] = _columns(task, held_out, {who: rivals[who] for who in shown if who in rivals})
+    if any(t.target == "text" for t in tasks) and not any(r.metric == "METEOR" for r in piece.rows):
+        piece.facts["left out"] = METEOR_MISSING
+    return piece, examples
+
+
+def _draw(
+    pipe: MedM2GPipeline, held_out: _Studies, task: Task, seed: int, steps: int, guidance: float, number: int = 0,
+    shift: bool = False,
+) -> Any:  # fmt: skip
+    """The target of a task for all studies; with ``shift`` each is given another study's streams."""
+    n = len(held_out)
+    by = 0 if not shift else SHIFT if n > SHIFT else 1
+    return draw_studies(
+        pipe, held_out, range(n), task.given, [task.target], other=lambda _, i: (i + by) % n,
+        seed=seed + 1000003 * number, guidance_scale=guidance if "text" in (*task.given, task.target) else 1.0,
+        num_inference_steps=steps,
+    )[task.target]  # fmt: skip
+
+
+def _columns(task: Task, held_out: _Studies, rivals: Mapping[str, Any], count: int = 3) -> Columns:
+    """The first studies, to look at: given, truth, and what the rivals made of them."""
+    values: list[tuple[str, Any]] = [
+        (f"given: {STREAMS[g].title}", held_out.texts if g == "text" else held_out.images[g]) for g in task.given
+    ]
+    values.append(("truth", held_out.reference if task.target == "text" else held_out.images[task.target]))
+    values += rivals.items()
+    return [(title, [x[i] for i in range(min(count, len(held_out)))]) for title, x in values]
+
+
+def _report_rivals(
+    pipe: MedM2GPipeline, task: Task, held_out: _Studies, training: Sequence[Corpus], seed: int
+) -> dict[str, Sequence[str]]:
+    n, (given,) = len(held_out), task.given
+    rivals: dict[str, Sequence[str]] = {}
+    if training:
+        reports = [r for c in training for r in c.reports]
+        images = {given: torch.cat([c.images[given] for c in training])}
+        pool = Corpus(training[0].region, images, reports)
+        commonest = Counter(r[0] for r in reports).most_common(1)[0][0]
+        rivals["baseline: commonest training report"] = [commonest] * n
+        rivals["baseline: random training report"] = random_reports(pool, n, seed)
+        query = embed_images(pipe.model, given, held_out.images[given])
+        gallery = embed_images(pipe.model, given, pool.images[given])
+        rivals[NEAREST] = image_retrieval(query, gallery, pool)
+    codec: list[str] = []
+    for i in range(0, n, BATCH):
+        back = pipe.model.decode("text", pipe.model.encode("text", held_out.texts[i : i + BATCH]))
+        assert isinstance(back, list)
+        codec += back
+    return rivals | {"ceiling: text codec": codec}
+
+
+@torch.no_grad()
+def _image_rivals(
+    pipe: MedM2GPipeline, task: Task, held_out: _Studies, training: Sequence[Corpus]
+) -> dict[str, torch.Tensor]:
+    truth = held_out.images[task.target]
+    rivals: dict[str, torch.Tensor] = {}
+    if training:
+        pool = torch.cat([c.images[task.target] for c in training])
+        mean = sum(part.float().sum(0, keepdim=True) for part in pool.split(1024))
+        assert isinstance(mean, torch.Tensor)
+        rivals["baseline: mean image"] = (mean / len(pool)).expand_as(truth)
+        guides = [g for g in task.given if g != "text"]
+        if guides:
+            query = torch.cat([embed_images(pipe.model, g, held_out.images[g]) for g in guides], 1)
+            gallery = torch.cat([torch.cat([embed_images(pipe.model, g, c.images[g]) for c in training])
+                                 for g in guides], 1)  # fmt: skip
+            rivals["baseline: nearest training study"] = pool[(query @ gallery.T).argmax(1)].float()
+    parts = [pipe.model.decode(task.target, pipe.model.encode(task.target, x)) for x in truth.split(BATCH)]
+    return rivals | {CODEC: torch.cat(parts)}  # type: ignore[arg-type]
+
+
+def _paired(task: Task, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor) -> tuple[list[Row], Check]:
+    """PSNR, SSIM and (CT) MAE in HU against the one true image, and whether another patient's input is worse."""
+    metrics = {"PSNR, dB": psnr, "SSIM": ssim} | ({"MAE, HU": ct_mae_hu} if task.target == "ct" else {})
+    rows = []
+    for metric, score in metrics.items():
+        for who, x in rivals.items():
+            pairs = zip(x.split(BATCH), truth.split(BATCH), strict=True)
+            rows.append(make_row(task.title, metric, who, torch.cat([score(a, b) for a, b in pairs]).tolist()))
+    own, moved = (psnr(rivals[who], truth) for who in ("model", CONTROL))
+    gap = make_row(task.title, "its own input less another's, dB", "model", (own - moved).tolist())
+    detail = f"{gap.value:.2f} dB [{gap.low:.2f}, {gap.high:.2f}]"
+    return [*rows, gap], Check(f"{task.title}: another patient's input is worse", gap.low > 0, detail)
+
+
+def _judge(judges: Judges, region: str, name: str) -> Judge | None:
+    """The judge of that stream: of the region if there is one, else of another (its features are only a yardstick)."""
+    return judges.get((region, name)) or next((j for (_, s), j in judges.items() if s == name), None)
+
+
+def _distribution_rows(
+    task: Task, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor, data: SourceData, judges: Judges, most: int
+) -> list[Row]:
+    """Fréchet and kernel distance to other real images, and the floor: the true images' distance to them."""
+    groups = [c for split in ("val", "train") for c in data.corpora(split) if task.target in c.images]
+    judge = _judge(judges, groups[0].region, task.target) if groups else None
+    if judge is None:
+        return []
+
+    def features(x: torch.Tensor) -> Any:
+        return judge.features(F.interpolate(x.float(), size=(128, 128), mode="bilinear", antialias=True).clamp(-1, 1))
+
+    pool = torch.cat([c.images[task.target][torch.linspace(0, len(c) - 1, min(most, len(c))).long()] for c in groups])
+    n = min(len(truth), len(pool))
+    if n <= judge.net.FEATURES:
+        return []  # a covariance matrix of so few is singular
+    reference = features(pool[:n])
+    sharp = ("model", REGRESSION, CODEC)  # a mean image, the same for all, has no distribution
+    own = {REAL: truth, **{who: x for who, x in rivals.items() if who.startswith(sharp)}}
+    rows = []
+    for metric, distance in ((FRECHET, frechet), (KID, kid)):
+        for who, x in own.items():
+            value, low, high = between_sets(distance, features(x[:n]), reference, draws=50)
+            rows.append(Row(task.title, metric, who, round(value, 4), round(low, 4), round(high, 4), n))
+    return rows
+
+
+def _regressions(
+    data: SourceData, tasks: Sequence[Task], seconds: Mapping[str, float], threads: int, piece: Piece, progress: bool
+) -> dict[str, Any]:
+    """Target modality -> a pixel-regression network that learnt all its tasks at once, as the flow did."""
+    nets = {}
+    corpora = {c.name: c for c in data.corpora("train")}
+    for modality in dict.fromkeys(stream(t.target).modality for t in tasks if t.paired):
+        learnt = tuple(
+            Translation(name, t.given, t.target)
+            for t in tasks
+            if stream(t.target).modality == modality and t.paired
+            for name, c in corpora.items()
+            if {*t.given, t.target} <= set(c.streams)
+        )
+        if learnt and seconds.get(modality, 0) > 0:
+            settings = RegressionSettings(learnt, seconds[modality], threads)
+            nets[modality] = train_translator(settings, corpora, progress=progress)
+            piece.facts["baselines"][f"regression, {modality}"] = nets[modality].info
+    return nets
+
+
+def source_page(name: str, piece: Piece) -> str:
+    """The whole outcome as Markdown: what was measured on what, the table, the controls."""
+    card, facts = SOURCES[name].card, piece.facts
+    held = ", ".join(f"{split}: {n}" for split, n in facts["source"]["studies"].items())
+    lines = [
+        f"# {card.title}",
+        "",
+        f"Measured on its test split (studies {held}) with 95 % intervals by bootstrap over studies; several of them "
+        "may be slices of one patient, so the intervals are too narrow for a claim about patients. Distances are in "
+        "the features of a small classifier of virtual patients, comparable within this repository only.",
+        "",
+        *(f"{who}: {info['CPU seconds']} CPU seconds of training." for who, info in facts["baselines"].items()),
+        f"{facts['tokenization']}." if any("BLEU" in r.metric for r in piece.rows) else "",
+        facts.get("left out", ""),
+        "",
+        source_table(name, piece.rows),
+        *_unmeasured(name, piece),
+        "The paper's figures are known from secondary sources only ([S] in docs/deviations.md). They stand on other "
+        "pictures, splits and features: read them as a scale, not as a rival.",
+        "",
+        *(f"- {'holds' if c.passed else '**does not hold**'}: {c.name} ({c.detail})" for c in piece.checks),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _unmeasured(name: str, piece: Piece) -> list[str]:
+    """Figures of the paper that no row stands beside, and why; an empty line at the end if there are any."""
+    shown = {(r.task, r.metric) for r in piece.rows}
+    beside = {_quoted(name, *row) for row in shown}
+    left = [p for p in PAPER if p.source == name and (p.value, p.differs) not in beside]
+    more = JudgeNet.FEATURES
+    why = f"distances need more than {more} held-out and {more} other studies, scores need studies with both streams"
+    lines = [f"- the paper's {p.value} ({STREAMS[p.target].title}): nothing was measured to stand beside it; {why}"
+             for p in left]  # fmt: skip
+    return [*lines, ""] if lines else []
+
+
+def source_table(name: str, rows: Sequence[Row]) -> str:
+    """Rows as Markdown, a line a task and metric: ours beside baselines and ceiling; the paper's in its own column."""
+    table: dict[tuple[str, str], list[Row]] = {}
+    for r in rows:
+        table.setdefault((r.task, r.metric), []).append(r)
+    lines = [
+        "| task | metric | n | this model | baselines and controls | ceiling "
+        "| the paper, as secondary sources quote it [S] | what differs |",
+        "|---|---|--:|---|---|---|---|---|",
+    ]
+    for (title, metric), group in table.items():
+        digits = 1 if any(unit in metric for unit in ("dB", "HU")) else 3
+
+        def cell(kinds: tuple[str, ...], group: list[Row] = group, digits: int = digits) -> str:
+            shown = []
+            for r in (r for r in group if r.who.startswith(kinds)):
+                who = r.who.split(": ")[-1].removeprefix("model, ")
+                label = "" if who == "model" else f"{who} "
+                shown.append(f"{label}{r.value:.{digits}f} [{r.low:.{digits}f}, {r.high:.{digits}f}]")
+            return "; ".join(shown)
+
+        quoted, differs = _quoted(name, title, metric)
+        lines.append(
+            f"| {title} | {metric} | {group[0].n} | {cell(('model',))} | {cell(('baseline', 'control'))} | "
+            f"{cell(('ceiling',))} | {quoted} | {differs} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(name: str, title: str, metric: str) -> tuple[str, str]:
+    """The paper's figure for that task and metric, and what differs; two empty strings where none is known."""
+    for p in PAPER:
+        to_target = title.endswith(f"→ {STREAMS[p.target].title}")
+        same = to_target if p.given is None else title == Task(p.given, p.target).title
+        if same and p.source == name and metric == p.metric:
+            return p.value, p.differs
+    return "", ""
