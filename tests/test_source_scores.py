@@ -134,9 +134,9 @@ def test_distances_have_the_floor_of_real_images(pipe, tmp_path):
 
 
 def test_a_data_set_without_a_test_split_is_an_error(pipe, tmp_path):
-    data = SourceData(
-        "ixi", write_ixi(tmp_path / "root"), tmp_path / "work", 32, workers=0, allow_missing=True, limit=1
-    )
+    root = write_ixi(tmp_path / "root")
+    prepare_source("ixi", root, tmp_path / "shards", size=32, workers=0, allow_missing=True, shares=(0.6, 0.4, 0.0))
+    data = SourceData("ixi", tmp_path / "shards", tmp_path / "work", 32)
     data.fit(pipe.model)
     with pytest.raises(SourceError, match="no study in the test split"):
         evaluate_source(pipe, data, {}, seconds=SECONDS, progress=False)

@@ -153,11 +153,14 @@ def test_a_count_is_ok_surprising_or_missing(found: int, state: str) -> None:
 
 def test_limit_counts_subjects_and_keeps_all_of_each(tmp_path: Path) -> None:
     folder(tmp_path, **{f"{n}_{k}": "2" for n in NAMES[:6] for k in "ab"})
-    data = SourceDataset(Paper(), tmp_path, limit=2)
-    assert len(data) == 2 * 2 * 2 and {e.subject for e in data.entries} == set(NAMES[:2])
     whole = SourceDataset(Paper(), tmp_path)
     split_of = {e.subject: e.split for e in whole.entries}
-    assert {e.subject: e.split for e in data.entries} == {n: split_of[n] for n in NAMES[:2]}
+    data = SourceDataset(Paper(), tmp_path, limit=2)
+    first = [n for n in NAMES[:6] if split_of[n] == "train"][:2]
+    assert len(data) == 2 * 2 * 2 and {e.subject: e.split for e in data.entries} == dict.fromkeys(first, "train")
+    three = SourceDataset(Paper(), tmp_path, limit=3)
+    assert {e.split for e in three.entries} == {"train", "val", "test"} and len({e.subject for e in three.entries}) == 3
+    assert {e.subject: e.split for e in three.entries}.items() <= split_of.items()
     train = SourceDataset(Paper(), tmp_path, split="train", limit=1)
     assert len({e.subject for e in train.entries}) == 1 and {e.split for e in train.entries} == {"train"}
     assert len(SourceDataset(Paper(), tmp_path, limit=100)) == len(whole)

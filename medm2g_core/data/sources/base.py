@@ -273,6 +273,17 @@ def seeded_split(
     return {name: SPLITS[int(np.searchsorted(ends, i, side="right"))] for i, name in enumerate(order)}
 
 
+def _some_subjects(entries: Sequence[Entry], limit: int) -> set[str]:
+    """The first ``limit`` subjects: a tenth from val and from test (from three on at least one each), else train's."""
+    of = {split: list(dict.fromkeys(e.subject for e in entries if e.split == split)) for split in SPLITS}
+    kept: list[str] = []
+    for split in SPLITS[1:] if limit >= 3 else ():
+        kept += of[split][: max(1, limit // 10)]
+    for split in SPLITS:
+        kept += [name for name in of[split] if name not in kept][: limit - len(kept)]
+    return set(kept)
+
+
 class SourceDataset(Dataset[SourceStudy]):
     """Studies of a data set, read when they are asked for.
 
@@ -280,7 +291,7 @@ class SourceDataset(Dataset[SourceStudy]):
         source: the data set.  root: its folder.
         split: one of `SPLITS`, or ``None`` for all.
         size: side of the pictures in pixels.
-        limit: at most so many subjects, for a quick look.
+        limit: at most so many subjects, for a quick look; with three or more every split keeps one.
         shares, seed: of `seeded_split`, where the publisher has no split.
 
     Raises:
@@ -315,7 +326,7 @@ class SourceDataset(Dataset[SourceStudy]):
                 raise SourceError(f"{self.root}: subject {e.subject} is in {split_of[e.subject]} and in {e.split}")
         chosen = [e for e in entries if split in (None, e.split)]
         if limit is not None:
-            kept = set(list(dict.fromkeys(e.subject for e in chosen))[:limit])
+            kept = _some_subjects(chosen, limit)
             chosen = [e for e in chosen if e.subject in kept]
         self.skipped: list[Skip] = list(self.found.skips)
         self.entries: list[Entry] = []
