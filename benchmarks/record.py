@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import sys
 from pathlib import Path
 
 import torch
@@ -27,3 +29,18 @@ def record(key: str, what: str, measured: str, aim: str) -> None:
     text = json.dumps(dict(sorted(rows.items())), indent=1) + "\n"
     atomic_write(FILE, lambda p: p.write_text(text, encoding="utf-8"))
     print(f"{what}: {measured} (aim: {aim})")
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far, in MB (not on Windows).
+
+    On Linux from /proc: what getrusage says there begins with the peak of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        assert found
+        return int(found[1]) / 1e3
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from record import record
+from record import peak_memory_mb, record
 
 from medm2g_core.data.files import mr_to_unit
 from medm2g_core.data.sources.base import DataCard, Entry, Found, Source, SourceDataset, SourceStudy
@@ -85,11 +85,8 @@ def peak_mb(root: Path, out: Path) -> float:
 
 
 def prepare_and_print_peak(root: str, out: str) -> None:
-    import resource  # not on Windows
-
     prepare_source(Replica(), root, out, size=SIZE, workers=0, shard_size=64)
-    scale = 1e6 if sys.platform == "darwin" else 1e3
-    print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale:.0f} MB")
+    print(f"peak {peak_memory_mb():.0f} MB")
 
 
 def main() -> None:

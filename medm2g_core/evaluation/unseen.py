@@ -51,10 +51,10 @@ class UnseenBudget:
         train: studies of the train split before a person's are taken out.  test: studies of the test split.
     """
 
-    alignment: int = 160
-    round1: int = 400
-    round2: int = 150
-    round3: int = 200
+    alignment: int = 120
+    round1: int = 300
+    round2: int = 120
+    round3: int = 150
     train: int = 1408
     test: int = 192
 
