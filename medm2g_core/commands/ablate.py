@@ -10,7 +10,7 @@ __all__ = ["run_ablation"]
 
 
 def run_ablation(args: argparse.Namespace) -> int:
-    """Run what is missing, print the tables and write ``ablation.md`` beside the runs.
+    """Run what is missing, print the tables and write ``ablation.md`` and ``ablation.png`` beside the runs.
 
     Raises:
         medm2g_core.model.CheckpointError: no such model, or a damaged one.
@@ -18,6 +18,7 @@ def run_ablation(args: argparse.Namespace) -> int:
     """
     from medm2g_core.evaluation.ablation import GROUPS, ablate, table
     from medm2g_core.pipeline import SHIPPED_WEIGHTS
+    from medm2g_core.show.effects import ablation_figure
     from medm2g_core.storage import atomic_write
 
     out = writable_folder(args.out)
@@ -25,4 +26,6 @@ def run_ablation(args: argparse.Namespace) -> int:
     text = table(runs)
     print(text)
     atomic_write(out / "ablation.md", lambda p: p.write_text(text, encoding="utf-8"))
+    png = ablation_figure(runs).png()
+    atomic_write(out / "ablation.png", lambda p: p.write_bytes(png))
     return 0

@@ -33,7 +33,7 @@ from medm2g_core.training.loop import bf16_pays, run_stage, training_attention
 from medm2g_core.training.run import new_model
 from medm2g_core.training.stages import AlignmentStage, Mix, Round, RoundStage, Stage, inherit_weights
 
-__all__ = ["GROUPS", "Arm", "Budget", "ablate", "table"]
+__all__ = ["GROUPS", "LEADING", "Arm", "Budget", "ablate", "load_runs", "summary", "table"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,13 @@ GROUPS: Mapping[str, tuple[Arm, ...]] = {
         Arm("all pairs at once, same time", rounds=("all_pairs",)),
     ),
 }
+
+LEADING: Mapping[str, tuple[str, ...]] = {
+    "alignment": ("text → xray, R@5", "xray → ct, R@5"),
+    "guidance": ("ct → mri_t2, dB", "ct → mri_t2, mean of 2, dB"),
+    "rounds": ("ct → mri_t2, mean of 2, dB", "xray → text, presence F1"),
+}
+"""The scores of each group that figures and the short table show."""
 
 LISTEN = Round(("ct", "mri"), (), (Mix("chest", ("ct", "mri_t2"), 1.0, targets=("mri",)),))
 """Only the MR flow has a loss; CT's environment encoder learns through it."""
@@ -301,3 +308,29 @@ def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             lines.append(f"| {arm} | {np.mean([r['seconds'] for r in mine]):.0f} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def load_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Group -> its stored runs, in the order of `GROUPS`; those of arms that exist no more are left out."""
+    out: dict[str, list[dict[str, Any]]] = {}
+    for group, arms in GROUPS.items():
+        found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((folder / group).glob("*.json"))]
+        names = [a.name for a in arms]
+        known = [r for r in found if r["arm"] in names]
+        out[group] = sorted(known, key=lambda r: (names.index(r["arm"]), r["seed"]))
+    return out
+
+
+def summary(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The leading scores alone: a line an arm, mean over seeds and the lowest and highest seed."""
+    lines = ["| group | variant | seeds | score | another score |", "|---|---|--:|---|---|"]
+    for group, own in runs.items():
+        for arm in dict.fromkeys(r["arm"] for r in own):
+            mine = [r for r in own if r["arm"] == arm]
+            cells = []
+            for metric in LEADING[group]:
+                x = [r["scores"][metric] for r in mine]
+                digits = 1 if "dB" in metric else 2
+                cells.append(f"{np.mean(x):.{digits}f} [{min(x):.{digits}f}, {max(x):.{digits}f}] {metric}")
+            lines.append(f"| {group} | {arm} | {len(mine)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

@@ -52,7 +52,8 @@ BEST_OF = 8
 """Draws from which the aligned encoders choose one."""
 
 LOW_NOISE = 0.6
-GRID: tuple[tuple[float, float], ...] = tuple((g, noise) for noise in (1.0, LOW_NOISE) for g in (1.0, 2.0, 4.0))
+GUIDANCE = (1.0, 2.0, 4.0, 6.0, 8.0)
+GRID: tuple[tuple[float, float], ...] = tuple((g, noise) for noise in (1.0, LOW_NOISE) for g in GUIDANCE)
 """(guidance scale, noise scale) of the cells that `tune` tries."""
 
 _DECODER_NAMES = {

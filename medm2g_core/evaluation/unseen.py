@@ -8,6 +8,7 @@ Three people are few: this shows that there is a gap and about how large it is, 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -92,7 +93,14 @@ def unseen_person(
         answers = _answers(base, person, data, index, folder, budget, seed, precision, progress)
         for i in index:
             drawn[UNSEEN if owner[i] == person else SEEN][i] = answers[i]
-    return _scores(drawn, data, owner, judges, budget)
+    piece = _scores(drawn, data, owner, judges, budget)
+    piece.facts["CPU seconds"] = {p: _spent(folder / f"{p}.safetensors") for p in PERSONS}
+    return piece
+
+
+def _spent(file: Path) -> dict[str, float]:
+    with safe_open(file, "pt") as f:
+        return json.loads(f.metadata().get("CPU seconds", "{}"))
 
 
 def _answers(
@@ -106,9 +114,10 @@ def _answers(
         size = base.profile.resolution
         cohort = VirtualCohort("train", "chest", budget.train, seed=base.profile.data.seed, resolution=size)
         corpus = corpus_of(cohort, [i for i in range(len(cohort)) if cohort[i].person != person])
-        model = _train(base, corpus, folder / "work" / person, budget, seed, precision, progress)
+        model, spent = _train(base, corpus, folder / "work" / person, budget, seed, precision, progress)
         images, texts = _draw(model, data, index)
-        atomic_write(file, lambda p: save_file(images, p, {"made for": made_for, "texts": json.dumps(texts)}))
+        meta = {"made for": made_for, "texts": json.dumps(texts), "CPU seconds": json.dumps(spent)}
+        atomic_write(file, lambda p: save_file(images, p, meta))
     with safe_open(file, "pt") as f:
         meta = f.metadata()
     if meta["made for"] != made_for:
@@ -119,19 +128,29 @@ def _answers(
 
 def _train(
     base: MedM2G, corpus: Corpus, work: Path, budget: UnseenBudget, seed: int, precision: str, progress: bool
-) -> MedM2G:
-    """Alignment and three rounds on one corpus of chests, on the codecs of ``base``; each stage resumes."""
+) -> tuple[MedM2G, dict[str, float]]:
+    """Alignment and three rounds on one corpus of chests, on the codecs of ``base``; each stage resumes.
+
+    Returns:
+        The model, and the CPU seconds of each stage (of its last run, where it was interrupted).
+    """
     model = new_model(base.profile, seed, like=base, parts=("image_codec", "text_codec"))
+
+    spent: dict[str, float] = {}
 
     def stage(name: str, made: Any, steps: int) -> None:
         done = work / f"{name}.done.safetensors"
         if done.is_file():
             model.load_state_dict(load_file(done), strict=False)
+            with safe_open(done, "pt") as f:
+                spent[name] = float(f.metadata()["CPU seconds"])
             return
         config = model.profile.stages[name].shortened(steps)
+        begin = time.process_time()
         run_stage(made, config, work, seed=seed, precision=precision, progress=progress)
+        spent[name] = round(time.process_time() - begin, 1)
         tensors = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items() if "lm_head" not in k}
-        atomic_write(done, lambda p: save_file(tensors, p))
+        atomic_write(done, lambda p: save_file(tensors, p, {"CPU seconds": str(spent[name])}))
         state_file(work, name).unlink(missing_ok=True)
 
     stage("alignment", AlignmentStage(model, [corpus]), budget.alignment)
@@ -141,7 +160,7 @@ def _train(
         plan = ROUNDS[name]
         plan = replace(plan, mixes=tuple(m for m in plan.mixes if m.corpus == "chest"))
         stage(name, RoundStage(model, latent, name, plan), getattr(budget, name))
-    return model.eval()
+    return model.eval(), spent
 
 
 def _draw(model: MedM2G, data: VirtualCohort, index: Sequence[int]) -> tuple[dict[str, torch.Tensor], list[str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from medm2g_core.evaluation.ablation import load_runs, summary
 from medm2g_core.evaluation.results import handicap, load_pieces, summary_rows
 from medm2g_core.evaluation.table import compact
 from medm2g_core.pipeline import MedM2GPipeline
@@ -27,6 +28,9 @@ def blocks(root: Path = ROOT) -> dict[str, str]:
     pieces = load_pieces(root / "results")
     if pieces:
         out["results"] = f"{compact(summary_rows(pieces))}\n{handicap(pieces)}\n"
+    runs = load_runs(root / "results" / "ablation")
+    if any(runs.values()):
+        out["ablation"] = summary(runs)
     speed = root / "results" / "speed.json"
     if speed.is_file():
         rows = json.loads(speed.read_text(encoding="utf-8"))

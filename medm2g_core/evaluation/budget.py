@@ -1,0 +1,85 @@
+"""Scores against the CPU minutes that the flows trained: the full training, and the two short ones that exist anyway.
+
+The points differ in more than time: the short trainings of the ablation have half the studies and are measured on the
+validation split, those of `medm2g_core.evaluation.unseen` saw two people of three. They show how steep the way still
+is, not what a single training looks like over time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medm2g_core.evaluation.table import Piece, Row
+from medm2g_core.evaluation.unseen import SEEN
+
+__all__ = ["CURVES", "Point", "budget_points", "read_training"]
+
+ROUNDS = ("round1", "round2", "round3")
+CURVES: Mapping[str, tuple[str, str, str, str]] = {
+    "Report → Chest X-ray, finding AUC": ("text_to_image", "Report → Chest X-ray (chest)", "finding AUC", ""),
+    "CT → MR T2-weighted, PSNR in dB": (
+        "translation", "CT → MR T2-weighted (chest)", "PSNR, dB", "ct → mri_t2, dB",
+    ),
+    "Chest X-ray → Report, strict F1": (
+        "report_xray", "Chest X-ray → Report (chest)", "finding F1, strict", "xray → text, strict F1",
+    ),
+    "Chest X-ray → Report, presence F1": (
+        "report_xray", "Chest X-ray → Report (chest)", "finding F1, presence", "xray → text, presence F1",
+    ),
+}  # fmt: skip
+"""Title -> section, task and metric of a row, and that score in the ablation (empty: not measured there)."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training on a curve: CPU minutes of the three rounds, and a single draw's score with its interval."""
+
+    curve: str
+    what: str
+    minutes: float
+    value: float
+    low: float
+    high: float
+
+
+def budget_points(
+    pieces: Mapping[str, Piece], training: Mapping[str, Any], ablation: Sequence[Mapping[str, Any]]
+) -> list[Point]:
+    """All points that the stored results allow, in the order of `CURVES`, cheapest first.
+
+    Args:
+        pieces: sections that were measured.
+        training: the model's ``training.json``.
+        ablation: runs of the group ``rounds``.
+    """
+    stages = training["stages"]
+    full = sum(stages[r]["seconds"] * stages[r]["threads"] for r in ROUNDS) / 60
+    out = []
+    for title, (section, task, metric, short) in CURVES.items():
+        runs = [r for r in ablation if r["arm"] == "three rounds" and short in r["scores"]]
+        if runs:
+            x = [r["scores"][short] for r in runs]
+            minutes = float(np.mean([r["seconds"] for r in runs])) / 60
+            out.append(Point(title, f"ablation, {len(runs)} seeds", minutes, float(np.mean(x)), min(x), max(x)))
+        if "unseen" in pieces and (row := _row(pieces["unseen"], task, metric, SEEN)):
+            spent = pieces["unseen"].facts["CPU seconds"].values()
+            minutes = float(np.mean([sum(s.get(r, 0.0) for r in ROUNDS) for s in spent])) / 60
+            out.append(Point(title, "two people of three", minutes, row.value, row.low, row.high))
+        if section in pieces and (row := _row(pieces[section], task, metric, "model")):
+            out.append(Point(title, "full training", full, row.value, row.low, row.high))
+    return out
+
+
+def _row(piece: Piece, task: str, metric: str, who: str) -> Row | None:
+    return next((r for r in piece.rows if (r.task, r.metric, r.who) == (task, metric, who)), None)
+
+
+def read_training(folder: Path) -> dict[str, Any]:
+    """``training.json`` of a model folder."""
+    return json.loads((folder / "training.json").read_text(encoding="utf-8"))
