@@ -29,7 +29,7 @@ from medm2g_core.model import PARTS, CheckpointError, MedM2G
 from medm2g_core.profiles import STAGES, Profile, StageConfig, profile
 from medm2g_core.streams import STREAMS
 from medm2g_core.training.corpus import Corpus
-from medm2g_core.training.data import SourceData, round_for, whole_sentences
+from medm2g_core.training.data import SourceData, round_for, shortened
 from medm2g_core.training.run import train
 
 ALL = set(STAGES)
@@ -142,26 +142,32 @@ def by_words(texts):
     return [len(t.split()) for t in texts]
 
 
-def test_a_long_report_ends_after_the_last_whole_sentence_that_fits():
+def test_a_long_report_ends_after_the_last_whole_sentence_that_fits_else_word_else_letter():
     text = "One two. Three four five! Six 3.5 mm seven? Eight"
-    assert whole_sentences(text, by_words, 5) == "One two. Three four five!"
-    assert whole_sentences(text, by_words, 9) == "One two. Three four five! Six 3.5 mm seven?"
-    assert whole_sentences(text, by_words, 1) == "" and whole_sentences("no end", by_words, 1) == ""
+    assert shortened(text, by_words, 5) == "One two. Three four five!"
+    assert shortened(text, by_words, 9) == "One two. Three four five! Six 3.5 mm seven?"
+    assert shortened(text, by_words, 1) == "One"
+
+    def by_letters(texts):
+        return [len(t) for t in texts]
+
+    assert shortened("abcdef", by_letters, 4) == "abcd"
 
 
-def test_reports_that_are_too_long_are_cut_or_left_out_and_counted(tmp_path, short, capsys):
+def test_reports_that_are_too_long_end_earlier_and_are_counted(tmp_path, short, capsys):
     data = data_of("mimic_cxr", mimic_cxr(tmp_path / "root"), tmp_path / "work")
-    whole = [c for c in data.corpora("train") if c.has_text]
-    texts = [r[0] for c in whole for r in c.reports]
-    whole[0].reports[0] = ["Clear lungs. " + "No effusion was seen today. " * 60]
-    whole[0].reports[1] = ["word " * 300]
+    (whole,) = [c for c in data.corpora("train") if c.has_text]
+    long, endless = "Clear lungs. " + "No effusion was seen today. " * 60, "word " * 300
+    whole.reports[0], whole.reports[1] = [long], [endless]
     data.fit(untrained(short))
-    fitted = [c for c in data.corpora("train") if c.has_text]
-    kept = [r[0] for c in fitted for r in c.reports]
-    assert len(kept) == len(texts) - 1 and all(len(c.images["xray"]) == len(c) for c in fitted)
-    assert kept[0].startswith("Clear lungs. No effusion") and kept[0].endswith("today.") and len(kept[0]) < 900
+    (fitted,) = [c for c in data.corpora("train") if c.has_text]
+    first, second = fitted.reports[0][0], fitted.reports[1][0]
+    assert first.startswith("Clear lungs. No effusion") and first.endswith("today.") and len(first) < len(long)
+    assert second.endswith("word") and len(second) < len(endless)
+    assert data.original(first) == long and data.original(fitted.reports[2][0]) == fitted.reports[2][0]
+    assert all(fitted.images[n] is whole.images[n] for n in whole.images), "the pictures were copied"
     said = capsys.readouterr().out
-    assert f"of {len(texts)} reports 1 had more than 128 tokens" in said and "1, whose first sentence" in said
+    assert f"2 of {len(whole)} reports have more than 128 tokens" in said
 
 
 def test_held_out_reports_are_each_used_once(tmp_path):

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -33,7 +34,7 @@ from medm2g_core.training.corpus import Corpus, random_reports, wordings
 from medm2g_core.training.stages import ROUNDS, Mix, Round, can_align
 
 __all__ = [
-    "EmbeddedData", "SourceData", "TrainingData", "corpus_of", "load_corpora", "round_for", "whole_sentences",
+    "EmbeddedData", "SourceData", "TrainingData", "corpus_of", "load_corpora", "round_for", "shortened",
 ]  # fmt: skip
 
 
@@ -183,26 +184,23 @@ class SourceData:
 
     def _corpora(self, split: str) -> list[Corpus]:
         raw = self._raw(split)
-        return raw if self._longest is None else [c for each in raw if len(c := self._fitted(each, split))]
+        return raw if self._longest is None else [self._fitted(c, split) for c in raw]
 
     def _fitted(self, corpus: Corpus, split: str) -> Corpus:
-        """Reports that are too long end after the last whole sentence that fits; without any the study is left out."""
+        """The corpus with reports that the model can read; the pictures stay where they are."""
         if not corpus.has_text:
             return corpus
         assert self._longest is not None
         texts = [r[0] for r in corpus.reports]
-        short = [t if n <= self._limit else whole_sentences(t, self._longest, self._limit)
+        short = [t if n <= self._limit else shortened(t, self._longest, self._limit)
                  for t, n in zip(texts, self._longest(texts), strict=True)]  # fmt: skip
-        kept = [i for i, t in enumerate(short) if t]
-        self._whole |= {short[i]: texts[i] for i in kept if short[i] != texts[i]}
-        cut = sum(short[i] != texts[i] for i in kept)
-        if cut or len(kept) < len(texts):
+        self._whole |= {new: old for new, old in zip(short, texts, strict=True) if new != old}
+        if cut := sum(new != old for new, old in zip(short, texts, strict=True)):
             print(
-                f"{self.name}, {split}: of {len(texts)} reports {cut} had more than {self._limit} tokens and end after "
-                f"the last sentence that fits; {len(texts) - len(kept)}, whose first sentence is longer, are left out"
+                f"{self.name}, {split}: {cut} of {len(texts)} reports have more than {self._limit} tokens and end "
+                "earlier, most after a whole sentence"
             )
-        images = corpus.images if len(kept) == len(texts) else {n: x[kept] for n, x in corpus.images.items()}
-        return Corpus(corpus.region, images, [[short[i]] for i in kept], corpus.name, max(1, len(kept)))
+        return replace(corpus, reports=[[t] for t in short])
 
     def reports(self, n: int, seed: int, split: str = "train") -> list[str]:
         texts = [r[0] for c in self.corpora(split) for r in c.reports if r]
@@ -264,12 +262,18 @@ def round_for(corpora: Sequence[Corpus], name: str) -> Round:
     )  # fmt: skip
 
 
-def whole_sentences(text: str, lengths: Callable[[Sequence[str]], list[int]], limit: int) -> str:
-    """The longest beginning of whole sentences with at most ``limit`` tokens; ``""`` if the first has more."""
-    ends = [m.end() for m in re.finditer(r"[.!?](?=\s|$)", text)]
-    starts = [text[:end] for end in ends]
-    fitting = [s for s, n in zip(starts, lengths(starts), strict=True) if n <= limit] if starts else []
-    return fitting[-1] if fitting else ""
+def shortened(text: str, lengths: Callable[[Sequence[str]], list[int]], limit: int) -> str:
+    """The longest beginning of a report with at most ``limit`` tokens: whole sentences, else words, else letters.
+
+    Args:
+        lengths: texts -> their tokens.
+    """
+    for end in (r"[.!?](?=\s|$)", r"\S(?=\s|$)", r"."):
+        starts = [text[: m.end()] for m in re.finditer(end, text)]
+        tokens = lengths(starts) if starts else []
+        if fitting := [s for s, n in zip(starts, tokens, strict=True) if n <= limit]:
+            return fitting[-1]
+    raise ValueError(f"not one letter of a report fits into {limit} tokens")
 
 
 def _digest(shards: Path) -> str:
