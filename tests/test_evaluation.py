@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from medm2g_core.evaluation.metrics import bootstrap, ct_mae_hu, finding_counts, finding_f1, psnr, ssim
-from medm2g_core.evaluation.results import evaluate, failed, flow_seconds, report, weights_digest
+from medm2g_core.evaluation.results import (
+    evaluate,
+    failed,
+    fair_enough,
+    flow_seconds,
+    handicap,
+    report,
+    weights_digest,
+)
 from medm2g_core.evaluation.retrieval import ceiling_hits, hits_at, same_findings_at_1
 from medm2g_core.evaluation.table import Check, Piece, Row, Shelf, compact, make_row, markdown
 from medm2g_core.model import MedM2G
@@ -146,6 +154,7 @@ def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(mod
     assert any("a wrong guide is visibly wrong" in c.name for _, c in bad) and "does not hold" in report(pieces)
     stamp = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
     assert evaluate(folder, out, sections=sections, **sizes) == pieces
+    assert evaluate(folder, out, sections=sections, time_fraction=1.0, **sizes) == pieces, "they train no baselines"
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == stamp
     before = weights_digest(folder)
     with torch.no_grad():
@@ -157,6 +166,15 @@ def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(mod
     assert changed == {"guidance.json"}
     with pytest.raises(ValueError, match="unknown section 'x'"):
         evaluate(folder, out, sections=("x",))
+
+
+@pytest.mark.parametrize(("had", "asked", "kept"), [(0.1, 0.1, True), (1.0, 0.1, True), (0.1, 1.0, False)])
+def test_scores_are_kept_unless_their_baselines_were_trained_for_less_than_asked(had, asked, kept) -> None:
+    piece = Piece(facts={"settings": {"time_fraction": had}})
+    assert fair_enough("translation", piece, asked) is kept and fair_enough("guidance", piece, asked)
+    said = handicap({"translation": piece, "guidance": Piece(facts={"settings": {"time_fraction": 0.1}})})
+    assert f"{100 * had:g} % (Image to image)" in said and "Is the guidance" not in said
+    assert ("beating them shows little" in said) is (had < 1)
 
 
 def test_readme_shows_what_the_programs_measured() -> None:

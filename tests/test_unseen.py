@@ -9,7 +9,7 @@ import torch
 from medm2g_core.data.chest.atlas import PERSONS
 from medm2g_core.evaluation import unseen
 from medm2g_core.evaluation.judges import load_judges
-from medm2g_core.evaluation.unseen import SEEN, UNSEEN, UnseenBudget, unseen_person
+from medm2g_core.evaluation.unseen import SEEN, UNSEEN, UnseenBudget, person_table, unseen_person
 
 TINY = UnseenBudget(alignment=1, round1=1, round2=1, round3=1, train=12, test=12)
 
@@ -40,6 +40,10 @@ def test_each_person_is_left_out_once_and_trainings_are_kept(model, tmp_path, mo
     who = {r.who for r in piece.rows if r.metric == "PSNR, dB"}
     assert who == {UNSEEN, SEEN}
     assert all(np.isfinite(r.value) for r in piece.rows if "PSNR" in r.metric)
+    table = person_table(piece)
+    assert "| CT → MR T2-weighted (chest) | PSNR, dB | 12 |" in table and "another patient" not in table
+    assert set(piece.facts["CPU seconds"]) == set(PERSONS)
+    assert all(set(s) == {"alignment", "round1", "round2", "round3"} for s in piece.facts["CPU seconds"].values())
     given.clear()
     again = unseen_person(
         tmp_path / "weights", tmp_path / "out", judges, budget=TINY, precision="fp32", progress=False

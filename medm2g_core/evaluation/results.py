@@ -32,8 +32,8 @@ from medm2g_core.storage import atomic_write
 from medm2g_core.training.data import load_corpora
 
 __all__ = [
-    "EXTRA", "SECTIONS", "evaluate", "failed", "flow_seconds", "handicap", "load_pieces", "report", "summary_rows",
-    "weights_digest", "write_report",
+    "EXTRA", "SECTIONS", "evaluate", "failed", "fair_enough", "flow_seconds", "handicap", "load_pieces", "report",
+    "summary_rows", "weights_digest", "write_report",
 ]  # fmt: skip
 
 SECTIONS: Mapping[str, tuple[str, int]] = {
@@ -141,9 +141,7 @@ def evaluate(
     shelf = Shelf(folder)
     keys = {n: Shelf.key(section=n, version=_ALL[n][1], **depends) for n in sections}
     known: dict[str, Piece | None] = {n: None if fresh else shelf.get(n, keys[n]) for n in sections}
-    for n, piece in known.items():  # baselines that were trained longer than asked are all the better
-        if piece is not None and piece.facts["settings"]["time_fraction"] < time_fraction:
-            known[n] = None
+    known = {n: piece if piece and fair_enough(n, piece, time_fraction) else None for n, piece in known.items()}
     missing = [n for n in sections if known[n] is None]
     if missing:
         bench = Bench(
@@ -160,6 +158,11 @@ def evaluate(
             shelf.put(name, keys[name], piece)
         bench.bar.close()
     return {n: done for n in _ALL if (done := known.get(n)) is not None}
+
+
+def fair_enough(section: str, piece: Piece, fraction: float) -> bool:
+    """Whether the trained baselines of a stored section had at least that share of time; true where it has none."""
+    return section not in TRAINED or piece.facts["settings"]["time_fraction"] >= fraction
 
 
 def _measures(

@@ -36,7 +36,7 @@ from medm2g_core.training.loop import run_stage, state_file
 from medm2g_core.training.run import new_model
 from medm2g_core.training.stages import ROUNDS, AlignmentStage, RoundStage, inherit_weights
 
-__all__ = ["SEEN", "UNSEEN", "UnseenBudget", "unseen_person"]
+__all__ = ["SEEN", "UNSEEN", "UnseenBudget", "person_table", "unseen_person"]
 
 UNSEEN, SEEN = "model, person not in its training", "model, person in its training"
 DRAWN: tuple[tuple[str, str], ...] = (("text", "xray"), ("ct", "mri_t2"), ("xray", "text"))
@@ -217,3 +217,22 @@ def _scores(
               f"presence F1 {control.value:.3f} against {f1[SEEN].value:.3f} (seen), {f1[UNSEEN].value:.3f} (unseen)")
     )  # fmt: skip
     return piece
+
+
+def person_table(piece: Piece) -> str:
+    """The section as Markdown: the person left out beside the person seen, each with its 95 % interval."""
+    of: dict[tuple[str, str], dict[str, Row]] = {}
+    for r in piece.rows:
+        of.setdefault((r.task, r.metric), {})[r.who] = r
+
+    def cell(row: Row | None, digits: int) -> str:
+        return f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]" if row else ""
+
+    lines = ["| task | metric | n | person not in the training | person in the training | real images |",
+             "|---|---|--:|---|---|---|"]  # fmt: skip
+    for (task, metric), rows in of.items():
+        if UNSEEN in rows and SEEN in rows:
+            digits = 1 if "dB" in metric else 2
+            cells = " | ".join(cell(rows.get(who), digits) for who in (UNSEEN, SEEN, REAL))
+            lines.append(f"| {task} | {metric} | {rows[UNSEEN].n} | {cells} |")
+    return "\n".join(lines) + "\n"

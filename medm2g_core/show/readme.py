@@ -12,6 +12,7 @@ import torch
 from medm2g_core.evaluation.ablation import load_runs, summary
 from medm2g_core.evaluation.results import handicap, load_pieces, summary_rows
 from medm2g_core.evaluation.table import compact
+from medm2g_core.evaluation.unseen import person_table
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.show.figures import Cell, Figure, Panel, contact_sheet
 from medm2g_core.storage import atomic_write
@@ -28,6 +29,8 @@ def blocks(root: Path = ROOT) -> dict[str, str]:
     pieces = load_pieces(root / "results")
     if pieces:
         out["results"] = f"{compact(summary_rows(pieces))}\n{handicap(pieces)}\n"
+    if "unseen" in pieces:
+        out["unseen"] = person_table(pieces["unseen"])
     runs = load_runs(root / "results" / "ablation")
     if any(runs.values()):
         out["ablation"] = summary(runs)
