@@ -26,6 +26,7 @@ from medm2g_core.evaluation.baselines.reports import (
     report_retrieval,
 )
 from medm2g_core.evaluation.bench import Bench
+from medm2g_core.evaluation.report_generation import best_half, consensus
 from medm2g_core.evaluation.report_scores import Truth, finding_summary
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
@@ -199,3 +200,15 @@ def test_the_text_codec_section_skips_real_reports_that_cannot_be_had(
     assert "left out" in piece.facts["real IU findings"]
     assert {r.task for r in piece.rows} == {"text codec: Report (chest)", "text codec: Report (brain)"}
     assert {"exact match, share", "BLEU-4, corpus", "finding F1, strict"} <= {r.metric for r in piece.rows}
+
+
+def test_the_better_half_are_the_draws_most_like_the_image_and_the_rest_has_no_vote():
+    true, false = reports_of((NODULE,)), reports_of((EDEMA,))
+    draws = [[true, false], [true, false], [false, true], [false, true], [false, true]]
+    likeness = torch.tensor([[0.9, 0.9], [0.8, 0.8], [0.7, 0.1], [0.1, 0.2], [0.1, 0.3]])
+    assert consensus(draws, "chest") == [false, true], "all five together say the other thing"
+    assert best_half(draws, likeness, "chest") == [true, false]
+
+
+def reports_of(findings) -> str:
+    return write_report(findings, "chest", 50, "female", np.random.default_rng(0))
