@@ -175,12 +175,12 @@ class MedM2GPipeline(DiffusionPipeline):
         self, given: Mapping[str, Embedding], streams: Mapping[str, torch.Tensor | list[str]]
     ) -> torch.Tensor:
         """Mean cosine (B,) between the aligned embeddings of given and drawn streams."""
-        # A drawn report may come out empty, or as letters that are too long to read back: nothing was said then.
-        own = {n: [self._readable(t) for t in v] if isinstance(v, list) else v for n, v in streams.items()}
+        own = {n: [self.readable(t) for t in v] if isinstance(v, list) else v for n, v in streams.items()}
         drawn = self.model.embed(own).values()
         return torch.stack([(a.pooled * b.pooled).sum(-1) for a in given.values() for b in drawn]).mean(0)
 
-    def _readable(self, text: str) -> str:
+    def readable(self, text: str) -> str:
+        """A drawn report, or a blank for one that came out empty or too long to read back: nothing was said then."""
         try:
             self.model.tokens([text or " "])
         except TextTooLongError:

@@ -165,7 +165,8 @@ def report_generation(
     codec = bench.codec(REGION, "text")
     assert isinstance(codec, list)
     many = [drawn(d, noise=LOW_NOISE) for d in range(MANY)]
-    alike = torch.stack([(query * embed_reports(bench.model, texts)).sum(1) for texts in many])
+    said = [embed_reports(bench.model, [bench.pipe.readable(t) for t in texts]) for texts in many]
+    alike = torch.stack([(query * e).sum(1) for e in said])
     rivals: dict[str, Sequence[str]] = {
         "model": drawn(),
         f"model, noise x {LOW_NOISE}": drawn(noise=LOW_NOISE),
