@@ -164,7 +164,7 @@ def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validatio
     assert kinds.count("baseline") >= 7 and kinds.count("ceiling") == 2 and kinds.count("control") == 1
     assert strict["ceiling: true findings in other words"].value == 1.0
     assert {"model", "model, consensus of 5"} <= strict.keys() and len(piece.checks) == 2
-    assert len(piece.facts["grid on validation"]) <= 6 and piece.facts["validation studies"] == 3
+    assert len(piece.facts["grid on validation"]) == len(section.GRID) and piece.facts["validation studies"] == 3
     drawn = [k for k in bench._drawn if k[0] != "codec"]
     grid = {(k[5], k[9]) for k in drawn if k[-1] == "val"}
     assert grid == set(section.GRID), "the grid is drawn on the validation split"
