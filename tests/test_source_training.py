@@ -123,6 +123,10 @@ def test_shards_that_were_prepared_before_are_used_as_they_are(tmp_path):
         SourceData("acdc", tmp_path / "shards", tmp_path / "work", 32)
     with pytest.raises(SourceError, match="no such folder"):
         SourceData("ixi", tmp_path / "nothing", tmp_path / "work", 32)
+    manifest = tmp_path / "shards" / "manifest.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"complete": true', '"complete": false'))
+    with pytest.raises(SourceError, match="interrupted; start it again"):
+        SourceData("ixi", tmp_path / "shards", tmp_path / "work", 32)
 
 
 def test_new_shards_replace_the_mapped_pictures(tmp_path):
@@ -223,6 +227,12 @@ def test_asking_only_for_what_the_data_lacks_is_an_error(tmp_path, short):
     data = data_of("ixi", write_ixi(tmp_path / "root"), tmp_path / "work")
     with pytest.raises(ValueError, match="nothing to train: round2: no stream of ct"):
         train(short, tmp_path / "out", stages=["round2"], data=data, progress=False)
+    options = {"size": 32, "workers": 0, "allow_missing": True, "shares": (0, 0, 1)}
+    prepare_source("ixi", tmp_path / "root", tmp_path / "test", **options)
+    only_test = SourceData("ixi", tmp_path / "test", tmp_path / "test_work", 32)
+    assert only_test.corpora("test") and not only_test.corpora("train")
+    with pytest.raises(ValueError, match="nothing to train: image_codec: no study in the train split"):
+        train(short, tmp_path / "out", stages=["image_codec"], data=only_test, progress=False)
 
 
 # ---------------------------------------------------------------------------------------------- the command line

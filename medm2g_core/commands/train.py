@@ -103,11 +103,13 @@ def run_training(args: argparse.Namespace) -> int:
     print(f"profile {chosen.name}, device {device}, into {out}", flush=True)
     data: TrainingData = EmbeddedData(chosen, args.persons, args.workers)
     if args.source is not None:
-        with PartialState().main_process_first():  # one process prepares, the others find it done
+        with PartialState().main_process_first():  # one process prepares and maps, the others find it done
             data = SourceData(
                 args.source, args.root, out / "work", chosen.resolution, limit=args.limit, workers=args.workers,
                 allow_missing=args.allow_missing,
             )  # fmt: skip
+            for split in ("train", "val"):
+                data.corpora(split)
     try:
         model = train(
             chosen, out, stages=args.stage or STAGES, again=args.again, seed=args.seed, device=device,

@@ -145,7 +145,7 @@ class SourceData:
         limit, workers, allow_missing: of `prepare_source`, for a download.
 
     Raises:
-        SourceError: unknown or missing data set, shards of another one or of another size, or nothing to train on.
+        SourceError: unknown or missing data set, or shards of another one, of another size, or not finished.
         FileError: a damaged shard.
     """
 
@@ -169,8 +169,8 @@ class SourceData:
                 f"{root} was prepared with {found} pixels and the profile has {size}: prepare it again with --size "
                 f"{size} into another folder, or give the folder of the download"
             )
-        if not self.manifest.get("studies", {}).get("train"):
-            raise SourceError(f"{root}: no study in the train split, so there is nothing to train on")
+        if not self.manifest.get("complete"):
+            raise SourceError(f"{root}: the preparation was interrupted; start it again, it goes on where it stopped")
         self._longest: Callable[[Sequence[str]], list[int]] | None = None
         self._limit = 0
         self._whole: dict[str, str] = {}
@@ -213,11 +213,10 @@ class SourceData:
         """A report of `corpora` as it was before it was shortened: what scores compare with."""
         return self._whole.get(report, report)
 
-    def _streams(self) -> list[tuple[str, ...]]:
-        return [c.streams for c in self.corpora("train")]
-
     def lacks(self, stage: str) -> str:
-        groups = self._streams()
+        groups = [c.streams for c in self.corpora("train")]
+        if not groups:
+            return "no study in the train split"
         every = {n for g in groups for n in g}
         if stage == "image_codec":
             return "" if every - {"text"} else "no image"
