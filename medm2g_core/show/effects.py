@@ -70,14 +70,15 @@ def budget_figure(points: Sequence[Point]) -> Figure:
             axes.plot(x, y, color=_GREY, lw=1, zorder=1)
             axes.errorbar(x, y, yerr=error, fmt="o", ms=4, color=_BLUE, capsize=2, lw=1)
             for p in own:
-                axes.annotate(p.what, (p.minutes, p.value), textcoords="offset points", xytext=(5, -9), fontsize=6)
+                axes.annotate(p.what, (p.minutes, p.value), textcoords="offset points", xytext=(6, -8), fontsize=6)
             axes.set_xscale("log")
+            axes.margins(y=0.22)
             axes.set_xlim(min(x) / 1.6, max(x) * 3.5)
             axes.set_xticks([10, 30, 100, 300], ["10", "30", "100", "300"])
             axes.minorticks_off()
             axes.set_title(curve, fontsize=8, loc="left")
             axes.set_xlabel("CPU minutes of the three rounds")
-        figure.subplots_adjust(left=0.05, right=0.99, top=0.88, bottom=0.2, wspace=0.25)
+        figure.subplots_adjust(left=0.04, right=0.99, top=0.88, bottom=0.2, wspace=0.25)
     return figure
 
 
