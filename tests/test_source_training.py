@@ -250,6 +250,17 @@ def test_the_command_trains_a_data_set_and_its_card_says_so(tmp_path, capsys):
     assert "--source iu_xray --root DIR" in card and "round3 is left out" in capsys.readouterr().out
 
 
+def test_a_folder_keeps_to_the_data_that_it_was_trained_on(tmp_path, short, monkeypatch, capsys):
+    data = data_of("ixi", write_ixi(tmp_path / "root"), tmp_path / "out" / "work")
+    train(short, tmp_path / "out", stages=["image_codec"], data=data, progress=False)
+    with pytest.raises(CheckpointError, match=r"was trained on ixi, and now it would be virtual patients: .* --start"):
+        train(short, tmp_path / "out", stages=["text_codec"], progress=False)
+    monkeypatch.chdir(tmp_path)
+    words = "train --profile smoke --stage image_codec --allow-missing --workers 0 --set stages.image_codec.steps=2"
+    assert main([*words.split(), "--source", "ixi", "--root", str(tmp_path / "root")]) == 0
+    assert (tmp_path / "outputs" / "train-smoke-ixi" / "training.json").is_file(), "not where virtual patients train"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-__all__ = ["pick_device", "writable_folder"]
+if TYPE_CHECKING:
+    from medm2g_core.training.data import SourceData
+
+__all__ = ["check_source", "open_source_data", "pick_device", "writable_folder"]
 
 
 def pick_device(name: str) -> str:
@@ -37,3 +42,21 @@ def writable_folder(folder: Path) -> Path:
     except OSError as error:
         raise ValueError(f"cannot write into {folder} ({error.strerror or error}); choose another folder") from error
     return folder
+
+
+def check_source(args: argparse.Namespace) -> None:
+    """Refuse arguments about a real data set that do not belong together, with ``ValueError``."""
+    if (args.source is None) != (args.root is None):
+        raise ValueError("--source NAME and --root DIR belong together: a real data set, and where it is")
+    if args.source is None and (args.limit is not None or args.allow_missing):
+        raise ValueError("--limit and --allow-missing are for real data sets: name one with --source and --root")
+
+
+def open_source_data(args: argparse.Namespace, out: Path, size: int) -> SourceData:
+    """The data set of ``--source``, prepared first if ``--root`` is its download; ``out/work`` holds what it needs."""
+    from medm2g_core.training.data import SourceData
+
+    return SourceData(
+        args.source, args.root, out / "work", size, limit=args.limit, workers=args.workers,
+        allow_missing=args.allow_missing,
+    )  # fmt: skip

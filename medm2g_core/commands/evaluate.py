@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from medm2g_core.commands.common import pick_device, writable_folder
+from medm2g_core.commands.common import check_source, open_source_data, pick_device, writable_folder
 
 __all__ = ["run_evaluation"]
 
@@ -23,8 +23,7 @@ def run_evaluation(args: argparse.Namespace) -> int:
     """
     from medm2g_core.evaluation.results import SECTIONS, evaluate, failed, load_pieces, report, write_report
 
-    if (args.source is None) != (args.root is None):
-        raise ValueError("--source NAME and --root DIR belong together: a real data set, and where it is")
+    check_source(args)
     if args.source is not None:
         return _run_on_source(args)
     out = writable_folder(args.out or Path("results"))
@@ -56,14 +55,10 @@ def _run_on_source(args: argparse.Namespace) -> int:
     from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
     from medm2g_core.show.source_sheets import write_sheets
     from medm2g_core.storage import atomic_write
-    from medm2g_core.training.data import SourceData
 
     out = writable_folder(args.out or Path("outputs") / f"evaluate-{args.source}")
     pipe = MedM2GPipeline.from_pretrained(args.model).to(pick_device(args.device))
-    data = SourceData(
-        args.source, args.root, out / "work", pipe.model.profile.resolution, limit=args.limit, workers=args.workers,
-        allow_missing=args.allow_missing,
-    )  # fmt: skip
+    data = open_source_data(args, out, pipe.model.profile.resolution)
     data.fit(pipe.model)
     folder = args.model or SHIPPED_WEIGHTS
     shelf, name = Shelf(out), f"source_{args.source}"

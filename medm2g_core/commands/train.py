@@ -80,34 +80,29 @@ def run_training(args: argparse.Namespace) -> int:
 
     from accelerate import PartialState
 
-    from medm2g_core.commands.common import pick_device, writable_folder
+    from medm2g_core.commands.common import check_source, open_source_data, pick_device, writable_folder
     from medm2g_core.data.chest.atlas import PERSONS
     from medm2g_core.training.card import export_model
-    from medm2g_core.training.data import EmbeddedData, SourceData, TrainingData
+    from medm2g_core.training.data import EmbeddedData, TrainingData
     from medm2g_core.training.loop import StageInterrupted
     from medm2g_core.training.run import train
 
     strangers = [person for person in args.persons or () if person not in PERSONS]
     if strangers:
         raise ValueError(f"unknown person {strangers[0]!r}; known: {', '.join(PERSONS)}")
-    if (args.source is None) != (args.root is None):
-        raise ValueError("--source NAME and --root DIR belong together: a real data set, and where it is")
+    check_source(args)
     if args.source is not None and args.persons:
         raise ValueError("--persons chooses virtual patients, --source a real data set: use one of them")
-    if args.source is None and (args.limit is not None or args.allow_missing):
-        raise ValueError("--limit and --allow-missing are for real data sets: name one with --source and --root")
     device = pick_device(args.device)
-    out = writable_folder(args.out or Path("outputs") / f"train-{chosen.name}")
+    name = chosen.name if args.source is None else f"{chosen.name}-{args.source}"
+    out = writable_folder(args.out or Path("outputs") / f"train-{name}")
     if args.export is not None:
         writable_folder(args.export)
     print(f"profile {chosen.name}, device {device}, into {out}", flush=True)
     data: TrainingData = EmbeddedData(chosen, args.persons, args.workers)
     if args.source is not None:
-        with PartialState().main_process_first():  # one process prepares and maps, the others find it done
-            data = SourceData(
-                args.source, args.root, out / "work", chosen.resolution, limit=args.limit, workers=args.workers,
-                allow_missing=args.allow_missing,
-            )  # fmt: skip
+        with PartialState(cpu=device == "cpu").main_process_first():  # one prepares and maps, the others find it done
+            data = open_source_data(args, out, chosen.resolution)
             for split in ("train", "val"):
                 data.corpora(split)
     try:

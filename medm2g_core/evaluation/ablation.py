@@ -25,7 +25,7 @@ from medm2g_core.evaluation.metrics import finding_counts, finding_f1, psnr
 from medm2g_core.evaluation.retrieval import hits_at, same_findings_at_1
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
-from medm2g_core.profiles import Profile
+from medm2g_core.profiles import BASE_STAGES, ROUND_STAGES, Profile
 from medm2g_core.storage import atomic_write
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.data import load_corpora
@@ -64,7 +64,6 @@ class Budget:
     draws: int = 2
 
 
-ROUNDS_IN_TURN = ("round1", "round2", "round3")
 _NO_MAP = {"aligned_map": False}
 GROUPS: Mapping[str, tuple[Arm, ...]] = {
     "alignment": (
@@ -87,7 +86,7 @@ GROUPS: Mapping[str, tuple[Arm, ...]] = {
         Arm("the same, not preconditioned", {"flow": {"precondition": False}}),
     ),
     "rounds": (
-        Arm("three rounds", rounds=ROUNDS_IN_TURN),
+        Arm("three rounds", rounds=ROUND_STAGES),
         Arm("all pairs at once, same time", rounds=("all_pairs",)),
     ),
 }
@@ -199,7 +198,7 @@ def _run_alignment(
 
 def _listener(base: MedM2G, profile: Profile, seed: int) -> MedM2G:
     """Fresh flows on the trained codecs and encoders of ``base``."""
-    return new_model(profile, seed, like=base, parts=("image_codec", "text_codec", "alignment"))
+    return new_model(profile, seed, like=base, parts=BASE_STAGES)
 
 
 def _latent(model: MedM2G, profile: Profile, kept: dict[str, Any]) -> list[LatentCorpus]:
@@ -252,7 +251,7 @@ def _run_rounds(
     for name in arm.rounds:
         count = budget.rounds
         if name == "all_pairs":  # as long as the three rounds together
-            three = sum(_cost(model, latent, n) for n in ROUNDS_IN_TURN)
+            three = sum(_cost(model, latent, n) for n in ROUND_STAGES)
             count = max(1, round(budget.rounds * three / _cost(model, latent, name)))
         inherit_weights(model, name)
         seconds += _train(RoundStage(model, latent, name), name, count, model, work, seed, progress)

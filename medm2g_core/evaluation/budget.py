@@ -7,20 +7,18 @@ is, not what a single training looks like over time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medm2g_core.evaluation.table import Piece, Row
 from medm2g_core.evaluation.unseen import SEEN
+from medm2g_core.profiles import ROUND_STAGES
 
-__all__ = ["CURVES", "Point", "budget_points", "read_training"]
+__all__ = ["CURVES", "Point", "budget_points"]
 
-ROUNDS = ("round1", "round2", "round3")
 CURVES: Mapping[str, tuple[str, str, str, str]] = {
     "Report → Chest X-ray, finding AUC": ("text_to_image", "Report → Chest X-ray (chest)", "finding AUC", ""),
     "CT → MR T2-weighted, PSNR in dB": (
@@ -59,7 +57,7 @@ def budget_points(
         ablation: runs of the group ``rounds``.
     """
     stages = training["stages"]
-    full = sum(stages[r]["seconds"] * stages[r]["threads"] for r in ROUNDS) / 60
+    full = sum(stages[r]["seconds"] * stages[r]["threads"] for r in ROUND_STAGES) / 60
     out = []
     for title, (section, task, metric, short) in CURVES.items():
         runs = [r for r in ablation if r["arm"] == "three rounds" and short in r["scores"]]
@@ -69,7 +67,7 @@ def budget_points(
             out.append(Point(title, f"ablation, {len(runs)} seeds", minutes, float(np.mean(x)), min(x), max(x)))
         if "unseen" in pieces and (row := _row(pieces["unseen"], task, metric, SEEN)):
             spent = pieces["unseen"].facts["CPU seconds"].values()
-            minutes = float(np.mean([sum(s.get(r, 0.0) for r in ROUNDS) for s in spent])) / 60
+            minutes = float(np.mean([sum(s.get(r, 0.0) for r in ROUND_STAGES) for s in spent])) / 60
             out.append(Point(title, "two people of three", minutes, row.value, row.low, row.high))
         if section in pieces and (row := _row(pieces[section], task, metric, "model")):
             out.append(Point(title, "full training", full, row.value, row.low, row.high))
@@ -78,8 +76,3 @@ def budget_points(
 
 def _row(piece: Piece, task: str, metric: str, who: str) -> Row | None:
     return next((r for r in piece.rows if (r.task, r.metric, r.who) == (task, metric, who)), None)
-
-
-def read_training(folder: Path) -> dict[str, Any]:
-    """``training.json`` of a model folder."""
-    return json.loads((folder / "training.json").read_text(encoding="utf-8"))

@@ -7,18 +7,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import ConcatDataset, TensorDataset
 
+from medm2g_core.evaluation.baselines.reports import embed_images
 from medm2g_core.evaluation.baselines.translator import RegressionSettings, Translation, train_translator
 from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
 from medm2g_core.evaluation.fidelity import CODEC, REAL, judged_rows
 from medm2g_core.evaluation.judges import Judges, auc
 from medm2g_core.evaluation.lesions import LESIONS, dice, lesion_mask
 from medm2g_core.evaluation.metrics import ct_mae_hu, psnr, ssim
-from medm2g_core.evaluation.table import Check, Piece, make_row
+from medm2g_core.evaluation.table import Check, Piece, Row, make_row
+from medm2g_core.model import MedM2G
 from medm2g_core.streams import STREAMS
 from medm2g_core.training.corpus import Corpus
 
-__all__ = ["GROUPS", "TASKS", "guidance_used", "translation"]
+__all__ = ["CONTROL", "GROUPS", "TASKS", "guidance_used", "nearest_target", "own_input", "pixel_rows", "translation"]
 
 TASKS: tuple[Translation, ...] = (
     Translation("brain", ("mri_t1", "mri_t2"), "mri_flair"),
@@ -39,21 +42,18 @@ GROUPS: Mapping[str, tuple[Translation, ...]] = {
 CONTROL = "control: another patient's input"
 
 
-def _nearest(bench: Bench, task: Translation, corpus: Corpus) -> torch.Tensor:
-    """The target of the training study whose given streams are nearest by aligned embedding."""
+def nearest_target(
+    model: MedM2G, given: Mapping[str, torch.Tensor], corpora: Sequence[Corpus], target: str
+) -> torch.Tensor:
+    """The target of the training study whose given streams are nearest by aligned embedding.
 
-    def embed(images: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return torch.cat(
-            [
-                torch.cat([bench.model.embed({n: p.float()})[n].pooled for p in images[n].split(BATCH)])
-                for n in task.given
-            ],
-            1,
-        )
-
-    data = bench.data[task.region]
-    query = embed({n: data.stack(n) for n in task.given})
-    return corpus.images[task.target][(query @ embed(corpus.images).T).argmax(1)].float()
+    Args:
+        given: stream -> images (N, 1, H, W).  corpora: training studies that have all these streams and the target.
+    """
+    query = torch.cat([embed_images(model, n, x) for n, x in given.items()], 1)
+    gallery = torch.cat([torch.cat([embed_images(model, n, c.images[n]) for n in given], 1) for c in corpora])
+    pool: ConcatDataset[Any] = ConcatDataset([TensorDataset(c.images[target]) for c in corpora])  # no copy of them all
+    return torch.stack([pool[i][0] for i in (query @ gallery.T).argmax(1).tolist()]).float()
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def translation(
             "model": draws[0],
             f"model, mean of {means}": draws.mean(0),
             "baseline: mean image": corpora[task.region].images[target].float().mean(0, keepdim=True).expand_as(truth),
-            "baseline: nearest training study": _nearest(bench, task, corpora[task.region]),
+            "baseline: nearest training study": nearest_target(bench.model, given, [corpora[task.region]], target),
         }
         for adversarial in (False, True) if pix2pix else (False,):
             if (modality, adversarial) not in nets:
@@ -109,11 +109,7 @@ def translation(
         rivals[CONTROL] = bench.draw(task.region, task.given, [target], shift=SHIFT)[target]
         rivals[CODEC] = codec
 
-        metrics = {"PSNR, dB": psnr, "SSIM": ssim} | ({"MAE, HU": ct_mae_hu} if target == "ct" else {})
-        for metric, score in metrics.items():
-            for who, x in rivals.items():
-                pairs = zip(x.split(BATCH), truth.split(BATCH), strict=True)
-                piece.rows.append(make_row(title, metric, who, torch.cat([score(a, b) for a, b in pairs]).tolist()))
+        piece.rows += pixel_rows(title, rivals, truth, target)
         if (task.region, target) == ("brain", "mri_flair"):
             _lesions(piece, title, rivals, truth, data.findings)
         if (task.region, target) in judges:
@@ -122,14 +118,29 @@ def translation(
             rows, _ = judged_rows(title, judge, {**rivals, REAL: truth}, data.findings, reference, draws=100)
             kept = [r for r in rows if "mean image" not in r.who]  # one image for all has no distribution
             piece.rows += kept
-        own, moved = (psnr(rivals[who], truth) for who in ("model", CONTROL))
-        gap = make_row(title, "PSNR of its own input less another patient's, dB", "model", (own - moved).tolist())
+        gap, check = own_input(title, rivals, truth)
         piece.rows.append(gap)
-        piece.checks.append(
-            Check(f"{title}: another patient's input is worse", gap.low > 0,
-                  f"{gap.value:.2f} dB [{gap.low:.2f}, {gap.high:.2f}]")
-        )
+        piece.checks.append(check)
     return piece
+
+
+def pixel_rows(title: str, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor, target: str) -> list[Row]:
+    """PSNR, SSIM and (CT) MAE in HU of images (N, 1, H, W) of each rival against the one true image of each study."""
+    metrics = {"PSNR, dB": psnr, "SSIM": ssim} | ({"MAE, HU": ct_mae_hu} if target == "ct" else {})
+    rows = []
+    for metric, score in metrics.items():
+        for who, x in rivals.items():
+            pairs = zip(x.split(BATCH), truth.split(BATCH), strict=True)
+            rows.append(make_row(title, metric, who, torch.cat([score(a, b) for a, b in pairs]).tolist()))
+    return rows
+
+
+def own_input(title: str, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor) -> tuple[Row, Check]:
+    """How much better the model is than with another patient's input (`CONTROL`), and whether it is."""
+    own, moved = (psnr(rivals[who], truth) for who in ("model", CONTROL))
+    gap = make_row(title, "PSNR of its own input less another patient's, dB", "model", (own - moved).tolist())
+    detail = f"{gap.value:.2f} dB [{gap.low:.2f}, {gap.high:.2f}]"
+    return gap, Check(f"{title}: another patient's input is worse", gap.low > 0, detail)
 
 
 def _lesions(

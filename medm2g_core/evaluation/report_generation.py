@@ -108,8 +108,8 @@ def best_half(draws: Sequence[Sequence[str]], likeness: torch.Tensor, region: st
         draws: one list of N reports a draw.
         likeness: (draws, N).
     """
-    half = likeness.topk((len(draws) + 1) // 2, dim=0).indices.T.tolist()
-    return [c[medoid(c, region)] for i, own in enumerate(half) if (c := [draws[d][i] for d in own])]
+    half = likeness.topk((len(draws) + 1) // 2, dim=0).indices.tolist()        # (half, N): which draws
+    return consensus([[draws[d][i] for i, d in enumerate(row)] for row in half], region)
 
 
 def reworded(truth: Truth, seed: int = 0) -> list[str]:
@@ -169,11 +169,9 @@ def report_generation(
     alike = torch.stack([(query * e).sum(1) for e in said])
     rivals: dict[str, Sequence[str]] = {
         "model": drawn(),
-        f"model, noise x {LOW_NOISE}": drawn(noise=LOW_NOISE),
+        f"model, noise x {LOW_NOISE}": many[0],
         f"model, consensus of {DRAWS}": consensus([drawn(d) for d in range(DRAWS)], REGION),
-        f"model, consensus of {DRAWS}, noise x {LOW_NOISE}": consensus(
-            [drawn(d, noise=LOW_NOISE) for d in range(DRAWS)], REGION
-        ),
+        f"model, consensus of {DRAWS}, noise x {LOW_NOISE}": consensus(many[:DRAWS], REGION),
         f"model, best of {BEST_OF} by the aligned encoders": drawn(best_of=BEST_OF),
         f"model, consensus of the better half of {MANY}, noise x {LOW_NOISE}": best_half(many, alike, REGION),
         "control: another patient's image": drawn(shift=SHIFT),

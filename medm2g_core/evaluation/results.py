@@ -27,7 +27,7 @@ from medm2g_core.evaluation.unified import unified
 from medm2g_core.evaluation.unseen import unseen_person
 from medm2g_core.model import PARTS
 from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
-from medm2g_core.profiles import Profile
+from medm2g_core.profiles import ROUND_STAGES, Profile
 from medm2g_core.storage import atomic_write
 from medm2g_core.training.data import load_corpora
 
@@ -79,9 +79,9 @@ def flow_seconds(folder: Path, fraction: float = 1.0) -> dict[str, float]:
     """
     try:
         stages = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
-        rounds = {n: float(stages[n]["seconds"]) * stages[n]["threads"] for n in ("round1", "round2", "round3")}
+        rounds = {n: float(stages[n]["seconds"]) * stages[n]["threads"] for n in ROUND_STAGES}
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
-        rounds = dict.fromkeys(("round1", "round2", "round3"), 600.0)
+        rounds = dict.fromkeys(ROUND_STAGES, 600.0)
     own = {"text": rounds["round1"] / 2, "xray": rounds["round1"] / 2, "ct": rounds["round2"], "mri": rounds["round3"]}
     return {m: round(s * fraction, 1) for m, s in own.items()}
 

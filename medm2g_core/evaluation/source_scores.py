@@ -20,10 +20,10 @@ from medm2g_core.evaluation.baselines.reports import embed_images, image_retriev
 from medm2g_core.evaluation.baselines.translator import RegressionSettings, Translation, train_translator
 from medm2g_core.evaluation.bench import BATCH, SHIFT, draw_studies
 from medm2g_core.evaluation.fidelity import CODEC, FRECHET, KID, REAL, between_sets, frechet, kid
+from medm2g_core.evaluation.image_to_image import CONTROL, nearest_target, own_input, pixel_rows
 from medm2g_core.evaluation.judges import Judge, JudgeNet, Judges
-from medm2g_core.evaluation.metrics import ct_mae_hu, psnr, ssim
 from medm2g_core.evaluation.report_scores import METEOR_MISSING, overlap_rows, tokenization
-from medm2g_core.evaluation.table import Check, Piece, Row, make_row
+from medm2g_core.evaluation.table import Piece, Row, markdown
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.streams import STREAMS, stream
 from medm2g_core.training.corpus import Corpus
@@ -31,7 +31,6 @@ from medm2g_core.training.data import SourceData
 
 __all__ = ["PAPER", "PaperFigure", "Task", "evaluate_source", "source_page", "source_table", "tasks_of"]
 
-CONTROL = "control: another patient's input"
 REGRESSION = "baseline: regression"
 NEAREST = "baseline: nearest image by embedding"
 Columns = list[tuple[str, list[Any]]]
@@ -211,8 +210,8 @@ def evaluate_source(
                 rivals[REGRESSION] = net.translate({g: held_out.images[g] for g in task.given}, task.target)
             truth = held_out.images[task.target]
             if task.paired:
-                rows, check = _paired(task, rivals, truth)
-                piece.rows += rows
+                gap, check = own_input(task.title, rivals, truth)
+                piece.rows += [*pixel_rows(task.title, rivals, truth, task.target), gap]
                 piece.checks.append(check)
             piece.rows += _distribution_rows(task, rivals, truth, data, judges, studies)
             shown = ("model", f"model, mean of {means}", REGRESSION)
@@ -252,14 +251,12 @@ def _report_rivals(
     n, (given,) = len(held_out), task.given
     rivals: dict[str, Sequence[str]] = {}
     if training:
-        reports = [r for c in training for r in c.reports]
-        images = {given: torch.cat([c.images[given] for c in training])}
-        pool = Corpus(training[0].region, images, reports)
-        commonest = Counter(r[0] for r in reports).most_common(1)[0][0]
+        pool = Corpus(training[0].region, {}, [r for c in training for r in c.reports])
+        commonest = Counter(r[0] for r in pool.reports).most_common(1)[0][0]
         rivals["baseline: commonest training report"] = [commonest] * n
         rivals["baseline: random training report"] = random_reports(pool, n, seed)
         query = embed_images(pipe.model, given, held_out.images[given])
-        gallery = embed_images(pipe.model, given, pool.images[given])
+        gallery = torch.cat([embed_images(pipe.model, given, c.images[given]) for c in training])
         rivals[NEAREST] = image_retrieval(query, gallery, pool)
     codec: list[str] = []
     for i in range(0, n, BATCH):
@@ -276,32 +273,14 @@ def _image_rivals(
     truth = held_out.images[task.target]
     rivals: dict[str, torch.Tensor] = {}
     if training:
-        pool = torch.cat([c.images[task.target] for c in training])
-        mean = sum(part.float().sum(0, keepdim=True) for part in pool.split(1024))
-        assert isinstance(mean, torch.Tensor)
-        rivals["baseline: mean image"] = (mean / len(pool)).expand_as(truth)
-        guides = [g for g in task.given if g != "text"]
-        if guides:
-            query = torch.cat([embed_images(pipe.model, g, held_out.images[g]) for g in guides], 1)
-            gallery = torch.cat([torch.cat([embed_images(pipe.model, g, c.images[g]) for c in training])
-                                 for g in guides], 1)  # fmt: skip
-            rivals["baseline: nearest training study"] = pool[(query @ gallery.T).argmax(1)].float()
-    parts = [pipe.model.decode(task.target, pipe.model.encode(task.target, x)) for x in truth.split(BATCH)]
-    return rivals | {CODEC: torch.cat(parts)}  # type: ignore[arg-type]
-
-
-def _paired(task: Task, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor) -> tuple[list[Row], Check]:
-    """PSNR, SSIM and (CT) MAE in HU against the one true image, and whether another patient's input is worse."""
-    metrics = {"PSNR, dB": psnr, "SSIM": ssim} | ({"MAE, HU": ct_mae_hu} if task.target == "ct" else {})
-    rows = []
-    for metric, score in metrics.items():
-        for who, x in rivals.items():
-            pairs = zip(x.split(BATCH), truth.split(BATCH), strict=True)
-            rows.append(make_row(task.title, metric, who, torch.cat([score(a, b) for a, b in pairs]).tolist()))
-    own, moved = (psnr(rivals[who], truth) for who in ("model", CONTROL))
-    gap = make_row(task.title, "its own input less another's, dB", "model", (own - moved).tolist())
-    detail = f"{gap.value:.2f} dB [{gap.low:.2f}, {gap.high:.2f}]"
-    return [*rows, gap], Check(f"{task.title}: another patient's input is worse", gap.low > 0, detail)
+        parts = [part for c in training for part in c.images[task.target].split(1024)]
+        mean = torch.stack([part.float().sum(0) for part in parts]).sum(0) / sum(map(len, parts))
+        rivals["baseline: mean image"] = mean.expand_as(truth)
+        if task.paired:
+            given = {g: held_out.images[g] for g in task.given}
+            rivals["baseline: nearest training study"] = nearest_target(pipe.model, given, training, task.target)
+    back = [pipe.model.decode(task.target, pipe.model.encode(task.target, x)) for x in truth.split(BATCH)]
+    return rivals | {CODEC: torch.cat(back)}  # type: ignore[arg-type]
 
 
 def _judge(judges: Judges, region: str, name: str) -> Judge | None:
@@ -396,31 +375,13 @@ def _unmeasured(name: str, piece: Piece) -> list[str]:
 
 def source_table(name: str, rows: Sequence[Row]) -> str:
     """Rows as Markdown, a line a task and metric: ours beside baselines and ceiling; the paper's in its own column."""
-    table: dict[tuple[str, str], list[Row]] = {}
-    for r in rows:
-        table.setdefault((r.task, r.metric), []).append(r)
-    lines = [
-        "| task | metric | n | this model | baselines and controls | ceiling "
-        "| the paper, as secondary sources quote it [S] | what differs |",
-        "|---|---|--:|---|---|---|---|---|",
-    ]
-    for (title, metric), group in table.items():
-        digits = 1 if any(unit in metric for unit in ("dB", "HU")) else 3
-
-        def cell(kinds: tuple[str, ...], group: list[Row] = group, digits: int = digits) -> str:
-            shown = []
-            for r in (r for r in group if r.who.startswith(kinds)):
-                who = r.who.split(": ")[-1].removeprefix("model, ")
-                label = "" if who == "model" else f"{who} "
-                shown.append(f"{label}{r.value:.{digits}f} [{r.low:.{digits}f}, {r.high:.{digits}f}]")
-            return "; ".join(shown)
-
-        quoted, differs = _quoted(name, title, metric)
-        lines.append(
-            f"| {title} | {metric} | {group[0].n} | {cell(('model',))} | {cell(('baseline', 'control'))} | "
-            f"{cell(('ceiling',))} | {quoted} | {differs} |"
-        )
-    return "\n".join(lines) + "\n"
+    return markdown(
+        rows,
+        {
+            "the paper, as secondary sources quote it [S]": lambda task, metric: _quoted(name, task, metric)[0],
+            "what differs": lambda task, metric: _quoted(name, task, metric)[1],
+        },
+    )
 
 
 def _quoted(name: str, title: str, metric: str) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,18 @@ def _digits(metric: str) -> int:
     return 1 if any(unit in metric for unit in ("dB", "HU", "%", "mm")) else 2
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table with a line a task and metric: model | baselines and controls | ceilings."""
+def markdown(rows: Sequence[Row], more: Mapping[str, Callable[[str, str], str]] | None = None) -> str:
+    """Rows as a Markdown table with a line a task and metric: model | baselines and controls | ceilings.
+
+    Args:
+        more: headings of further columns -> from task and metric to the cell.
+    """
+    more = more or {}
     table: dict[tuple[str, str], list[Row]] = {}
     for r in rows:
         table.setdefault((r.task, r.metric), []).append(r)
-    lines = ["| task | metric | n | model | baselines and controls | ceiling |", "|---|---|---|---|---|---|"]
+    heads = ["task", "metric", "n", "model", "baselines and controls", "ceiling", *more]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for (task, metric), group in table.items():
         digits = _digits(metric)
 
@@ -81,7 +87,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
         lines.append(
             f"| {task} | {metric} | {group[0].n} | {cell(('model',))} | {cell(('baseline', 'control'))} "
-            f"| {cell(('ceiling',))} |"
+            f"| {' | '.join([cell(('ceiling',)), *(column(task, metric) for column in more.values())])} |"
         )
     return "\n".join(lines) + "\n"
 

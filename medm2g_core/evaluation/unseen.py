@@ -29,6 +29,7 @@ from medm2g_core.evaluation.report_scores import Truth, report_rows
 from medm2g_core.evaluation.table import Check, Piece, Row, make_row
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.profiles import ROUND_STAGES
 from medm2g_core.storage import atomic_write
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.data import corpus_of
@@ -100,7 +101,7 @@ def unseen_person(
 
 def _spent(file: Path) -> dict[str, float]:
     with safe_open(file, "pt") as f:
-        return json.loads(f.metadata().get("CPU seconds", "{}"))
+        return json.loads(f.metadata()["CPU seconds"])
 
 
 def _answers(
@@ -120,7 +121,7 @@ def _answers(
         atomic_write(file, lambda p: save_file(images, p, meta))
     with safe_open(file, "pt") as f:
         meta = f.metadata()
-    if meta["made for"] != made_for:
+    if meta.get("made for") != made_for:
         raise ValueError(f"{file} was made with another budget, seed or other studies; delete it to train afresh")
     images, texts = load_file(file), json.loads(meta["texts"])
     return {i: {**{n: x[j] for n, x in images.items()}, "text": texts[j]} for j, i in enumerate(index)}
@@ -155,7 +156,7 @@ def _train(
 
     stage("alignment", AlignmentStage(model, [corpus]), budget.alignment)
     latent = [LatentCorpus.build(model.eval(), corpus, work)]
-    for name in ("round1", "round2", "round3"):
+    for name in ROUND_STAGES:
         inherit_weights(model, name)
         plan = ROUNDS[name]
         plan = replace(plan, mixes=tuple(m for m in plan.mixes if m.corpus == "chest"))

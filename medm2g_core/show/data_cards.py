@@ -60,7 +60,7 @@ def page() -> str:
         "",
         "```sh",
         "python -m medm2g_core train --profile gpu --source NAME --root FOLDER --device cuda",
-        "python -m medm2g_core evaluate --source NAME --root FOLDER --model outputs/train-gpu",
+        "python -m medm2g_core evaluate --source NAME --root FOLDER --model outputs/train-gpu-NAME",
         "```",
         "",
         "`FOLDER` is the download or a folder of shards. `train` goes through the stages that the data set's",

@@ -6,6 +6,7 @@ measured.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import matplotlib
 import numpy as np
 
 from medm2g_core.evaluation.ablation import LEADING, load_runs
-from medm2g_core.evaluation.budget import CURVES, Point, budget_points, read_training
+from medm2g_core.evaluation.budget import CURVES, Point, budget_points
 from medm2g_core.evaluation.results import load_pieces
 from medm2g_core.pipeline import SHIPPED_WEIGHTS
 from medm2g_core.show.figures import Figure
@@ -54,6 +55,7 @@ def ablation_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
                 axes.invert_yaxis()
                 axes.grid(axis="x", color="#e3e6e8", lw=0.6)
                 axes.set_title(f"{group}: {metric}", fontsize=8, loc="left")
+        figure.text(0.98, 0.005, "a dot: one seed; the line: their mean", ha="right", fontsize=7)
     return figure
 
 
@@ -69,8 +71,9 @@ def budget_figure(points: Sequence[Point]) -> Figure:
             error = [[p.value - p.low for p in own], [p.high - p.value for p in own]]
             axes.plot(x, y, color=_GREY, lw=1, zorder=1)
             axes.errorbar(x, y, yerr=error, fmt="o", ms=4, color=_BLUE, capsize=2, lw=1)
-            for p in own:
-                axes.annotate(p.what, (p.minutes, p.value), textcoords="offset points", xytext=(6, -8), fontsize=6)
+            for k, p in enumerate(own):
+                place = (6, 3 if k % 2 else -8)  # the cheap trainings lie close together
+                axes.annotate(p.what, (p.minutes, p.value), textcoords="offset points", xytext=place, fontsize=6)
             axes.set_xscale("log")
             axes.margins(y=0.22)
             axes.set_xlim(min(x) / 1.6, max(x) * 3.5)
@@ -78,6 +81,8 @@ def budget_figure(points: Sequence[Point]) -> Figure:
             axes.minorticks_off()
             axes.set_title(curve, fontsize=8, loc="left")
             axes.set_xlabel("CPU minutes of the three rounds")
+        caption = "bars: 95 % interval over studies; of the ablation the lowest and highest seed"
+        figure.text(0.99, 0.01, caption, ha="right", fontsize=6)
         figure.subplots_adjust(left=0.04, right=0.99, top=0.88, bottom=0.2, wspace=0.25)
     return figure
 
@@ -86,7 +91,8 @@ def main() -> None:
     """Draw what there is."""
     runs = load_runs(RESULTS / "ablation")
     drawn = {"ablation/ablation.png": lambda: ablation_figure(runs)} if any(runs.values()) else {}
-    points = budget_points(load_pieces(RESULTS), read_training(SHIPPED_WEIGHTS), runs.get("rounds", []))
+    training = json.loads((SHIPPED_WEIGHTS / "training.json").read_text(encoding="utf-8"))
+    points = budget_points(load_pieces(RESULTS), training, runs["rounds"])
     if points:
         drawn["budget.png"] = lambda: budget_figure(points)
     for name, draw in drawn.items():

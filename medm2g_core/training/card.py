@@ -97,8 +97,9 @@ def model_card(
     number = sum(p.numel() for p in model.parameters())
     seconds = sum(s["seconds"] for s in stages.values())
     missing = [name for name in STAGES if name not in stages]
-    persons = record["persons"] if isinstance(record["persons"], str) else ", ".join(record["persons"])
-    anatomy = "" if "source" in record else f", chest anatomy of: {persons}"
+    persons = record.get("persons", "")
+    persons = persons if isinstance(persons, str) else ", ".join(persons)
+    anatomy = f", chest anatomy of: {persons}" if persons else ""
     codec = profile.image_codec
     half = str(dtype).removeprefix("torch.")
     blocks = [

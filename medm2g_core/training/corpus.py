@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from tqdm.auto import tqdm
 from medm2g_core.alignment.encoders import Embedding
 from medm2g_core.data.reports import write_report
 from medm2g_core.model import MedM2G
+from medm2g_core.profiles import BASE_STAGES
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import STREAMS, Finding
 
-__all__ = ["Corpus", "LatentCorpus", "random_reports", "wordings"]
+__all__ = ["Corpus", "LatentCorpus", "random_reports", "weights_key", "wordings"]
 
 N_WORDINGS = 4
 """Reports written for each training patient: the model must not take one wording for the truth."""
@@ -137,7 +138,7 @@ class LatentCorpus:
     @classmethod
     def build(cls, model: MedM2G, corpus: Corpus, cache: Path | None = None, batch: int = 64) -> LatentCorpus:
         """Encode everything once; with ``cache`` the result is kept on disk, keyed by weights and data."""
-        key = corpus.fingerprint() + _weights_key(model)
+        key = corpus.fingerprint() + weights_key(model)
         file = None if cache is None else cache / f"latents_{re.sub('[^A-Za-z0-9]+', '_', corpus.name)}.safetensors"
         if file is not None and file.is_file():
             with safe_open(file, "pt") as f:
@@ -157,9 +158,10 @@ class LatentCorpus:
         return cls(name, group("z."), group("pooled."), group("tokens."), flat["mask"].bool())
 
 
-def _weights_key(model: MedM2G) -> str:
+def weights_key(model: MedM2G, parts: Sequence[str] = BASE_STAGES) -> str:
+    """Changes when a weight of these parts does."""
     h = hashlib.sha256()
-    for part in ("image_codec", "text_codec", "alignment"):
+    for part in parts:
         for name, tensor in sorted(model.part(part).items()):
             h.update(name.encode())
             h.update(tensor.detach().float().cpu().numpy().tobytes())

@@ -233,7 +233,6 @@ class SourceData:
 
     def facts(self) -> dict[str, Any]:
         return {
-            "persons": "of the data set",
             "source": {
                 "name": self.name, "studies": self.manifest["studies"], "streams": self.manifest["streams"],
                 "parameters": self.manifest["parameters"], "shards": _digest(self.shards),

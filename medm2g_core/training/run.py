@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -15,9 +14,9 @@ from accelerate import PartialState
 import medm2g_core
 from medm2g_core.codecs.tokenizer import train_tokenizer
 from medm2g_core.model import PARTS, CheckpointError, MedM2G
-from medm2g_core.profiles import STAGES, Profile
+from medm2g_core.profiles import BASE_STAGES, ROUND_STAGES, STAGES, Profile
 from medm2g_core.storage import atomic_write
-from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports
+from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports, weights_key
 from medm2g_core.training.data import EmbeddedData, TrainingData
 from medm2g_core.training.loop import run_stage, state_file
 from medm2g_core.training.stages import (
@@ -92,7 +91,8 @@ def train(
 
     Raises:
         ValueError: an unknown stage, one whose predecessors are not finished, or nothing that the data could train.
-        CheckpointError: ``folder`` or ``start`` holds a model of another configuration.
+        CheckpointError: ``folder`` or ``start`` holds a model of another configuration, or ``folder`` one that was
+            trained on other data.
         StageInterrupted: Ctrl-C; the same call goes on.
     """
     folder = Path(folder)
@@ -111,7 +111,14 @@ def train(
         raise ValueError(f"nothing to train: {'; '.join(f'{s}: {lacking[s]}' for s in stages)} in this data")
     for s in (s for s in STAGES if s in stages and s in lacking):
         print(f"{s} is left out: {lacking[s]} in this data")
-    summary |= data.facts() | ({"left out": lacking} if lacking else {})
+    facts = data.facts()
+    before, now = (name_of.get("source", {}).get("name", "virtual patients") for name_of in (summary, facts))
+    if done and before != now:
+        raise CheckpointError(
+            f"{folder} was trained on {before}, and now it would be {now}: train into another folder, with --start "
+            f"{folder} if it shall go on from there"
+        )
+    summary |= facts | {"left out": lacking}
     if done:
         model = MedM2G.from_pretrained(folder)
         _same_configuration(model, profile, folder)
@@ -120,7 +127,7 @@ def train(
         base = MedM2G.from_pretrained(start)
         _same_configuration(base, profile, start)
         model = new_model(profile, seed, like=base, parts=PARTS)
-        summary["start"] = f"{base.profile.name}, {_digest_of(base)}"
+        summary["start"] = f"{base.profile.name}, {weights_key(base, PARTS)}"
     else:
         model = new_model(profile, seed, reports=data.reports(TOKENIZER_REPORTS, seed))
     data.fit(model)
@@ -132,7 +139,7 @@ def train(
         if name in done and not again:
             continue
         needed = [s for s in STAGES[: STAGES.index(name)] if s not in {*done, *lacking}] if name in STAGES else []
-        if name in ("image_codec", "text_codec", "alignment") or "start" in summary:
+        if name in BASE_STAGES or "start" in summary:
             needed = []
         if needed:
             raise ValueError(f"stage {name} needs {', '.join(needed)} first: train without --stage, or name them too")
@@ -157,19 +164,18 @@ def train(
         if name == "image_codec":
             model.fit_standardisation(_raw_latents(model, corpora("train")))
         # Flows of later stages build on these weights: a stage trained again makes them stale.
-        for later in STAGES[STAGES.index(name) + 1 :] if name in STAGES else ():
-            if name in ("image_codec", "text_codec", "alignment") and later.startswith("round"):
-                done.pop(later, None)
+        for later in ROUND_STAGES if name in BASE_STAGES else ():
+            done.pop(later, None)
         done[name] = result | {"validation": validate(model, name, data)}
         if name != "text_codec":
-            summary["cohort"] = {c.region: f"{len(c)} studies, {c.fingerprint()}" for c in corpora("train")}
+            summary["cohort"] = {c.name: f"{len(c)} studies, {c.fingerprint()}" for c in corpora("train")}
         if PartialState().is_main_process:
             model.save_pretrained(folder)
             text = json.dumps(summary, indent=1)
             atomic_write(folder / "training.json", lambda p, t=text: p.write_text(t, encoding="utf-8"))
             state_file(work, name).unlink(missing_ok=True)
         PartialState().wait_for_everyone()
-        if name in ("image_codec", "text_codec", "alignment"):
+        if name in BASE_STAGES:
             latent = None
     return model
 
@@ -179,14 +185,6 @@ def _same_configuration(model: MedM2G, profile: Profile, folder: str | Path) -> 
     budgets = {"stages": 0, "data": 0}
     if model.profile.to_dict() | budgets != profile.to_dict() | budgets:
         raise CheckpointError(f"{folder} holds a model of another configuration than profile {profile.name!r}")
-
-
-def _digest_of(model: MedM2G) -> str:
-    """Changes when a weight does."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @torch.no_grad()
