@@ -51,7 +51,7 @@ def draw_studies(
         options: of `MedM2GPipeline`.
 
     Returns:
-        stream -> images (N, 1, H, W) in -1..1, or a list of N reports.
+        stream -> images (N, 1, H, W) in -1..1 on the CPU, or a list of N reports.
     """
     parts: dict[str, list[Any]] = {w: [] for w in want}
     for first in range(0, len(index), BATCH):
@@ -63,7 +63,7 @@ def draw_studies(
         generators = [torch.Generator().manual_seed(seed + i) for i in own]
         out = pipe(raw, want, generator=generators, num_samples=1 if raw else len(own), **options)
         for w in want:
-            parts[w] += [out[w]] if isinstance(out[w], torch.Tensor) else out[w]
+            parts[w] += [out[w].cpu()] if isinstance(out[w], torch.Tensor) else out[w]
         after_batch()
     return {w: torch.cat(p) if isinstance(p[0], torch.Tensor) else p for w, p in parts.items()}
 
@@ -179,6 +179,6 @@ class Bench:
             for i in range(0, n, BATCH):
                 index = list(range(i, min(n, i + BATCH)))
                 out = self.model.decode(name, self.model.encode(name, self.value(region, name, index, split)))
-                parts += [out] if isinstance(out, torch.Tensor) else out
+                parts += [out.cpu()] if isinstance(out, torch.Tensor) else out
             self._drawn[key] = {name: torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts}
         return self._drawn[key][name]

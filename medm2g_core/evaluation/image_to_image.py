@@ -75,8 +75,8 @@ def translation(
 
     Args:
         corpora: region -> train studies of the trained baselines (`RegressionSettings`).
-        seconds: target modality -> CPU time for training its regression network, and again its pix2pix network: that
-            of the flow they face, or a share of it.
+        seconds: target modality -> time (`RegressionSettings`) for training its regression network, and again its
+            pix2pix network: that of the flow they face, or a share of it.
         threads: of torch, for that training.
         means: draws of the mean.
     """
@@ -101,7 +101,7 @@ def translation(
                 group = tuple(t for t in tasks if STREAMS[t.target].modality == modality)
                 settings = RegressionSettings(group, seconds[modality], threads, adversarial)
                 with torch.enable_grad():
-                    nets[modality, adversarial] = train_translator(settings, corpora)
+                    nets[modality, adversarial] = train_translator(settings, corpora, device=bench.model.device)
                 name = f"{'pix2pix' if adversarial else 'regression'}, {modality}"
                 piece.facts["baselines"][name] = nets[modality, adversarial].info
             who = "baseline: pix2pix" if adversarial else "baseline: regression"

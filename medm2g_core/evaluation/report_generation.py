@@ -136,7 +136,7 @@ def report_generation(
 
     Args:
         given: image stream.
-        decoder_seconds: CPU time for training the autoregressive decoder: that of the text flow.
+        decoder_seconds: time for training the autoregressive decoder: that of the text flow.
         train: training studies of the baselines: those that the model had.
         decoders: encoders of the decoder baselines, see `medm2g_core.evaluation.baselines.report_decoder`.
         threads, cache: see `train_decoder`.
@@ -188,7 +188,9 @@ def report_generation(
     }  # fmt: skip
     for encoder in decoders:
         settings = DecoderSettings(stream=given, seconds=decoder_seconds, encoder=encoder, seed=seed)
-        decoder = train_decoder(bench.model, corpus, settings, threads=threads, cache=cache)
+        decoder = train_decoder(
+            bench.model, corpus, settings, threads=threads, cache=cache, device=bench.model.device
+        )
         facts["decoders"].append(decoder.info)
         rivals[f"baseline: {_DECODER_NAMES[encoder]}, greedy"] = decoder.write(images)
         rivals[f"baseline: {_DECODER_NAMES[encoder]}, sampled"] = decoder.write(images, sample=True, seed=seed)

@@ -32,8 +32,8 @@ from medm2g_core.storage import atomic_write
 from medm2g_core.training.data import load_corpora
 
 __all__ = [
-    "EXTRA", "SECTIONS", "evaluate", "failed", "fair_enough", "flow_seconds", "handicap", "load_pieces", "report",
-    "summary_rows", "weights_digest", "write_report",
+    "EXTRA", "SECTIONS", "evaluate", "failed", "fair_enough", "flow_device", "flow_seconds", "handicap", "load_pieces",
+    "report", "summary_rows", "weights_digest", "write_report",
 ]  # fmt: skip
 
 SECTIONS: Mapping[str, tuple[str, int]] = {
@@ -72,18 +72,28 @@ def weights_digest(folder: Path) -> str:
 
 
 def flow_seconds(folder: Path, fraction: float = 1.0) -> dict[str, float]:
-    """How long a trained baseline gets: CPU seconds a modality, from the model's own ``training.json``.
+    """How long a trained baseline gets: seconds a modality, from the model's own ``training.json``.
 
-    The CPU time of a round (seconds x threads) is shared equally by the flows that it trains; ``fraction`` shortens all
-    (tests, small machines). Where the folder tells nothing the answer is ten minutes on one thread.
+    The time of a round (seconds, on a CPU times threads) is shared equally by the flows that it trains; ``fraction``
+    shortens all (tests, small machines). Where the folder tells nothing the answer is ten minutes on one thread.
     """
     try:
         stages = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
-        rounds = {n: float(stages[n]["seconds"]) * stages[n]["threads"] for n in ROUND_STAGES}
+        on_cpu = {n: stages[n].get("device", "cpu") == "cpu" for n in ROUND_STAGES}
+        rounds = {n: float(stages[n]["seconds"]) * (stages[n]["threads"] if on_cpu[n] else 1) for n in ROUND_STAGES}
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
         rounds = dict.fromkeys(ROUND_STAGES, 600.0)
     own = {"text": rounds["round1"] / 2, "xray": rounds["round1"] / 2, "ct": rounds["round2"], "mri": rounds["round3"]}
     return {m: round(s * fraction, 1) for m, s in own.items()}
+
+
+def flow_device(folder: Path) -> str:
+    """Kind of the device that the rounds were trained on: ``"cpu"``, ``"cuda"``; ``"cpu"`` where nothing is told."""
+    try:
+        stages = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
+        return str(stages[ROUND_STAGES[-1]].get("device", "cpu")).split()[0]
+    except (OSError, json.JSONDecodeError, KeyError):
+        return "cpu"
 
 
 def evaluate(
@@ -100,6 +110,7 @@ def evaluate(
     device: str = "cpu",
     fresh: bool = False,
     time_fraction: float = 0.1,
+    seconds: Mapping[str, float] | None = None,
     train_studies: tuple[int, int] | None = None,
     judges: Path = SHIPPED_JUDGES,
 ) -> dict[str, Piece]:
@@ -113,6 +124,7 @@ def evaluate(
         n_chest, n_brain, reference, steps, guidance, seed: see `Bench`.
         fresh: measure again what is stored.
         time_fraction: of the flows' training time, for the trained baselines; 1 is the fair comparison.
+        seconds: modality -> time of a trained baseline, instead of that share of what `flow_seconds` says.
         train_studies: chest and brain studies of the baselines; by default those of the model's profile.
 
     Raises:
@@ -148,12 +160,14 @@ def evaluate(
             pipe.to(device), n_chest=n_chest, n_brain=n_brain, reference=reference, steps=steps, guidance=guidance,
             seed=seed,
         )  # fmt: skip
-        measure = _measures(bench, source, profile, train_studies, time_fraction, judges, seed)
+        budgets = seconds or flow_seconds(source, time_fraction)
+        measure = _measures(bench, source, profile, train_studies, budgets, judges, seed)
         for name in missing:
             begin = time.monotonic()
             piece = measure[name]()  # not under no_grad: some sections train their baselines
             piece.seconds = round(time.monotonic() - begin, 1)
             piece.facts["settings"] = settings | {"time_fraction": time_fraction}
+            piece.facts["devices"] = {"flows": flow_device(source), "baselines": pipe.model.device.type}
             known[name] = piece
             shelf.put(name, keys[name], piece)
         bench.bar.close()
@@ -166,11 +180,10 @@ def fair_enough(section: str, piece: Piece, fraction: float) -> bool:
 
 
 def _measures(
-    bench: Bench, source: Path, profile: Profile, train_studies: tuple[int, int], fraction: float, folder: Path,
-    seed: int,
+    bench: Bench, source: Path, profile: Profile, train_studies: tuple[int, int], seconds: Mapping[str, float],
+    folder: Path, seed: int,
 ) -> dict[str, Callable[[], Piece]]:  # fmt: skip
     """Section -> what measures it; judges and training studies are loaded when first needed."""
-    seconds = flow_seconds(source, fraction)
     small = profile.replace(data={"chest_train": train_studies[0], "brain_train": train_studies[1]})
     kept: dict[str, Any] = {}
     threads = torch.get_num_threads()
@@ -224,7 +237,10 @@ def handicap(pieces: Mapping[str, Piece]) -> str:
         by_share.setdefault(fraction, []).append(_ALL[name][0])
     each = "; ".join(f"{100 * f:g} % ({', '.join(names)})" for f, names in sorted(by_share.items()))
     weak = "" if set(by_share) <= {1.0} else ". With less than all of it, beating them shows little"
-    return f"Trained baselines had this share of the training time of the flow that they face: {each}{weak}."
+    places = {tuple(pieces[n].facts.get("devices", {}).values()) for n in measured}
+    mixed = [f"flows on {p[0]}, baselines on {p[1]}" for p in sorted(places) if p and p[0] != p[1]]
+    unlike = f". Their seconds are of different machines ({'; '.join(mixed)}): not comparable" if mixed else ""
+    return f"Trained baselines had this share of the training time of the flow that they face: {each}{weak}{unlike}."
 
 
 def report(pieces: Mapping[str, Piece]) -> str:

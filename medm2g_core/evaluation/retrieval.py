@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
+from medm2g_core.evaluation.baselines.reports import embed_images, embed_reports
+from medm2g_core.evaluation.bench import SHIFT, Bench
 from medm2g_core.evaluation.codec import REGION_STREAMS
 from medm2g_core.evaluation.table import Check, Piece, make_row
 from medm2g_core.streams import STREAMS, Finding
@@ -61,12 +62,11 @@ def alignment_section(bench: Bench) -> Piece:
         data = bench.data[region]
         findings = data.findings
         keys = [frozenset(f.key for f in fs) for fs in findings]
-        embedded = {"text": torch.cat([bench.model.embed({"text": data.texts[i : i + BATCH]})["text"].pooled
-                                       for i in range(0, len(data), BATCH)])}  # fmt: skip
+        embedded = {"text": embed_reports(bench.model, data.texts)}
         pixels = {}
         for name in images:
             x = data.stack(name)
-            embedded[name] = torch.cat([bench.model.embed({name: p})[name].pooled for p in x.split(BATCH)])
+            embedded[name] = embed_images(bench.model, name, x)
             small = torch.nn.functional.adaptive_avg_pool2d(x, 16).flatten(1)
             pixels[name] = torch.nn.functional.normalize(small - small.mean(0), dim=-1)
         n = len(data)

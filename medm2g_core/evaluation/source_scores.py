@@ -187,7 +187,7 @@ def evaluate_source(
     piece = Piece(facts={"source": data.facts()["source"], "tokenization": tokenization(), "baselines": {}})
     tasks = list(dict.fromkeys(t for c in data.corpora("test") for t in tasks_of(c.streams)))
     examples: dict[Task, Columns] = {}
-    nets = _regressions(data, tasks, seconds, threads, piece, progress)
+    nets = _regressions(data, tasks, seconds, threads, pipe.model.device, piece, progress)
     for task in tasks:
         held_out = _studies(data, task, "test", studies)
         training = [c for c in data.corpora("train") if {*task.given, task.target} <= set(c.streams)]
@@ -280,7 +280,7 @@ def _image_rivals(
             given = {g: held_out.images[g] for g in task.given}
             rivals["baseline: nearest training study"] = nearest_target(pipe.model, given, training, task.target)
     back = [pipe.model.decode(task.target, pipe.model.encode(task.target, x)) for x in truth.split(BATCH)]
-    return rivals | {CODEC: torch.cat(back)}  # type: ignore[arg-type]
+    return rivals | {CODEC: torch.cat(back).cpu()}  # type: ignore[arg-type]
 
 
 def _judge(judges: Judges, region: str, name: str) -> Judge | None:
@@ -316,8 +316,9 @@ def _distribution_rows(
 
 
 def _regressions(
-    data: SourceData, tasks: Sequence[Task], seconds: Mapping[str, float], threads: int, piece: Piece, progress: bool
-) -> dict[str, Any]:
+    data: SourceData, tasks: Sequence[Task], seconds: Mapping[str, float], threads: int, device: torch.device,
+    piece: Piece, progress: bool,
+) -> dict[str, Any]:  # fmt: skip
     """Target modality -> a pixel-regression network that learnt all its tasks at once, as the flow did."""
     nets = {}
     corpora = {c.name: c for c in data.corpora("train")}
@@ -331,7 +332,7 @@ def _regressions(
         )
         if learnt and seconds.get(modality, 0) > 0:
             settings = RegressionSettings(learnt, seconds[modality], threads)
-            nets[modality] = train_translator(settings, corpora, progress=progress)
+            nets[modality] = train_translator(settings, corpora, device=device, progress=progress)
             piece.facts["baselines"][f"regression, {modality}"] = nets[modality].info
     return nets
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
+from medm2g_core.evaluation.baselines.reports import embed_images
+from medm2g_core.evaluation.bench import SHIFT, Bench
 from medm2g_core.evaluation.fidelity import (
     CODEC,
     REAL,
@@ -138,10 +139,7 @@ def _matching(
     """Does an image find its partner of the other stream among all, by the aligned encoders of the model under test?"""
     rows = []
     for who, images in pairs.items():
-        query, gallery = (
-            torch.cat([bench.model.embed({s: p})[s].pooled for p in x.split(BATCH)])
-            for s, x in zip(names, images, strict=True)
-        )
+        query, gallery = (embed_images(bench.model, s, x) for s, x in zip(names, images, strict=True))
         rows += [make_row(task, f"R@{k}", who, hits_at(query, gallery, k)) for k in (1, 5)]
     n = len(query)
     return rows + [make_row(task, f"R@{k}", "baseline: chance", [min(1.0, k / n)] * n) for k in (1, 5)]

@@ -113,17 +113,35 @@ class LatentCorpus:
     def __len__(self) -> int:
         return len(next(iter(self.latents.values())))
 
+    def bytes(self) -> int:
+        """Memory that all tensors take together."""
+        parts = (self.latents, self.pooled, self.tokens, {"mask": self.mask})
+        return sum(x.nbytes for part in parts for x in part.values())
+
+    def to(self, device: torch.device | str) -> LatentCorpus:
+        """The same studies in the memory of ``device``: a GPU then gathers its batches itself."""
+        latents, pooled, tokens = (
+            {n: x.to(device) for n, x in part.items()} for part in (self.latents, self.pooled, self.tokens)
+        )
+        return LatentCorpus(self.name, latents, pooled, tokens, self.mask.to(device))
+
     @property
     def wordings(self) -> int:
         """Wordings of each report; 1 where there are no reports."""
         return self.latents["text"].shape[1] if "text" in self.latents else 1
 
     def latent(self, name: str, index: torch.Tensor, wording: torch.Tensor) -> torch.Tensor:
-        """Latents (B, ...) of studies ``index`` (B,); ``wording`` (B,) picks the report's wording."""
-        z = self.latents[name][index, wording] if name == "text" else self.latents[name][index]
-        return z.float()
+        """Latents (B, ...) of studies ``index`` (B,); ``wording`` (B,) picks the report's wording.
+
+        ``index`` and ``wording`` may lie on the CPU wherever the studies do; the result lies with the studies.
+        """
+        z = self.latents[name]
+        index, wording = index.to(z.device), wording.to(z.device)
+        return (z[index, wording] if name == "text" else z[index]).float()
 
     def embedding(self, name: str, index: torch.Tensor, wording: torch.Tensor) -> Embedding:
+        """Embeddings of studies ``index`` (B,), see `latent`."""
+        index, wording = index.to(self.mask.device), wording.to(self.mask.device)
         if name == "text":
             mask = self.mask[index, wording]
             longest = int(mask.sum(1).max())
@@ -133,7 +151,8 @@ class LatentCorpus:
                 mask[:, :longest],
             )
         tokens = self.tokens[name][index].float()
-        return Embedding(self.pooled[name][index].float(), tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return Embedding(self.pooled[name][index].float(), tokens, mask)
 
     @classmethod
     def build(cls, model: MedM2G, corpus: Corpus, cache: Path | None = None, batch: int = 64) -> LatentCorpus:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -28,7 +29,7 @@ from medm2g_core.storage import atomic_write
 from medm2g_core.training.optimizer import Optimizer
 from medm2g_core.training.stages import Stage
 
-__all__ = ["StageInterrupted", "bf16_pays", "run_stage", "state_file", "training_attention"]
+__all__ = ["StageInterrupted", "bf16_pays", "device_name", "run_stage", "state_file", "training_attention"]
 
 SAVE_SECONDS = 120.0
 
@@ -160,6 +161,7 @@ def run_stage(
     elif precision == "auto":
         precision = "bf16" if bf16_pays(torch.device(device)) else "fp32"
 
+    _one_device(device)
     # Autocast is ours: accelerate keeps one precision a process, and every stage may choose its own.
     accelerator = Accelerator(
         mixed_precision="no",
@@ -263,6 +265,7 @@ def run_stage(
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
+        "device": device_name(accelerator.device),
         **{f"last_{k}": v for k, v in last.items()},
     }
 
@@ -270,6 +273,24 @@ def run_stage(
 def state_file(folder: Path, stage: str) -> Path:
     """Where a stage that is under way keeps its state."""
     return folder / f"{stage}.state.safetensors"
+
+
+def device_name(device: torch.device) -> str:
+    """``"cpu"``, or the kind and what the driver calls it: ``"cuda (NVIDIA H200)"``."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
+def _one_device(device: str) -> None:
+    """Forget the device of an earlier training of this process, if this one is on another.
+
+    accelerate keeps the first device that a process asked for, and trains on it whatever is asked for later. Several
+    processes have a device each from the launcher, and keep it.
+    """
+    if not PartialState._shared_state:
+        return
+    now = PartialState()
+    if now.num_processes == 1 and now.device.type != torch.device(device).type:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _cuda_devices(device: torch.device) -> list[int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -52,23 +52,29 @@ class BatchedMuon(torch.optim.Muon):
         if closure is not None:
             raise ValueError("BatchedMuon takes no closure")
         for group in self.param_groups:
-            shapes: dict[tuple[int, int], list[tuple[nn.Parameter, torch.Tensor]]] = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(p.grad)
-                b = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(b, group["momentum"])                     # Nesterov
-                short, long = sorted(p.shape)
-                shapes[short, long].append((p, update if p.shape[0] == short else update.T))
-            for own in shapes.values():
-                x = _orthogonal(torch.stack([u for _, u in own]), group)       # (n, short, long)
-                for (p, u), new in zip(own, x, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    size = 0.2 * max(p.shape) ** 0.5                           # match_rms_adamw
-                    p.add_(new if u.shape == p.shape else new.T, alpha=-group["lr"] * size)
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+            grads = [cast(torch.Tensor, p.grad) for p in params]
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
+            # All matrices in one call each: a GPU would wait longer for a thousand small calls than it works on them.
+            torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+            updates = list(torch._foreach_lerp(grads, buffers, group["momentum"]))  # Nesterov
+            shapes: dict[torch.Size, list[int]] = defaultdict(list)
+            for i, p in enumerate(params):
+                shapes[p.shape].append(i)
+            for (rows, columns), own in shapes.items():
+                x = torch.stack([updates[i] for i in own])                     # (n, rows, columns)
+                x = _orthogonal(x if rows <= columns else x.mT, group).to(x.dtype)  # (n, short, long)
+                x = x * (-group["lr"] * 0.2 * max(rows, columns) ** 0.5)       # match_rms_adamw
+                x = x if rows <= columns else x.mT.contiguous()                # laid out as the parameters
+                for i, new in zip(own, x, strict=True):
+                    updates[i] = new
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(params, updates)
 
 
 def _orthogonal(x: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor:

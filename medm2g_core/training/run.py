@@ -29,7 +29,7 @@ from medm2g_core.training.stages import (
 )
 from medm2g_core.training.validate import validate
 
-__all__ = ["new_model", "train"]
+__all__ = ["near_device", "new_model", "train"]
 
 TOKENIZER_REPORTS = 4000
 
@@ -152,7 +152,7 @@ def train(
             stage = AlignmentStage(model, corpora("train"))
         else:
             model.to(device)
-            latent = latent or [LatentCorpus.build(model, c, work) for c in corpora("train")]
+            latent = latent or near_device(device, [LatentCorpus.build(model, c, work) for c in corpora("train")])
             plan = data.round(name)
             if "start" not in summary:  # there the flow has learnt more than the one that it would inherit from
                 inherit_weights(model, plan)
@@ -178,6 +178,15 @@ def train(
         if name in BASE_STAGES:
             latent = None
     return model
+
+
+def near_device(device: str, latent: Sequence[LatentCorpus]) -> list[LatentCorpus]:
+    """The studies in the GPU's memory, if they take at most a quarter of what is free; else as they are."""
+    if torch.device(device).type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if sum(c.bytes() for c in latent) <= free / 4:
+            return [c.to(device) for c in latent]
+    return list(latent)
 
 
 def _same_configuration(model: MedM2G, profile: Profile, folder: str | Path) -> None:

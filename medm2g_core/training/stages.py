@@ -78,6 +78,15 @@ def _seed(generator: torch.Generator) -> int:
     return int(torch.randint(2**31, (1,), generator=generator))
 
 
+def _noise(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Normal numbers of the shape and device of ``like``. On a GPU they are drawn there, from a seed that ``generator``
+    gives: millions of numbers from the CPU's generator would take as long as the rest of the step."""
+    if like.device.type == "cpu":
+        return torch.randn(like.shape, generator=generator)
+    there = torch.Generator(like.device).manual_seed(_seed(generator))
+    return torch.randn(like.shape, generator=there, device=like.device)
+
+
 class ImageCodecStage(Stage):
     """Trains the image codec on all image streams alike."""
 
@@ -95,7 +104,7 @@ class ImageCodecStage(Stage):
         image = torch.stack([self.pools[p][int(_draw(len(self.pools[p]), 1, generator))].float() for p in which])
         image = image.to(self.model.device)                                    # (B, 1, H, W)
         shape = (batch, *self.model.latent_shape("xray"))
-        noise = torch.randn(shape, generator=generator).to(image)
+        noise = _noise(image.new_empty(shape), generator)
         return image_codec_loss(self.model.image_codec, image, noise)
 
 
@@ -332,7 +341,7 @@ class RoundStage(Stage):
 
         # One level for all targets of a study, as in joint sampling (and in CoDi); guides also come at other levels.
         t = self.model.schedule.sample_levels(batch, generator)                # (B,)
-        eps = {n: torch.randn(z.shape, generator=generator).to(device) for n, z in z0.items()}
+        eps = {n: _noise(z, generator) for n, z in z0.items()}
         guides, flat = self._guides(streams, t, z0, eps, generator)
         losses, logs = [], {}
         for m in targets:
@@ -406,7 +415,7 @@ class RoundStage(Stage):
         keep = (torch.rand(batch, generator=generator) >= DROP_PROMPT).float().to(device)
         details = (torch.rand(batch, generator=generator) >= DROP_DETAILS).float().to(device)
         alone = torch.rand(batch, generator=generator)
-        noise = torch.randn(like.shape, generator=generator).to(like) / like.shape[1] ** 0.5
+        noise = _noise(like, generator) / like.shape[1] ** 0.5
         own = F.normalize(like + SELF_PROMPT_NOISE * noise, dim=-1)
         if not others:
             return Prompt(own, torch.ones(batch, device=device)).drop(keep)

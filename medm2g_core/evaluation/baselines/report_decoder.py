@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from medm2g_core.alignment.encoders import N_CONTRASTS, Embedding, ImageEncoder
 from medm2g_core.alignment.objective import augment
 from medm2g_core.codecs.text import BOS_ID, EOS_ID, PAD_ID
 from medm2g_core.data.wheels import cache_dir
+from medm2g_core.evaluation.baselines.clock import stopwatch, unit
 from medm2g_core.evaluation.bench import BATCH
 from medm2g_core.model import MedM2G
 from medm2g_core.profiles import StageConfig
@@ -54,8 +54,8 @@ class DecoderSettings:
 
     Attributes:
         stream: image stream that it reads.
-        seconds: CPU time for training, summed over threads; encoding the images once (``frozen``) is not counted, as
-            it is not counted for the flow.
+        seconds: time for training: CPU time summed over threads, or on a GPU that of the wall; encoding the images
+            once (``frozen``) is not counted, as it is not counted for the flow.
         steps: a number of steps after which training ends, if not 0.
         encoder: see the module.
         width, layers, heads: of GPT-2; 0 for those of the model's text flow.
@@ -125,7 +125,8 @@ class ReportDecoder(nn.Module):
 
     def look(self, images: torch.Tensor) -> Embedding:
         """What the encoder says of images (B, 1, H, W)."""
-        return self.encoder(images, torch.full((len(images),), self.contrast, dtype=torch.long))
+        images = images.to(self.place.device)
+        return self.encoder(images, torch.full((len(images),), self.contrast, dtype=torch.long, device=images.device))
 
     def memory(self, pooled: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Pooled embedding (B, D) and cells (B, N, D) to what the decoder attends to (B, 1 + N, width)."""
@@ -145,11 +146,11 @@ class ReportDecoder(nn.Module):
         """Reports of images (N, 1, H, W): greedy, or sampled at temperature 1 with ``seed``; cached keys and values."""
         self.eval()
         out: list[str] = []
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=_cuda_devices(self.place.device)):
             torch.manual_seed(seed)  # `generate` knows no generator of its own
             for x in images.float().split(BATCH):
                 seen = self.look(x)
-                start = torch.full((len(x), 1), BOS_ID, dtype=torch.long)
+                start = torch.full((len(x), 1), BOS_ID, dtype=torch.long, device=self.place.device)
                 ids = self.decoder.generate(
                     input_ids=start, attention_mask=torch.ones_like(start),
                     encoder_hidden_states=self.memory(seen.pooled, seen.tokens),
@@ -167,7 +168,7 @@ class ReportDecoder(nn.Module):
         return {k: v for k, v in self.state_dict().items() if not k.startswith(gone)}
 
     def save(self, file: Path) -> None:
-        tensors = {k: v.detach().contiguous().clone() for k, v in self.kept().items()}
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self.kept().items()}
         atomic_write(file, lambda p: save_file(tensors, p, {"info": json.dumps(self.info)}))
 
     def load(self, file: Path) -> bool:
@@ -186,8 +187,10 @@ class ReportDecoder(nn.Module):
         return True
 
 
-def decoder_file(model: MedM2G, corpus: Corpus, settings: DecoderSettings, cache: Path | None = None) -> Path:
-    """Where the weights of a decoder are kept: another file for other encoder weights, studies or settings.
+def decoder_file(
+    model: MedM2G, corpus: Corpus, settings: DecoderSettings, cache: Path | None = None, device: str = "cpu"
+) -> Path:
+    """Where the weights of a decoder are kept: another file for other encoder weights, studies, settings or devices.
 
     Args:
         cache: folder; by default ``baselines`` in the user's cache.
@@ -199,16 +202,18 @@ def decoder_file(model: MedM2G, corpus: Corpus, settings: DecoderSettings, cache
     for name, tensor in sorted(model.alignment.encoders[stream(settings.stream).modality].state_dict().items()):
         digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
     folder = cache_dir() / "baselines" if cache is None else cache
+    if device != "cpu":
+        digest.update(device.encode())
     return folder / f"report_decoder_{settings.stream}_{settings.encoder}_{digest.hexdigest()[:12]}.safetensors"
 
 
 @contextmanager
-def _quiet_threads(threads: int, seed: int) -> Iterator[None]:
+def _quiet_threads(threads: int, seed: int, device: torch.device) -> Iterator[None]:
     """So many torch threads and a seeded global generator (dropout draws from it), both put back afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=_cuda_devices(device)):
             torch.manual_seed(seed)
             yield
     finally:
@@ -222,23 +227,26 @@ def train_decoder(
     *,
     threads: int = 1,
     cache: Path | None = None,
+    device: torch.device | str = "cpu",
     keep: bool = True,
     progress: bool = True,
 ) -> ReportDecoder:
-    """A decoder trained on a corpus for ``settings.seconds`` of CPU time, or the kept one.
+    """A decoder trained on a corpus for ``settings.seconds``, or the kept one.
 
     Args:
         corpus: training studies with the stream (`medm2g_core.evaluation.baselines.reports.report_corpus`).
         threads: of torch; the CPU time is the sum over them.
+        device: that it is trained on, and stays on.
         cache: see `decoder_file`.  keep: read and write that file. A damaged file is trained again.
 
     Returns:
-        The decoder on the CPU, in evaluation mode. How many steps fit into the time depends on the machine, so two
+        The decoder in evaluation mode. How many steps fit into the time depends on the machine, so two
         machines train two decoders; ``info`` says how many there were.
     """
-    file = decoder_file(model, corpus, settings, cache)
-    with _quiet_threads(threads, settings.seed):
-        decoder = ReportDecoder(model, settings)
+    device = torch.device(device)
+    file = decoder_file(model, corpus, settings, cache, device.type)
+    with _quiet_threads(threads, settings.seed, device):
+        decoder = ReportDecoder(model, settings).to(device)
         if keep and decoder.load(file):
             return decoder.eval()
         _train(decoder, model, corpus, settings, threads, progress)
@@ -250,7 +258,7 @@ def train_decoder(
 def _train(
     decoder: ReportDecoder, model: MedM2G, corpus: Corpus, settings: DecoderSettings, threads: int, progress: bool
 ) -> None:
-    n, w = len(corpus), len(corpus.reports[0])
+    n, w, device = len(corpus), len(corpus.reports[0]), decoder.place.device
     ids, mask = (t.cpu().unflatten(0, (n, w)) for t in model.tokens([t for r in corpus.reports for t in r]))
     images = corpus.images[settings.stream]
     frozen = settings.encoder == "frozen"
@@ -261,12 +269,12 @@ def _train(
         steps=1, batch=settings.batch, lr=settings.lr, weight_decay=settings.weight_decay, optimizer=settings.optimizer
     )
     optimizer = Optimizer(named, decoder, config)
-    spent = {True: 0.0, False: 0.0}  # CPU seconds of some steps in bf16 and in single precision
+    spent = {True: 0.0, False: 0.0}  # seconds of some steps in bf16 and in single precision
     batches = _batches(mask.sum(2), settings.batch, generator)
     decoder.train()
     if frozen:
         decoder.encoder.eval()
-    steps, fast, recent, used, begin = 0, False, float("nan"), 0.0, time.process_time()
+    steps, fast, recent, used, watch = 0, False, float("nan"), 0.0, stopwatch(device)
     with tqdm(total=round(settings.seconds), desc=f"report decoder ({settings.encoder})", unit="s",
               disable=not progress) as bar:  # fmt: skip
         while (part := max(used / settings.seconds, steps / settings.steps if settings.steps else 0.0)) < 1:
@@ -275,28 +283,27 @@ def _train(
             fast = steps % 2 == 0 if steps < _TRIED else spent[True] < spent[False]
             index, wording = next(batches)
             longest = int(mask[index, wording].sum(1).max())
-            with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            with torch.autocast(device.type, torch.bfloat16, enabled=fast):
                 if seen is not None:
-                    pooled, tokens = seen[0][index].float(), seen[1][index].float()
+                    pooled, tokens = (x[index].to(device).float() for x in seen)
                 else:
-                    found = decoder.look(augment(images[index].float(), generator))
+                    found = decoder.look(augment(images[index].to(device).float(), generator))
                     pooled, tokens = found.pooled, found.tokens
-                loss = decoder.loss(
-                    ids[index, wording, :longest], mask[index, wording, :longest], decoder.memory(pooled, tokens)
-                )
+                own = ids[index, wording, :longest].to(device), mask[index, wording, :longest].to(device)
+                loss = decoder.loss(*own, decoder.memory(pooled, tokens))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(named.values(), 1.0)
             optimizer.step()
             steps += 1
             recent = loss.item() if steps == 1 else 0.98 * recent + 0.02 * loss.item()
-            before, used = used, time.process_time() - begin
+            before, used = used, watch()
             if 2 < steps <= _TRIED:  # the first of each kind sets up
                 spent[fast] += used - before
             bar.update(min(bar.total, int(used)) - bar.n)
             bar.set_postfix(step=steps, loss=f"{recent:.3f}", refresh=False)
     decoder.info = {
-        "encoder": settings.encoder, "steps": steps, "CPU seconds": round(used, 1), "threads": threads,
+        "encoder": settings.encoder, "steps": steps, unit(device): round(used, 1), "threads": threads,
         "precision": "bf16" if fast else "fp32", "loss": round(recent, 4), "training studies": n, "wordings": w,
         "parameters": sum(p.numel() for p in named.values()),
     }  # fmt: skip
@@ -324,4 +331,8 @@ def _features(decoder: ReportDecoder, images: torch.Tensor) -> tuple[torch.Tenso
     """Pooled embeddings (N, D) and cells (N, cells, D) of the frozen encoder, half precision."""
     decoder.encoder.eval()
     seen = [decoder.look(x.float()) for x in images.split(BATCH)]
-    return torch.cat([s.pooled.half() for s in seen]), torch.cat([s.tokens.half() for s in seen])
+    return torch.cat([s.pooled.half().cpu() for s in seen]), torch.cat([s.tokens.half().cpu() for s in seen])
+
+
+def _cuda_devices(device: torch.device) -> list[int]:
+    return [device.index or 0] if device.type == "cuda" else []

@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from medm2g_core.data.wheels import cache_dir
+from medm2g_core.evaluation.baselines.clock import stopwatch, unit
 from medm2g_core.profiles import StageConfig
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import IMAGE_STREAMS
@@ -53,7 +53,8 @@ class RegressionSettings:
 
     Attributes:
         tasks: it learns all of them, in turns.
-        seconds: CPU time of training, summed over ``threads`` threads.  steps: a number of steps instead, if not 0.
+        seconds: time of training: CPU time summed over ``threads`` threads, or on a GPU that of the wall.
+        steps: a number of steps instead, if not 0.
         adversarial: with a critic (pix2pix) or without.
         l1: weight of the L1 term beside the critic's (100 in Isola et al. 2017).
     """
@@ -110,9 +111,11 @@ class Translator(nn.Module):
 
     @torch.no_grad()
     def translate(self, given: Mapping[str, torch.Tensor], target: str, batch: int = 32) -> torch.Tensor:
-        """`forward` for any number of studies, clipped to -1..1."""
-        n = len(next(iter(given.values())))
-        parts = [self({k: x[i : i + batch] for k, x in given.items()}, target) for i in range(0, n, batch)]
+        """`forward` for any number of studies, on the CPU and clipped to -1..1."""
+        n, device = len(next(iter(given.values()))), next(self.parameters()).device
+        parts = [
+            self({k: x[i : i + batch].to(device) for k, x in given.items()}, target).cpu() for i in range(0, n, batch)
+        ]
         return torch.cat(parts).clamp(-1, 1)
 
 
@@ -148,31 +151,39 @@ def _threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _file(settings: RegressionSettings, corpora: Mapping[str, Corpus], cache: Path | None) -> Path:
-    text = json.dumps([asdict(settings), {r: c.fingerprint() for r, c in sorted(corpora.items())}, 1], sort_keys=True)
+def _file(settings: RegressionSettings, corpora: Mapping[str, Corpus], cache: Path | None, device: str) -> Path:
+    facts = [asdict(settings), {r: c.fingerprint() for r, c in sorted(corpora.items())}, 1]
+    text = json.dumps(facts if device == "cpu" else [*facts, device], sort_keys=True)
     name = "pix2pix" if settings.adversarial else "regression"
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return (cache or cache_dir() / "baselines") / f"{name}-{digest}.safetensors"
 
 
 def train_translator(
-    settings: RegressionSettings, corpora: Mapping[str, Corpus], *, cache: Path | None = None, progress: bool = True
+    settings: RegressionSettings,
+    corpora: Mapping[str, Corpus],
+    *,
+    cache: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
 ) -> Translator:
     """A trained translator, from the cache if it was trained before with the same settings and studies.
 
     Args:
         corpora: region -> studies of the train split.
         cache: folder of trained baselines; by default in the user's cache.
+        device: that it is trained on, and stays on.
 
     Returns:
-        the network in evaluation mode; ``info`` has CPU seconds, steps, parameters and the last L1.
+        the network in evaluation mode; ``info`` has its seconds, steps, parameters and the last L1.
 
     Raises:
         ValueError: no task, or a task of a region that ``corpora`` lacks.
     """
     if not settings.tasks or any(t.region not in corpora for t in settings.tasks):
         raise ValueError(f"tasks {settings.tasks} need studies of their regions; there are {sorted(corpora)}")
-    file = _file(settings, corpora, cache)
+    device = torch.device(device)
+    file = _file(settings, corpora, cache, device.type)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net = Translator(settings.channels)
@@ -181,31 +192,33 @@ def train_translator(
         try:
             net.load_state_dict(load_file(file))
             net.info = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-            return net.eval()
+            return net.to(device).eval()
         except (SafetensorError, RuntimeError, OSError, json.JSONDecodeError):
             tqdm.write(f"{file.name} is damaged and is trained again")
+    net, critic = net.to(device), critic.to(device)
     with _threads(settings.threads):
-        info = _fit(net, critic if settings.adversarial else None, settings, corpora, progress)
+        info = _fit(net, critic if settings.adversarial else None, settings, corpora, device, progress)
     net.info = info
-    tensors = {k: v.contiguous().clone() for k, v in net.state_dict().items()}
+    tensors = {k: v.cpu().contiguous().clone() for k, v in net.state_dict().items()}
     atomic_write(file, lambda p: save_file(tensors, p))
     atomic_write(file.with_suffix(".json"), lambda p: p.write_text(json.dumps(info), encoding="utf-8"))
     return net.eval()
 
 
 def _fit(
-    net: Translator, critic: Patches | None, settings: RegressionSettings, corpora: Mapping[str, Corpus], progress: bool
-) -> dict[str, Any]:
+    net: Translator, critic: Patches | None, settings: RegressionSettings, corpora: Mapping[str, Corpus],
+    device: torch.device, progress: bool,
+) -> dict[str, Any]:  # fmt: skip
     config = StageConfig(steps=1, lr=settings.lr, optimizer="muon")
     mover = Optimizer(dict(net.named_parameters()), net, config)
     judge = Optimizer(dict(critic.named_parameters()), critic, StageConfig(steps=1, lr=5e-4)) if critic else None
-    half = bf16_pays(torch.device("cpu"))
+    half = bf16_pays(device)
     generator = torch.Generator().manual_seed(settings.seed)
-    begin, steps, last = time.process_time(), 0, 0.0
+    spent, steps, last = stopwatch(device), 0, 0.0
     title = "pix2pix" if critic else "regression"
     with tqdm(total=round(settings.seconds), desc=f"baseline {title}", unit="s", disable=not progress) as bar:
         while True:
-            passed = steps / settings.steps if settings.steps else (time.process_time() - begin) / settings.seconds
+            passed = steps / settings.steps if settings.steps else spent() / settings.seconds
             if passed >= 1 and steps:
                 break
             decay = 0.05 + 0.475 * (1 + math.cos(math.pi * min(1.0, passed)))
@@ -213,9 +226,9 @@ def _fit(
             task = settings.tasks[int(torch.randint(len(settings.tasks), (1,), generator=generator))]
             corpus = corpora[task.region]
             index = torch.randint(len(corpus), (settings.batch,), generator=generator)
-            given = {n: corpus.images[n][index].float() for n in task.given}
-            truth = corpus.images[task.target][index].float()
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            given = {n: corpus.images[n][index].to(device).float() for n in task.given}
+            truth = corpus.images[task.target][index].to(device).float()
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 out = net(given, task.target)
                 error = (out - truth).abs().mean()
                 loss = error if critic is None else settings.l1 * error + (
@@ -226,7 +239,7 @@ def _fit(
             mover.zero_grad()
             if critic is not None and judge is not None:
                 judge.zero_grad()                                              # the generator's step left gradients
-                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                with torch.autocast(device.type, torch.bfloat16, enabled=half):
                     real = (critic(given, truth, task.target) - 1).square().mean()
                     fake = critic(given, out.detach(), task.target).square().mean()
                     doubt = 0.5 * (real + fake)
@@ -236,7 +249,7 @@ def _fit(
             steps, last = steps + 1, error.item()
             bar.update(min(round(passed * bar.total), bar.total) - bar.n)
     return {
-        "tasks": [asdict(t) for t in settings.tasks], "CPU seconds": round(time.process_time() - begin, 1),
+        "tasks": [asdict(t) for t in settings.tasks], unit(device): round(spent(), 1),
         "threads": settings.threads, "steps": steps, "last l1": round(last, 4),
         "parameters": sum(p.numel() for p in net.parameters()),
         "training studies": {r: len(c) for r, c in corpora.items()},
