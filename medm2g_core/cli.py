@@ -58,6 +58,17 @@ def _finite(text: str) -> float:
     return value
 
 
+def _shares(text: str) -> str:
+    """Checked here, so that the error names the argument."""
+    from medm2g_core.evaluation.baselines.shares import parse_shares
+
+    try:
+        parse_shares(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
 def _names(text: str) -> list[str]:
     """``a,b`` to a list; an empty name is refused."""
     names = [name.strip() for name in text.split(",")]
@@ -175,8 +186,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--reference", type=_count, default=128, metavar="N", help="validation studies, for settings and floors"
     )
     evaluate.add_argument(
-        "--time-fraction", type=_finite, default=0.1, metavar="X",
-        help="training time of the trained baselines, relative to the flow they face (default 0.1; 1 takes hours)",
+        "--time-fraction", type=_shares, default="0.1", metavar="X[,KIND=X]",
+        help="training time of the trained baselines, relative to the flow they face (default 0.1; 1 takes hours; "
+        "0.1,mri=1 trains those of MR fully; kinds: text, xray, ct, mri, pix2pix)",
     )  # fmt: skip
     evaluate.add_argument("--steps", type=_count, default=10, help="sampler steps (default 10)")
     evaluate.add_argument("--guidance", type=_finite, default=2.0, help="classifier-free guidance (default 2)")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from medm2g_core.evaluation.baselines.shares import parse_shares
 from medm2g_core.evaluation.metrics import bootstrap, ct_mae_hu, finding_counts, finding_f1, psnr, ssim
 from medm2g_core.evaluation.results import (
     evaluate,
@@ -168,13 +169,41 @@ def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(mod
         evaluate(folder, out, sections=("x",))
 
 
-@pytest.mark.parametrize(("had", "asked", "kept"), [(0.1, 0.1, True), (1.0, 0.1, True), (0.1, 1.0, False)])
+@pytest.mark.parametrize(
+    ("had", "asked", "kept"),
+    [
+        (0.1, 0.1, True),
+        (1.0, 0.1, True),
+        (0.1, 1.0, False),
+        (0.1, "0.1,text=1", True),  # image to image has no report decoder
+        (0.1, "0.1,mri=1", False),
+        ({"mri": 1.0, "ct": 0.1, "xray": 0.1, "pix2pix": 0.1}, "0.1,mri=1,pix2pix=0.1", True),
+        ({"mri": 1.0, "ct": 0.1, "xray": 0.1, "pix2pix": 0.1}, "0.1,mri=1", False),
+    ],
+)
 def test_scores_are_kept_unless_their_baselines_were_trained_for_less_than_asked(had, asked, kept) -> None:
     piece = Piece(facts={"settings": {"time_fraction": had}})
     assert fair_enough("translation", piece, asked) is kept and fair_enough("guidance", piece, asked)
     said = handicap({"translation": piece, "guidance": Piece(facts={"settings": {"time_fraction": 0.1}})})
-    assert f"{100 * had:g} % (Image to image)" in said and "Is the guidance" not in said
-    assert ("beating them shows little" in said) is (had < 1)
+    whole = "10 % (Image to image: to CT, to X-ray, pix2pix); 100 % (Image to image: to MR)"
+    assert (f"{100 * had:g} % (Image to image)" if isinstance(had, float) else whole) in said
+    assert "Is the guidance" not in said and ("beating them shows little" in said) is (had != 1.0)
+
+
+def test_shares_of_the_training_time_are_read_or_refused_in_words() -> None:
+    assert set(parse_shares(0.5).values()) == {0.5}
+    assert parse_shares("0.1,mri=1") == {"text": 0.1, "xray": 0.1, "ct": 0.1, "mri": 1.0, "pix2pix": 1.0}
+    assert parse_shares("0.1,mri=1,pix2pix=0.2")["pix2pix"] == 0.2
+    for bad in ("0", "x", "-1", "0.1,pet=1", "0.1,mri=", "inf"):
+        with pytest.raises(ValueError, match="time fraction"):
+            parse_shares(bad)
+
+
+def test_seconds_of_another_kind_of_machine_are_called_not_comparable() -> None:
+    piece = Piece(facts={"settings": {"time_fraction": 1.0}, "devices": {"flows": "cuda", "baselines": "cpu"}})
+    assert "not comparable" in handicap({"translation": piece})
+    piece.facts["devices"] = {"flows": "cuda", "baselines": "cuda"}
+    assert "not comparable" not in handicap({"translation": piece})
 
 
 def test_readme_shows_what_the_programs_measured() -> None:

@@ -63,6 +63,7 @@ def translation(
     corpora: Mapping[str, Corpus],
     *,
     seconds: Mapping[str, float],
+    critic_seconds: Mapping[str, float] | None = None,
     threads: int = 1,
     means: int = 8,
     tasks: Sequence[Translation] = TASKS,
@@ -75,8 +76,9 @@ def translation(
 
     Args:
         corpora: region -> train studies of the trained baselines (`RegressionSettings`).
-        seconds: target modality -> time (`RegressionSettings`) for training its regression network, and again its
-            pix2pix network: that of the flow they face, or a share of it.
+        seconds: target modality -> time (`RegressionSettings`) for training its regression network: that of the flow
+            that it faces, or a share of it.
+        critic_seconds: the same for its pix2pix network; ``seconds`` unless told.
         threads: of torch, for that training.
         means: draws of the mean.
     """
@@ -99,7 +101,8 @@ def translation(
         for adversarial in (False, True) if pix2pix else (False,):
             if (modality, adversarial) not in nets:
                 group = tuple(t for t in tasks if STREAMS[t.target].modality == modality)
-                settings = RegressionSettings(group, seconds[modality], threads, adversarial)
+                given_time = (critic_seconds or seconds if adversarial else seconds)[modality]
+                settings = RegressionSettings(group, round(given_time, 1), threads, adversarial)
                 with torch.enable_grad():
                     nets[modality, adversarial] = train_translator(settings, corpora, device=bench.model.device)
                 name = f"{'pix2pix' if adversarial else 'regression'}, {modality}"

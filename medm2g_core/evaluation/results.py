@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from medm2g_core.data.cohort import VirtualCohort, cohort_version
 from medm2g_core.data.wheels import cache_dir
+from medm2g_core.evaluation.baselines.shares import PIX2PIX, Shares, at_least, kinds_of, parse_shares
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.codec import image_codec_section
 from medm2g_core.evaluation.fidelity import auc_scorer
@@ -54,9 +55,6 @@ EXTRA: Mapping[str, tuple[str, int]] = {
 }
 """Sections that train models of their own, for most of an hour: measured only when they are named."""
 
-TRAINED = ("report_xray", "report_ct", "translation")
-"""Sections with trained baselines."""
-
 _ALL = {**SECTIONS, **EXTRA}
 
 
@@ -71,12 +69,13 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def flow_seconds(folder: Path, fraction: float = 1.0) -> dict[str, float]:
+def flow_seconds(folder: Path, share: float | Shares = 1.0) -> dict[str, float]:
     """How long a trained baseline gets: seconds a modality, from the model's own ``training.json``.
 
-    The time of a round (seconds, on a CPU times threads) is shared equally by the flows that it trains; ``fraction``
-    shortens all (tests, small machines). Where the folder tells nothing the answer is ten minutes on one thread.
+    The time of a round (seconds, on a CPU times threads) is shared equally by the flows that it trains; ``share``
+    shortens it (tests, small machines). Where the folder tells nothing the answer is ten minutes on one thread.
     """
+    share = parse_shares(share)
     try:
         stages = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
         on_cpu = {n: stages[n].get("device", "cpu") == "cpu" for n in ROUND_STAGES}
@@ -84,7 +83,7 @@ def flow_seconds(folder: Path, fraction: float = 1.0) -> dict[str, float]:
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
         rounds = dict.fromkeys(ROUND_STAGES, 600.0)
     own = {"text": rounds["round1"] / 2, "xray": rounds["round1"] / 2, "ct": rounds["round2"], "mri": rounds["round3"]}
-    return {m: round(s * fraction, 1) for m, s in own.items()}
+    return {m: round(s * share[m], 1) for m, s in own.items()}
 
 
 def flow_device(folder: Path) -> str:
@@ -109,7 +108,7 @@ def evaluate(
     seed: int = 0,
     device: str = "cpu",
     fresh: bool = False,
-    time_fraction: float = 0.1,
+    time_fraction: float | str | Shares = 0.1,
     seconds: Mapping[str, float] | None = None,
     train_studies: tuple[int, int] | None = None,
     judges: Path = SHIPPED_JUDGES,
@@ -123,19 +122,19 @@ def evaluate(
         sections: names of `SECTIONS`.
         n_chest, n_brain, reference, steps, guidance, seed: see `Bench`.
         fresh: measure again what is stored.
-        time_fraction: of the flows' training time, for the trained baselines; 1 is the fair comparison.
+        time_fraction: of the flows' training time, for the trained baselines (`parse_shares`); 1 is the fair
+            comparison.
         seconds: modality -> time of a trained baseline, instead of that share of what `flow_seconds` says.
         train_studies: chest and brain studies of the baselines; by default those of the model's profile.
 
     Raises:
-        ValueError: an unknown section, or a time fraction that is not positive.
+        ValueError: an unknown section, or no such time fraction.
         medm2g_core.model.CheckpointError: no such model.
     """
     unknown = set(sections) - set(_ALL)
     if unknown:
         raise ValueError(f"unknown section {sorted(unknown)[0]!r}; known: {', '.join(_ALL)}")
-    if not time_fraction > 0:
-        raise ValueError(f"time fraction {time_fraction}: needed a number above 0")
+    shares = parse_shares(time_fraction)
     source = model or SHIPPED_WEIGHTS
     pipe = MedM2GPipeline.from_pretrained(model)
     profile = pipe.model.profile
@@ -153,20 +152,21 @@ def evaluate(
     shelf = Shelf(folder)
     keys = {n: Shelf.key(section=n, version=_ALL[n][1], **depends) for n in sections}
     known: dict[str, Piece | None] = {n: None if fresh else shelf.get(n, keys[n]) for n in sections}
-    known = {n: piece if piece and fair_enough(n, piece, time_fraction) else None for n, piece in known.items()}
+    known = {n: piece if piece and fair_enough(n, piece, shares) else None for n, piece in known.items()}
     missing = [n for n in sections if known[n] is None]
     if missing:
         bench = Bench(
             pipe.to(device), n_chest=n_chest, n_brain=n_brain, reference=reference, steps=steps, guidance=guidance,
             seed=seed,
         )  # fmt: skip
-        budgets = seconds or flow_seconds(source, time_fraction)
-        measure = _measures(bench, source, profile, train_studies, budgets, judges, seed)
+        budgets = seconds or flow_seconds(source, shares)
+        critics = {m: s * min(1.0, shares[PIX2PIX] / shares[m]) for m, s in budgets.items()}
+        measure = _measures(bench, source, profile, train_studies, budgets, critics, judges, seed)
         for name in missing:
             begin = time.monotonic()
             piece = measure[name]()  # not under no_grad: some sections train their baselines
             piece.seconds = round(time.monotonic() - begin, 1)
-            piece.facts["settings"] = settings | {"time_fraction": time_fraction}
+            piece.facts["settings"] = settings | {"time_fraction": {k: shares[k] for k in kinds_of(name)}}
             piece.facts["devices"] = {"flows": flow_device(source), "baselines": pipe.model.device.type}
             known[name] = piece
             shelf.put(name, keys[name], piece)
@@ -174,14 +174,14 @@ def evaluate(
     return {n: done for n in _ALL if (done := known.get(n)) is not None}
 
 
-def fair_enough(section: str, piece: Piece, fraction: float) -> bool:
+def fair_enough(section: str, piece: Piece, share: float | str | Shares) -> bool:
     """Whether the trained baselines of a stored section had at least that share of time; true where it has none."""
-    return section not in TRAINED or piece.facts["settings"]["time_fraction"] >= fraction
+    return not kinds_of(section) or at_least(section, piece.facts["settings"]["time_fraction"], parse_shares(share))
 
 
 def _measures(
     bench: Bench, source: Path, profile: Profile, train_studies: tuple[int, int], seconds: Mapping[str, float],
-    folder: Path, seed: int,
+    critics: Mapping[str, float], folder: Path, seed: int,
 ) -> dict[str, Callable[[], Piece]]:  # fmt: skip
     """Section -> what measures it; judges and training studies are loaded when first needed."""
     small = profile.replace(data={"chest_train": train_studies[0], "brain_train": train_studies[1]})
@@ -215,7 +215,8 @@ def _measures(
         "report_xray": lambda: reports("xray"),
         "report_ct": lambda: reports("ct"),
         "translation": lambda: translation(
-            bench, judges(), {c.region: c for c in load_corpora(small)}, seconds=seconds, threads=threads
+            bench, judges(), {c.region: c for c in load_corpora(small)}, seconds=seconds, critic_seconds=critics,
+            threads=threads,
         ),
         "guidance": lambda: guidance_used(bench),
         "unified": lambda: unified(bench, judges()),
@@ -228,13 +229,20 @@ def failed(pieces: Mapping[str, Piece]) -> list[tuple[str, Check]]:
     return [(name, c) for name, piece in pieces.items() for c in piece.checks if not c.passed]
 
 
+_KIND_TITLES = {"text": "decoder", "xray": "to X-ray", "ct": "to CT", "mri": "to MR", PIX2PIX: "pix2pix"}
+
+
 def handicap(pieces: Mapping[str, Piece]) -> str:
     """A sentence on the training time of the trained baselines, as it was when the pieces were measured."""
-    measured = {n: p.facts["settings"] for n, p in pieces.items() if n in TRAINED and "settings" in p.facts}
-    trained = {n: settings["time_fraction"] for n, settings in measured.items()}
+    measured = {n: p.facts["settings"] for n, p in pieces.items() if kinds_of(n) and "settings" in p.facts}
     by_share: dict[float, list[str]] = {}
-    for name, fraction in trained.items():
-        by_share.setdefault(fraction, []).append(_ALL[name][0])
+    for name, settings in measured.items():
+        had, title = settings["time_fraction"], _ALL[name][0]
+        shares = had if isinstance(had, Mapping) else dict.fromkeys(kinds_of(name), had)
+        for share in sorted(set(shares.values())):
+            kinds = [k for k in shares if shares[k] == share]
+            part = "" if len(kinds) == len(shares) else f": {', '.join(_KIND_TITLES[k] for k in kinds)}"
+            by_share.setdefault(share, []).append(title + part)
     each = "; ".join(f"{100 * f:g} % ({', '.join(names)})" for f, names in sorted(by_share.items()))
     weak = "" if set(by_share) <= {1.0} else ". With less than all of it, beating them shows little"
     places = {tuple(pieces[n].facts.get("devices", {}).values()) for n in measured}

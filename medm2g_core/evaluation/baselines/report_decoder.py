@@ -95,7 +95,7 @@ class ReportDecoder(nn.Module):
         if settings.encoder == "fresh":
             self.encoder = ImageEncoder(profile.alignment, N_CONTRASTS if spec.modality == "mri" else 1)
         else:
-            self.encoder = copy.deepcopy(cast(ImageEncoder, model.alignment.encoders[spec.modality]))
+            self.encoder = copy.deepcopy(cast(ImageEncoder, model.alignment.encoders[spec.modality])).cpu()
         self.encoder.requires_grad_(settings.encoder != "frozen")
         width, dim = settings.width or profile.flow.text_width, profile.alignment.embed_dim
         self.norm = nn.LayerNorm(dim)
