@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import pictures
 
 from medm2g_core.evaluation.baselines.translator import (
     Patches,
@@ -12,8 +13,10 @@ from medm2g_core.evaluation.baselines.translator import (
     Translator,
     train_translator,
 )
-from medm2g_core.evaluation.image_to_image import GROUPS, TASKS
+from medm2g_core.evaluation.bench import Bench
+from medm2g_core.evaluation.image_to_image import GROUPS, REGRESSION, TASKS, retrained, translation
 from medm2g_core.evaluation.metrics import psnr
+from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.training.corpus import Corpus
 
 TASK = Translation("brain", ("mri_t1",), "mri_t2")
@@ -94,3 +97,26 @@ def test_pix2pix_trains_both_players(pairs, tmp_path):
 def test_every_translation_belongs_to_one_group_of_one_target_modality():
     assert sorted(map(str, TASKS)) == sorted(str(t) for group in GROUPS.values() for t in group)
     assert len(GROUPS["mri"]) == 6
+
+
+def test_baselines_are_trained_again_without_drawing_again(model, monkeypatch, tmp_path) -> None:
+    """Only the rows of the networks that are named move, and they become what a whole measurement gives."""
+    monkeypatch.setattr("medm2g_core.evaluation.baselines.translator.cache_dir", lambda: tmp_path)
+    pipe = MedM2GPipeline(model)
+    bench = Bench(pipe, n_chest=4, n_brain=4, reference=4, steps=1, progress=False)
+    tasks = (TASKS[0], TASKS[5])
+    size = model.profile.resolution
+    streams = {t.region: (*t.given, t.target) for t in tasks}
+    images = {r: {n: pictures(6, size, i).half() for i, n in enumerate(own)} for r, own in streams.items()}
+    corpora = {r: Corpus(r, own, [[]] * 6) for r, own in images.items()}
+    short, long = {"mri": 0.2}, {"mri": 0.6}
+    options = {"threads": 1, "tasks": tasks}
+    before = translation(bench, {}, corpora, seconds=short, means=2, **options)
+    whole = translation(bench, {}, corpora, seconds=long, critic_seconds=short, means=2, **options)
+    monkeypatch.setattr(MedM2GPipeline, "__call__", lambda *_, **__: pytest.fail("something was drawn"))
+    renewed = retrained(bench, {}, corpora, before, seconds=long, critic_seconds=short,
+                        renew=[("mri", REGRESSION)], **options)  # fmt: skip
+    assert renewed.rows == whole.rows and renewed.rows != before.rows
+    moved = {r.who for r, old in zip(renewed.rows, before.rows, strict=True) if r != old}
+    assert moved == {REGRESSION}
+    assert renewed.facts["baselines"]["regression, mri"]["CPU seconds"] > 0.5

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import ConcatDataset, TensorDataset
 
 from medm2g_core.evaluation.baselines.reports import embed_images
-from medm2g_core.evaluation.baselines.translator import RegressionSettings, Translation, train_translator
+from medm2g_core.evaluation.baselines.translator import RegressionSettings, Translation, Translator, train_translator
 from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
 from medm2g_core.evaluation.fidelity import CODEC, REAL, judged_rows
 from medm2g_core.evaluation.judges import Judges, auc
@@ -21,7 +21,8 @@ from medm2g_core.model import MedM2G
 from medm2g_core.streams import STREAMS
 from medm2g_core.training.corpus import Corpus
 
-__all__ = ["CONTROL", "GROUPS", "TASKS", "guidance_used", "nearest_target", "own_input", "pixel_rows", "translation"]
+__all__ = ["CONTROL", "GROUPS", "PIX2PIX", "REGRESSION", "TASKS", "guidance_used", "nearest_target", "own_input",
+           "pixel_rows", "retrained", "translation"]  # fmt: skip
 
 TASKS: tuple[Translation, ...] = (
     Translation("brain", ("mri_t1", "mri_t2"), "mri_flair"),
@@ -40,6 +41,7 @@ GROUPS: Mapping[str, tuple[Translation, ...]] = {
 """Target modality -> its tasks: one baseline network learns a group, as one flow does."""
 
 CONTROL = "control: another patient's input"
+REGRESSION, PIX2PIX = "baseline: regression", "baseline: pix2pix"
 
 
 def nearest_target(
@@ -83,11 +85,10 @@ def translation(
         means: draws of the mean.
     """
     piece = Piece(facts={"guidance": bench.translation_guidance, "steps": bench.steps, "baselines": {}})
-    nets: dict[tuple[str, bool], Any] = {}
+    nets = _Rivals(bench, corpora, tasks, seconds, critic_seconds or seconds, threads, piece.facts["baselines"])
     for task in tasks:
         data, target = bench.data[task.region], task.target
-        modality = STREAMS[target].modality
-        title = f"{' + '.join(STREAMS[g].title for g in task.given)} → {STREAMS[target].title} ({task.region})"
+        title = _title(task)
         truth, given = data.stack(target), {n: data.stack(n) for n in task.given}
         draws = bench.draws(task.region, task.given, target, means)
         codec = bench.codec(task.region, target)
@@ -98,33 +99,97 @@ def translation(
             "baseline: mean image": corpora[task.region].images[target].float().mean(0, keepdim=True).expand_as(truth),
             "baseline: nearest training study": nearest_target(bench.model, given, [corpora[task.region]], target),
         }
-        for adversarial in (False, True) if pix2pix else (False,):
-            if (modality, adversarial) not in nets:
-                group = tuple(t for t in tasks if STREAMS[t.target].modality == modality)
-                given_time = (critic_seconds or seconds if adversarial else seconds)[modality]
-                settings = RegressionSettings(group, round(given_time, 1), threads, adversarial)
-                with torch.enable_grad():
-                    nets[modality, adversarial] = train_translator(settings, corpora, device=bench.model.device)
-                name = f"{'pix2pix' if adversarial else 'regression'}, {modality}"
-                piece.facts["baselines"][name] = nets[modality, adversarial].info
-            who = "baseline: pix2pix" if adversarial else "baseline: regression"
-            rivals[who] = nets[modality, adversarial].translate(given, target)
+        for who in (REGRESSION, PIX2PIX) if pix2pix else (REGRESSION,):
+            rivals[who] = nets.net(target, who).translate(given, target)
         rivals[CONTROL] = bench.draw(task.region, task.given, [target], shift=SHIFT)[target]
         rivals[CODEC] = codec
 
-        piece.rows += pixel_rows(title, rivals, truth, target)
-        if (task.region, target) == ("brain", "mri_flair"):
-            _lesions(piece, title, rivals, truth, data.findings)
-        if (task.region, target) in judges:
-            judge = judges[task.region, target]
-            reference = judge.features(bench.other[task.region].stack(target)[: len(truth)])
-            rows, _ = judged_rows(title, judge, {**rivals, REAL: truth}, data.findings, reference, draws=100)
-            kept = [r for r in rows if "mean image" not in r.who]  # one image for all has no distribution
-            piece.rows += kept
+        piece.rows += _scores(bench, judges, task, rivals, truth, piece)
         gap, check = own_input(title, rivals, truth)
         piece.rows.append(gap)
         piece.checks.append(check)
     return piece
+
+
+def retrained(
+    bench: Bench,
+    judges: Judges,
+    corpora: Mapping[str, Corpus],
+    piece: Piece,
+    *,
+    seconds: Mapping[str, float],
+    critic_seconds: Mapping[str, float],
+    threads: int = 1,
+    renew: Sequence[tuple[str, str]],
+    tasks: Sequence[Translation] = TASKS,
+) -> Piece:
+    """`translation` again with other training times of some baselines: nothing is drawn, all other rows are kept.
+
+    Args:
+        piece: what `translation` gave for the same model, studies and settings.
+        renew: (target modality, `REGRESSION` or `PIX2PIX`) of the networks to train and score.
+    """
+    out = Piece.from_dict(piece.to_dict())
+    nets = _Rivals(bench, corpora, tasks, seconds, critic_seconds, threads, out.facts["baselines"])
+    at = {(r.task, r.metric, r.who): i for i, r in enumerate(out.rows)}
+    for task in tasks:
+        data, target = bench.data[task.region], task.target
+        truth, given = data.stack(target), {n: data.stack(n) for n in task.given}
+        who = [w for m, w in renew if m == STREAMS[target].modality]
+        rivals = {w: nets.net(target, w).translate(given, target) for w in who}
+        for row in _scores(bench, judges, task, rivals, truth, out) if rivals else ():
+            if row.who in rivals:  # the judge's reading of real images comes along
+                out.rows[at[row.task, row.metric, row.who]] = row
+    return out
+
+
+class _Rivals:
+    """Translators of a group of tasks each, trained when they are first asked for; ``facts`` gets how."""
+
+    def __init__(
+        self, bench: Bench, corpora: Mapping[str, Corpus], tasks: Sequence[Translation], seconds: Mapping[str, float],
+        critic_seconds: Mapping[str, float], threads: int, facts: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self.device, self.corpora, self.tasks, self.threads, self.facts = (
+            bench.model.device, corpora, tasks, threads, facts,
+        )  # fmt: skip
+        self.seconds = {REGRESSION: seconds, PIX2PIX: critic_seconds}
+        self.known: dict[tuple[str, str], Translator] = {}
+
+    def net(self, target: str, who: str) -> Translator:
+        modality = STREAMS[target].modality
+        if (modality, who) not in self.known:
+            group = tuple(t for t in self.tasks if STREAMS[t.target].modality == modality)
+            settings = RegressionSettings(
+                group, round(self.seconds[who][modality], 1), self.threads, adversarial=who == PIX2PIX
+            )
+            with torch.enable_grad():
+                net = train_translator(settings, self.corpora, device=self.device)
+            self.known[modality, who] = net
+            self.facts[f"{who.removeprefix('baseline: ')}, {modality}"] = net.info
+        return self.known[modality, who]
+
+
+def _title(task: Translation) -> str:
+    given = " + ".join(STREAMS[g].title for g in task.given)
+    return f"{given} → {STREAMS[task.target].title} ({task.region})"
+
+
+def _scores(
+    bench: Bench, judges: Judges, task: Translation, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor,
+    piece: Piece,
+) -> list[Row]:  # fmt: skip
+    """Rows of pixels, lesions and what a judge sees, of the images (N, 1, H, W) of each rival."""
+    title, target, findings = _title(task), task.target, bench.data[task.region].findings
+    rows = pixel_rows(title, rivals, truth, target)
+    if (task.region, target) == ("brain", "mri_flair"):
+        rows += _lesions(piece, title, rivals, truth, findings)
+    if (task.region, target) in judges:
+        judge = judges[task.region, target]
+        reference = judge.features(bench.other[task.region].stack(target)[: len(truth)])
+        judged, _ = judged_rows(title, judge, {**rivals, REAL: truth}, findings, reference, draws=100)
+        rows += [r for r in judged if "mean image" not in r.who]  # one image for all has no distribution
+    return rows
 
 
 def pixel_rows(title: str, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor, target: str) -> list[Row]:
@@ -148,7 +213,7 @@ def own_input(title: str, rivals: Mapping[str, torch.Tensor], truth: torch.Tenso
 
 def _lesions(
     piece: Piece, title: str, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor, findings: Sequence[Any]
-) -> None:
+) -> list[Row]:
     """Dice of bright lesions on FLAIR, in the studies whose true image shows any, and how good the threshold is."""
     masks = lesion_mask(truth)
     has = np.array([any(f.name in LESIONS for f in fs) for fs in findings])
@@ -157,10 +222,11 @@ def _lesions(
         piece.facts["threshold finds lesions on true FLAIR, AUC"] = round(auc(area, has), 3)
     shown = np.flatnonzero(area > 0)
     if len(shown) < 2:
-        return
-    for who, x in rivals.items():
-        values = dice(lesion_mask(x[shown].clamp(-1, 1)), masks[shown])
-        piece.rows.append(make_row(title, "lesion Dice (threshold)", who, values.tolist()))
+        return []
+    return [
+        make_row(title, "lesion Dice (threshold)", who, dice(lesion_mask(x[shown].clamp(-1, 1)), masks[shown]).tolist())
+        for who, x in rivals.items()
+    ]
 
 
 GUIDED: tuple[Translation, ...] = (

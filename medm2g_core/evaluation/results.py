@@ -18,7 +18,8 @@ from medm2g_core.evaluation.baselines.shares import PIX2PIX, Shares, at_least, k
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.codec import image_codec_section
 from medm2g_core.evaluation.fidelity import auc_scorer
-from medm2g_core.evaluation.image_to_image import guidance_used, translation
+from medm2g_core.evaluation.image_to_image import GROUPS, REGRESSION, guidance_used, retrained, translation
+from medm2g_core.evaluation.image_to_image import PIX2PIX as PIX2PIX_ROW
 from medm2g_core.evaluation.judges import SHIPPED_JUDGES, Judges, load_judges
 from medm2g_core.evaluation.report_generation import report_generation, text_codec_section
 from medm2g_core.evaluation.retrieval import alignment_section
@@ -151,8 +152,8 @@ def evaluate(
     }  # fmt: skip
     shelf = Shelf(folder)
     keys = {n: Shelf.key(section=n, version=_ALL[n][1], **depends) for n in sections}
-    known: dict[str, Piece | None] = {n: None if fresh else shelf.get(n, keys[n]) for n in sections}
-    known = {n: piece if piece and fair_enough(n, piece, shares) else None for n, piece in known.items()}
+    stored: dict[str, Piece | None] = {n: None if fresh else shelf.get(n, keys[n]) for n in sections}
+    known = {n: piece if piece and fair_enough(n, piece, shares) else None for n, piece in stored.items()}
     missing = [n for n in sections if known[n] is None]
     if missing:
         bench = Bench(
@@ -161,17 +162,29 @@ def evaluate(
         )  # fmt: skip
         budgets = seconds or flow_seconds(source, shares)
         critics = {m: s * min(1.0, shares[PIX2PIX] / shares[m]) for m, s in budgets.items()}
-        measure = _measures(bench, source, profile, train_studies, budgets, critics, judges, seed)
+        measure = _measures(bench, source, profile, train_studies, budgets, critics, judges, seed, stored, shares)
         for name in missing:
             begin = time.monotonic()
             piece = measure[name]()  # not under no_grad: some sections train their baselines
             piece.seconds = round(time.monotonic() - begin, 1)
-            piece.facts["settings"] = settings | {"time_fraction": {k: shares[k] for k in kinds_of(name)}}
+            piece.facts["settings"] = settings | {"time_fraction": _shares_now(name, stored[name], shares)}
             piece.facts["devices"] = {"flows": flow_device(source), "baselines": pipe.model.device.type}
             known[name] = piece
             shelf.put(name, keys[name], piece)
         bench.bar.close()
     return {n: done for n in _ALL if (done := known.get(n)) is not None}
+
+
+def _had(section: str, piece: Piece | None) -> dict[str, float]:
+    """Kind -> the share that the trained baselines of a stored section had; 0 if nothing is stored."""
+    share = piece.facts["settings"]["time_fraction"] if piece else 0.0
+    return dict(share) if isinstance(share, Mapping) else dict.fromkeys(kinds_of(section), share)
+
+
+def _shares_now(section: str, stored: Piece | None, asked: Shares) -> dict[str, float]:
+    """The shares after measuring: image to image keeps networks that had more already."""
+    had = _had(section, stored) if section == "translation" else {}
+    return {k: max(asked[k], had.get(k, 0.0)) for k in kinds_of(section)}
 
 
 def fair_enough(section: str, piece: Piece, share: float | str | Shares) -> bool:
@@ -181,7 +194,7 @@ def fair_enough(section: str, piece: Piece, share: float | str | Shares) -> bool
 
 def _measures(
     bench: Bench, source: Path, profile: Profile, train_studies: tuple[int, int], seconds: Mapping[str, float],
-    critics: Mapping[str, float], folder: Path, seed: int,
+    critics: Mapping[str, float], folder: Path, seed: int, stored: Mapping[str, Piece | None], asked: Shares,
 ) -> dict[str, Callable[[], Piece]]:  # fmt: skip
     """Section -> what measures it; judges and training studies are loaded when first needed."""
     small = profile.replace(data={"chest_train": train_studies[0], "brain_train": train_studies[1]})
@@ -207,6 +220,19 @@ def _measures(
             seed=seed,
         )  # fmt: skip
 
+    def images() -> Piece:
+        corpora = {c.region: c for c in load_corpora(small)}
+        had, piece = _had("translation", stored.get("translation")), stored.get("translation")
+        if piece is None:
+            return translation(
+                bench, judges(), corpora, seconds=seconds, critic_seconds=critics, threads=threads
+            )  # fmt: skip
+        renew = [(m, REGRESSION) for m in GROUPS if had[m] < asked[m]]
+        renew += [(m, PIX2PIX_ROW) for m in GROUPS if had[PIX2PIX] < asked[PIX2PIX]]
+        return retrained(
+            bench, judges(), corpora, piece, seconds=seconds, critic_seconds=critics, threads=threads, renew=renew
+        )
+
     return {
         "image_codec": lambda: image_codec_section(bench, auc_scorer(bench, judges())),
         "text_codec": lambda: text_codec_section(bench),
@@ -214,10 +240,7 @@ def _measures(
         "text_to_image": lambda: text_to_image(bench, judges(), cohorts()),
         "report_xray": lambda: reports("xray"),
         "report_ct": lambda: reports("ct"),
-        "translation": lambda: translation(
-            bench, judges(), {c.region: c for c in load_corpora(small)}, seconds=seconds, critic_seconds=critics,
-            threads=threads,
-        ),
+        "translation": images,
         "guidance": lambda: guidance_used(bench),
         "unified": lambda: unified(bench, judges()),
         "unseen": lambda: unseen_person(source, cache_dir() / "unseen" / weights_digest(source), judges(), seed=seed),
