@@ -1,8 +1,10 @@
-"""Scores against the CPU minutes that the flows trained: the full training, and the two short ones that exist anyway.
+"""Scores against the CPU minutes that the flows trained: the full training, the two short ones that exist anyway, and
+the one that went on on a GPU.
 
 The points differ in more than time: the short trainings of the ablation have half the studies and are measured on the
-validation split, those of `medm2g_core.evaluation.unseen` saw two people of three. They show how steep the way still
-is, not what a single training looks like over time.
+validation split, those of `medm2g_core.evaluation.unseen` saw two people of three, the longest was warmed up again
+after the learning rate had fallen. They show how steep the way still is, not what a single training looks like over
+time.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from medm2g_core.evaluation.longer import Longer
 from medm2g_core.evaluation.table import Piece, Row
 from medm2g_core.evaluation.unseen import SEEN
 from medm2g_core.profiles import ROUND_STAGES
@@ -47,14 +50,16 @@ class Point:
 
 
 def budget_points(
-    pieces: Mapping[str, Piece], training: Mapping[str, Any], ablation: Sequence[Mapping[str, Any]]
-) -> list[Point]:
+    pieces: Mapping[str, Piece], training: Mapping[str, Any], ablation: Sequence[Mapping[str, Any]],
+    longer: Longer | None = None,
+) -> list[Point]:  # fmt: skip
     """All points that the stored results allow, in the order of `CURVES`, cheapest first.
 
     Args:
         pieces: sections that were measured.
         training: the model's ``training.json``.
         ablation: runs of the group ``rounds``.
+        longer: more training of the same weights; its minutes are counted by the studies that it saw.
     """
     stages = training["stages"]
     full = sum(stages[r]["seconds"] * stages[r]["threads"] for r in ROUND_STAGES) / 60
@@ -71,6 +76,8 @@ def budget_points(
             out.append(Point(title, "two people of three", minutes, row.value, row.low, row.high))
         if section in pieces and (row := _row(pieces[section], task, metric, "model")):
             out.append(Point(title, "full training", full, row.value, row.low, row.high))
+        if longer and section in longer.pieces and (row := _row(longer.pieces[section], task, metric, "model")):
+            out.append(Point(title, "more, on a GPU", full + longer.cpu_minutes, row.value, row.low, row.high))
     return out
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from medm2g_core.evaluation.ablation import LEADING, load_runs
 from medm2g_core.evaluation.budget import CURVES, Point, budget_points
+from medm2g_core.evaluation.longer import load_longer
 from medm2g_core.evaluation.results import load_pieces
 from medm2g_core.pipeline import SHIPPED_WEIGHTS
 from medm2g_core.show.figures import Figure
@@ -76,8 +77,9 @@ def budget_figure(points: Sequence[Point]) -> Figure:
                 axes.annotate(p.what, (p.minutes, p.value), textcoords="offset points", xytext=place, fontsize=6)
             axes.set_xscale("log")
             axes.margins(y=0.22)
-            axes.set_xlim(min(x) / 1.6, max(x) * 3.5)
-            axes.set_xticks([10, 30, 100, 300], ["10", "30", "100", "300"])
+            axes.set_xlim(min(x) / 1.6, max(x) * 9)
+            ticks = [t for t in (10, 30, 100, 300, 1000) if min(x) / 1.6 <= t <= max(x) * 9]
+            axes.set_xticks(ticks, [str(t) for t in ticks])
             axes.minorticks_off()
             axes.set_title(curve, fontsize=8, loc="left")
             axes.set_xlabel("CPU minutes of the three rounds")
@@ -92,7 +94,7 @@ def main() -> None:
     runs = load_runs(RESULTS / "ablation")
     drawn = {"ablation/ablation.png": lambda: ablation_figure(runs)} if any(runs.values()) else {}
     training = json.loads((SHIPPED_WEIGHTS / "training.json").read_text(encoding="utf-8"))
-    points = budget_points(load_pieces(RESULTS), training, runs["rounds"])
+    points = budget_points(load_pieces(RESULTS), training, runs["rounds"], load_longer(RESULTS, SHIPPED_WEIGHTS))
     if points:
         drawn["budget.png"] = lambda: budget_figure(points)
     for name, draw in drawn.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from medm2g_core.evaluation.ablation import load_runs, summary
+from medm2g_core.evaluation.longer import load_longer, side_by_side
 from medm2g_core.evaluation.results import handicap, load_pieces, summary_rows
 from medm2g_core.evaluation.table import compact
 from medm2g_core.evaluation.unseen import person_table
@@ -31,6 +32,9 @@ def blocks(root: Path = ROOT) -> dict[str, str]:
         out["results"] = f"{compact(summary_rows(pieces))}\n{handicap(pieces)}\n"
     if "unseen" in pieces:
         out["unseen"] = person_table(pieces["unseen"])
+    longer = load_longer(root / "results", root / "checkpoints" / "cpu")
+    if longer:
+        out["longer"] = side_by_side(pieces, longer)
     runs = load_runs(root / "results" / "ablation")
     if any(runs.values()):
         out["ablation"] = summary(runs)
