@@ -78,7 +78,8 @@ def test_a_corpus_has_the_wordings_of_training_and_one_region(tmp_path: Path) ->
 @pytest.mark.parametrize("encoder", ["frozen", "fresh"])
 def test_the_decoder_learns_eight_studies_by_their_pictures(model: MedM2G, tmp_path: Path, encoder: str) -> None:
     c = corpus()
-    settings = DecoderSettings(stream="xray", seconds=99, steps=500, encoder=encoder, lr=5e-3, batch=16, dropout=0.0)  # type: ignore[arg-type]
+    how = {"lr": 5e-3} if encoder == "frozen" else {"lr": 3e-3, "optimizer": "muon"}  # both learn on any processor
+    settings = DecoderSettings(stream="xray", seconds=299, steps=500, encoder=encoder, batch=16, dropout=0.0, **how)  # type: ignore[arg-type]
     torch.manual_seed(5)
     before = torch.rand(1)
     torch.manual_seed(5)
@@ -88,12 +89,12 @@ def test_the_decoder_learns_eight_studies_by_their_pictures(model: MedM2G, tmp_p
     images = c.images["xray"].float()
     greedy = decoder.write(images)
     right = finding_summary(greedy, truth)["strict"]
-    # An encoder of its own sees augmented pictures and starts from nothing: it gets part of the way in these steps.
-    assert right > (0.9 if encoder == "frozen" else 0.4)
-    assert finding_summary(decoder.write(images, sample=True, seed=1), truth)["strict"] > 0.5 * right
+    # An encoder of its own sees augmented pictures and starts from nothing: it is less sure after these steps.
+    assert right > (0.9 if encoder == "frozen" else 0.6)
+    assert encoder == "fresh" or finding_summary(decoder.write(images, sample=True, seed=1), truth)["strict"] > 0.45
     assert decoder.write(images, sample=True, seed=1) == decoder.write(images, sample=True, seed=1)
     # The control: it reads the picture, so another patient's picture gives another patient's report.
-    assert finding_summary(decoder.write(images.roll(1, 0)), truth)["strict"] < 0.7 * right
+    assert finding_summary(decoder.write(images.roll(1, 0)), truth)["strict"] < 0.75 * right
 
 
 def test_a_decoder_whose_pictures_were_shuffled_cannot_tell_them_apart(model: MedM2G, tmp_path: Path) -> None:
