@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from medm2g_core.evaluation.baselines.clock import stopwatch, unit
 from medm2g_core.evaluation.baselines.shares import parse_shares
 from medm2g_core.evaluation.metrics import bootstrap, ct_mae_hu, finding_counts, finding_f1, psnr, ssim
 from medm2g_core.evaluation.results import (
     evaluate,
     failed,
     fair_enough,
+    flow_device,
     flow_seconds,
     handicap,
     report,
@@ -139,6 +142,24 @@ def test_trained_baselines_get_the_time_of_the_flow_they_face(tmp_path: Path) ->
     assert flow_seconds(tmp_path) == {"text": 50.0, "xray": 50.0, "ct": 50.0, "mri": 70.0}
     assert flow_seconds(tmp_path, 0.5)["mri"] == 35.0
     assert set(flow_seconds(tmp_path / "nothing")) == {"text", "xray", "ct", "mri"}
+
+
+def test_a_rival_of_flows_trained_on_a_gpu_gets_seconds_of_the_wall(tmp_path: Path) -> None:
+    """Eight threads feed a GPU, but it is the GPU's time that both spend."""
+    stage = {"seconds": 70.0, "threads": 8, "device": "cuda (NVIDIA H200)"}
+    training = {"stages": dict.fromkeys(("round1", "round2", "round3"), stage)}
+    (tmp_path / "training.json").write_text(json.dumps(training))
+    assert flow_seconds(tmp_path, "1,mri=0.5") == {"text": 35.0, "xray": 35.0, "ct": 70.0, "mri": 35.0}
+    assert flow_device(tmp_path) == "cuda" and flow_device(tmp_path / "nothing") == "cpu"
+
+
+def test_the_clock_of_a_cpu_stands_still_while_nothing_is_computed() -> None:
+    spent = stopwatch("cpu")
+    time.sleep(0.3)
+    idle = spent()
+    while spent() < idle + 0.05:
+        pass
+    assert idle < 0.1 and unit("cpu") == "CPU seconds" and unit("cuda:1") == "GPU seconds"
 
 
 def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(model: MedM2G, tmp_path: Path) -> None:
