@@ -173,6 +173,14 @@ def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validatio
                                 piece.facts["guidance chosen for each noise scale"].items()}
                for k in drawn if k[-1] == "test"), "test studies see the chosen settings only"  # fmt: skip
 
+    monkeypatch.setattr(bench, "draw", lambda *_, **__: pytest.fail("something was drawn"))
+    again = section.redecoded(bench, "xray", piece, decoder_seconds=2.0, train=train, cache=tmp_path)
+    decoders = {who for who in strict if "autoregressive" in who}
+    moved = {r.who for r, old in zip(again.rows, piece.rows, strict=True) if r != old}
+    assert len(decoders) == 2 and moved and moved <= decoders, "only the decoders were trained again"
+    steps = [p.facts["decoders"][0]["steps"] for p in (piece, again)]
+    assert steps[1] > steps[0] and again.facts.keys() == piece.facts.keys()
+
 
 def test_the_control_check_fails_where_another_patients_image_does_as_well_as_the_own() -> None:
     from medm2g_core.evaluation.table import Row

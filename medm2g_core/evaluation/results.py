@@ -21,7 +21,7 @@ from medm2g_core.evaluation.fidelity import auc_scorer
 from medm2g_core.evaluation.image_to_image import GROUPS, REGRESSION, guidance_used, retrained, translation
 from medm2g_core.evaluation.image_to_image import PIX2PIX as PIX2PIX_ROW
 from medm2g_core.evaluation.judges import SHIPPED_JUDGES, Judges, load_judges
-from medm2g_core.evaluation.report_generation import report_generation, text_codec_section
+from medm2g_core.evaluation.report_generation import redecoded, report_generation, text_codec_section
 from medm2g_core.evaluation.retrieval import alignment_section
 from medm2g_core.evaluation.table import Check, Piece, Row, Shelf, markdown
 from medm2g_core.evaluation.text_to_image import text_to_image
@@ -215,10 +215,14 @@ def _measures(
         return kept["cohorts"]
 
     def reports(given: Any) -> Piece:
+        piece, clock = stored.get(f"report_{given}"), seconds["text"]
+        if piece is not None:
+            return redecoded(
+                bench, given, piece, decoder_seconds=clock, train=cohorts()["chest"], threads=threads, seed=seed
+            )  # fmt: skip
         return report_generation(
-            bench, given, decoder_seconds=seconds["text"], train=cohorts()["chest"], threads=threads,
-            seed=seed,
-        )  # fmt: skip
+            bench, given, decoder_seconds=clock, train=cohorts()["chest"], threads=threads, seed=seed
+        )
 
     def images() -> Piece:
         corpora = {c.region: c for c in load_corpora(small)}
