@@ -166,7 +166,8 @@ def evaluate(
         for name in missing:
             begin = time.monotonic()
             piece = measure[name]()  # not under no_grad: some sections train their baselines
-            piece.seconds = round(time.monotonic() - begin, 1)
+            earlier = old.seconds if (old := stored[name]) is not None else 0.0  # only its baselines are new
+            piece.seconds = round(earlier + time.monotonic() - begin, 1)
             piece.facts["settings"] = settings | {"time_fraction": _shares_now(name, stored[name], shares)}
             piece.facts["devices"] = {"flows": flow_device(source), "baselines": pipe.model.device.type}
             known[name] = piece
