@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,6 +40,9 @@ def blocks(root: Path = ROOT) -> dict[str, str]:
     runs = load_runs(root / "results" / "ablation")
     if any(runs.values()):
         out["ablation"] = summary(runs)
+    limits = root / "results" / "limits.json"
+    if limits.is_file():
+        out["limits"] = _limits(json.loads(limits.read_text(encoding="utf-8")))
     speed = root / "results" / "speed.json"
     if speed.is_file():
         rows = json.loads(speed.read_text(encoding="utf-8"))
@@ -45,6 +50,16 @@ def blocks(root: Path = ROOT) -> dict[str, str]:
         lines += [f"| {r['what']} | {r['measured']} | {r['aim']} | {r['where']} |" for r in rows.values()]
         out["speed"] = "\n".join(lines) + "\n"
     return out
+
+
+def _limits(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table of ``benchmarks/what_limits.py``."""
+    lines = ["| the MR flow, T1 + T2 → FLAIR | CPU seconds more | n | one step, dB | ten steps, dB |",
+             "|---|--:|--:|---|---|"]  # fmt: skip
+    for r in rows:
+        cells = [f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in (r["PSNR"]["1"], r["PSNR"]["10"])]
+        lines.append(f"| {r['training']} | {r['CPU seconds']:.0f} | {r['n']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def fill(text: str, parts: dict[str, str]) -> str:
