@@ -14,6 +14,7 @@ import copy
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from medm2g_core.evaluation.baselines.report_decoder import DecoderSettings, tra
 from medm2g_core.evaluation.baselines.reports import report_corpus
 from medm2g_core.evaluation.baselines.translator import RegressionSettings, train_translator
 from medm2g_core.evaluation.image_to_image import GROUPS
-from medm2g_core.evaluation.results import SECTIONS, evaluate, flow_seconds, load_pieces, write_report
+from medm2g_core.evaluation.results import SECTIONS, evaluate, flow_seconds, load_pieces, shared_out, write_report
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import SHIPPED_WEIGHTS
 from medm2g_core.profiles import ROUND_STAGES, Profile
@@ -45,10 +46,8 @@ FLOW_SECTIONS = ("text_to_image", "report_xray", "report_ct", "translation", "gu
 WARM, TIMED = 21, 20  # steps; the log has every twentieth
 
 
-def budgets(minutes: float) -> dict[str, float]:
-    """Target modality -> seconds of its baselines, as `flow_seconds` shares out the time of the rounds."""
-    s = {r: round(60 * minutes * share, 1) for r, share in SHARES.items()}
-    return {"text": s["round1"] / 2, "xray": s["round1"] / 2, "ct": s["round2"], "mri": s["round3"]}
+def round_seconds(minutes: float) -> dict[str, float]:
+    return {r: round(60 * minutes * share, 1) for r, share in SHARES.items()}
 
 
 def train_baseline(kind: str, modality: str, seconds: float, base: MedM2G, device: str) -> None:
@@ -105,7 +104,7 @@ def main() -> None:
         return
     torch.set_num_threads(THREADS)
     base = MedM2G.from_pretrained(args.start)
-    seconds = budgets(args.minutes)
+    seconds = shared_out(round_seconds(args.minutes))
     if args.part[:1] == ["baseline"]:
         train_baseline(args.part[1], args.part[2], float(args.part[3]), base, args.device)
         return
@@ -136,14 +135,16 @@ def run(args: argparse.Namespace, base: MedM2G, seconds: Mapping[str, float]) ->
     base.to(args.device)
     latent = near_device(args.device, [LatentCorpus.build(base, c, args.model / "work") for c in corpora])
     print(f"studies encoded after {time.monotonic() - begin:.0f} s", flush=True)
-    rounds = {r: 60 * args.minutes * share for r, share in SHARES.items()}
-    fitting = steps_that_fit(base, latent, profile, rounds, args.device)
+    fitting = steps_that_fit(base, latent, profile, round_seconds(args.minutes), args.device)
     profile = profile.replace(stages={n: dataclasses.replace(s, steps=fitting.get(n, s.steps))
                                       for n, s in profile.stages.items()})  # fmt: skip
     del latent
     train(profile, args.model, stages=ROUND_STAGES, device=args.device, data=data, start=args.start,
           progress=False)  # fmt: skip
     print(f"flows trained after {time.monotonic() - begin:.0f} s", flush=True)
+    args.results.mkdir(parents=True, exist_ok=True)
+    for name in ("training.json", "config.json"):  # what `medm2g_core.evaluation.longer` reads beside the tables
+        shutil.copyfile(args.model / name, args.results / name)
     wrong = [p.args for p in waiting if p.wait() != 0]
     if wrong:
         raise SystemExit(f"a baseline failed: {wrong}")

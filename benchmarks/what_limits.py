@@ -5,7 +5,7 @@ from pure noise is its estimate of the mean, which a regression network would gi
 one translation moves both, neither the network nor the latents are what limits the shipped flow, but how its training
 time is spread over targets, noise levels and guides.
 
-    python benchmarks/what_limits.py        # about 15 CPU minutes; writes results/limits.json
+    python benchmarks/what_limits.py        # some ten CPU minutes; writes results/limits.json
 """
 
 from __future__ import annotations

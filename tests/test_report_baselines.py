@@ -174,7 +174,7 @@ def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validatio
                for k in drawn if k[-1] == "test"), "test studies see the chosen settings only"  # fmt: skip
 
     monkeypatch.setattr(bench, "draw", lambda *_, **__: pytest.fail("something was drawn"))
-    again = section.redecoded(bench, "xray", piece, decoder_seconds=2.0, train=train, cache=tmp_path)
+    again = section.report_generation(bench, "xray", decoder_seconds=2.0, train=train, cache=tmp_path, known=piece)
     decoders = {who for who in strict if "autoregressive" in who}
     moved = {r.who for r, old in zip(again.rows, piece.rows, strict=True) if r != old}
     assert len(decoders) == 2 and moved and moved <= decoders, "only the decoders were trained again"

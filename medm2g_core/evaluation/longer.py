@@ -98,9 +98,9 @@ def side_by_side(shipped: Mapping[str, Piece], longer: Longer) -> str:
             ]  # fmt: skip
             lines.append(f"| {title} | {metric} | {old[0].n} | {' | '.join(cells)} |")
     told = (
-        f"Longer: {longer.seconds:.0f} more seconds of the three rounds on {longer.device}, with eight rivals on the "
-        f"same GPU; as many studies would take {longer.cpu_minutes:.0f} CPU minutes at the speed of the shipped "
-        "training."
+        f"Longer: {longer.seconds:.0f} more seconds of the three rounds on {longer.device}, the trained rivals beside "
+        f"it; as many studies would take {longer.cpu_minutes:.0f} CPU minutes at the speed of the shipped training. "
+        "The baselines of this table are those of the shipped weights."
     )
     return "\n".join(lines) + f"\n\n{told}\n"
 

@@ -7,7 +7,7 @@ to get.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +44,7 @@ from medm2g_core.streams import STREAMS
 from medm2g_core.training.corpus import Corpus
 
 __all__ = [
-    "DRAWS", "GRID", "best_half", "consensus", "redecoded", "report_generation", "reworded", "text_codec_section",
+    "DRAWS", "GRID", "best_half", "consensus", "report_generation", "reworded", "text_codec_section",
     "tune",
 ]  # fmt: skip
 
@@ -133,6 +133,7 @@ def report_generation(
     threads: int = 1,
     cache: Path | None = None,
     seed: int = 0,
+    known: Piece | None = None,
 ) -> Piece:
     """All scores of reports generated from one image, with baselines, control and ceilings.
 
@@ -144,6 +145,8 @@ def report_generation(
         train: training studies of the baselines: those that the model had.
         decoders: encoders of the decoder baselines, see `medm2g_core.evaluation.baselines.report_decoder`.
         threads, cache: see `train_decoder`.
+        known: what this function gave for the same model, studies and settings with another ``decoder_seconds``: then
+            only the decoders are trained and scored, and nothing is drawn.
 
     Returns:
         Rows of every metric of `report_rows`, and the check that another patient's image scores no better than the
@@ -154,6 +157,9 @@ def report_generation(
     n = len(data)
     corpus = report_corpus(train, given)
     task = f"{STREAMS[given].title} → Report ({REGION})"
+    written, infos = _decoded(bench, given, corpus, decoders, decoder_seconds, threads, cache, seed)
+    if known is not None:
+        return _redecoded(known, report_rows(task, written, truth), written, infos)
 
     best, cells = tune(bench, given)
 
@@ -188,42 +194,24 @@ def report_generation(
     facts: dict[str, Any] = {
         "tokenization": tokenization(), "training studies": len(corpus), "validation studies": len(bench.other[REGION]),
         "guidance chosen for each noise scale": {str(k): v for k, v in best.items()}, "grid on validation": cells,
-        "steps": bench.steps, "decoders": [],
+        "steps": bench.steps, "decoders": infos,
     }  # fmt: skip
-    written, facts["decoders"] = _decoded(bench, given, corpus, decoders, decoder_seconds, threads, cache, seed)
     rivals |= written
     rivals["ceiling: text codec"] = codec
     rivals["ceiling: true findings in other words"] = reworded(truth, seed)
     facts["distinct reports"] = {"real": len(set(truth.texts))} | {who: len(set(t)) for who, t in rivals.items()}
-    known = {t for reports in corpus.reports for t in reports}
-    facts["test reports that a training study has too"] = sum(t in known for t in truth.texts)
+    trained_on = {t for reports in corpus.reports for t in reports}
+    facts["test reports that a training study has too"] = sum(t in trained_on for t in truth.texts)
     rows = report_rows(task, rivals, truth)
     if not any(r.metric == "METEOR" for r in rows):
         facts["left out"] = METEOR_MISSING
     return Piece(rows, _falls_to_chance(rows, task), facts=facts)
 
 
-def redecoded(
-    bench: Bench,
-    given: Literal["xray", "ct"],
-    piece: Piece,
-    *,
-    decoder_seconds: float,
-    train: VirtualCohort,
-    decoders: Sequence[Encoder] = ("frozen",),
-    threads: int = 1,
-    cache: Path | None = None,
-    seed: int = 0,
+def _redecoded(
+    piece: Piece, rows: Sequence[Row], written: Mapping[str, list[str]], infos: list[dict[str, Any]]
 ) -> Piece:
-    """`report_generation` again with another training time of the decoders: nothing is drawn, other rows are kept.
-
-    Args:
-        piece: what `report_generation` gave for the same model, studies and settings.
-    """
-    data, corpus = bench.data[REGION], report_corpus(train, given)
-    written, infos = _decoded(bench, given, corpus, decoders, decoder_seconds, threads, cache, seed)
-    task = f"{STREAMS[given].title} → Report ({REGION})"
-    rows = report_rows(task, written, Truth(REGION, data.texts, data.findings))
+    """A piece with the rows of newly trained decoders in the place of the old ones."""
     fresh = {(r.metric, r.who): r for r in rows}
     out = Piece.from_dict(piece.to_dict())
     # A metric that cannot be computed here (METEOR needs Java) must not stand there with another decoder's value.

@@ -21,7 +21,7 @@ from medm2g_core.evaluation.fidelity import auc_scorer
 from medm2g_core.evaluation.image_to_image import GROUPS, REGRESSION, guidance_used, retrained, translation
 from medm2g_core.evaluation.image_to_image import PIX2PIX as PIX2PIX_ROW
 from medm2g_core.evaluation.judges import SHIPPED_JUDGES, Judges, load_judges
-from medm2g_core.evaluation.report_generation import redecoded, report_generation, text_codec_section
+from medm2g_core.evaluation.report_generation import report_generation, text_codec_section
 from medm2g_core.evaluation.retrieval import alignment_section
 from medm2g_core.evaluation.table import Check, Piece, Row, Shelf, markdown
 from medm2g_core.evaluation.text_to_image import text_to_image
@@ -35,7 +35,7 @@ from medm2g_core.training.data import load_corpora
 
 __all__ = [
     "EXTRA", "SECTIONS", "evaluate", "failed", "fair_enough", "flow_device", "flow_seconds", "handicap", "load_pieces",
-    "report", "summary_rows", "weights_digest", "write_report",
+    "report", "shared_out", "summary_rows", "weights_digest", "write_report",
 ]  # fmt: skip
 
 SECTIONS: Mapping[str, tuple[str, int]] = {
@@ -83,8 +83,12 @@ def flow_seconds(folder: Path, share: float | Shares = 1.0) -> dict[str, float]:
         rounds = {n: float(stages[n]["seconds"]) * (stages[n]["threads"] if on_cpu[n] else 1) for n in ROUND_STAGES}
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
         rounds = dict.fromkeys(ROUND_STAGES, 600.0)
-    own = {"text": rounds["round1"] / 2, "xray": rounds["round1"] / 2, "ct": rounds["round2"], "mri": rounds["round3"]}
-    return {m: round(s * share[m], 1) for m, s in own.items()}
+    return {m: round(s * share[m], 1) for m, s in shared_out(rounds).items()}
+
+
+def shared_out(rounds: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of the three rounds to seconds a modality: those that train together share their round equally."""
+    return {"text": rounds["round1"] / 2, "xray": rounds["round1"] / 2, "ct": rounds["round2"], "mri": rounds["round3"]}
 
 
 def flow_device(folder: Path) -> str:
@@ -183,9 +187,9 @@ def _had(section: str, piece: Piece | None) -> dict[str, float]:
 
 
 def _shares_now(section: str, stored: Piece | None, asked: Shares) -> dict[str, float]:
-    """The shares after measuring: image to image keeps networks that had more already."""
-    had = _had(section, stored) if section == "translation" else {}
-    return {k: max(asked[k], had.get(k, 0.0)) for k in kinds_of(section)}
+    """The shares after measuring: what had more already is kept."""
+    had = _had(section, stored)
+    return {k: max(asked[k], had[k]) for k in kinds_of(section)}
 
 
 def fair_enough(section: str, piece: Piece, share: float | str | Shares) -> bool:
@@ -216,14 +220,10 @@ def _measures(
         return kept["cohorts"]
 
     def reports(given: Any) -> Piece:
-        piece, clock = stored.get(f"report_{given}"), seconds["text"]
-        if piece is not None:
-            return redecoded(
-                bench, given, piece, decoder_seconds=clock, train=cohorts()["chest"], threads=threads, seed=seed
-            )  # fmt: skip
         return report_generation(
-            bench, given, decoder_seconds=clock, train=cohorts()["chest"], threads=threads, seed=seed
-        )
+            bench, given, decoder_seconds=seconds["text"], train=cohorts()["chest"], threads=threads, seed=seed,
+            known=stored.get(f"report_{given}"),
+        )  # fmt: skip
 
     def images() -> Piece:
         corpora = {c.region: c for c in load_corpora(small)}

@@ -29,7 +29,9 @@ from medm2g_core.storage import atomic_write
 from medm2g_core.training.optimizer import Optimizer
 from medm2g_core.training.stages import Stage
 
-__all__ = ["StageInterrupted", "bf16_pays", "device_name", "run_stage", "state_file", "training_attention"]
+__all__ = [
+    "StageInterrupted", "bf16_pays", "cuda_devices", "device_name", "run_stage", "state_file", "training_attention",
+]  # fmt: skip
 
 SAVE_SECONDS = 120.0
 
@@ -214,7 +216,7 @@ def run_stage(
         for step in range(start, config.steps):
             step_seed = _step_seed(seed, stage.name, step, accelerator.process_index)
             generator = torch.Generator().manual_seed(step_seed)
-            with torch.random.fork_rng(devices=_cuda_devices(accelerator.device)):
+            with torch.random.fork_rng(devices=cuda_devices(accelerator.device)):
                 torch.manual_seed(step_seed)
                 with (
                     training_attention(accelerator.device),
@@ -293,5 +295,6 @@ def _one_device(device: str) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def _cuda_devices(device: torch.device) -> list[int]:
+def cuda_devices(device: torch.device) -> list[int]:
+    """What `torch.random.fork_rng` takes: the GPUs whose generator a computation on ``device`` moves."""
     return [device.index or 0] if device.type == "cuda" else []

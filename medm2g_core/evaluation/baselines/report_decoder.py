@@ -36,6 +36,7 @@ from medm2g_core.profiles import StageConfig
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import StreamError, stream
 from medm2g_core.training.corpus import Corpus
+from medm2g_core.training.loop import cuda_devices
 from medm2g_core.training.optimizer import Optimizer
 
 __all__ = ["DecoderSettings", "Encoder", "ReportDecoder", "decoder_file", "train_decoder"]
@@ -146,7 +147,7 @@ class ReportDecoder(nn.Module):
         """Reports of images (N, 1, H, W): greedy, or sampled at temperature 1 with ``seed``; cached keys and values."""
         self.eval()
         out: list[str] = []
-        with torch.random.fork_rng(devices=_cuda_devices(self.place.device)):
+        with torch.random.fork_rng(devices=cuda_devices(self.place.device)):
             torch.manual_seed(seed)  # `generate` knows no generator of its own
             for x in images.float().split(BATCH):
                 seen = self.look(x)
@@ -213,7 +214,7 @@ def _quiet_threads(threads: int, seed: int, device: torch.device) -> Iterator[No
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with torch.random.fork_rng(devices=_cuda_devices(device)):
+        with torch.random.fork_rng(devices=cuda_devices(device)):
             torch.manual_seed(seed)
             yield
     finally:
@@ -332,7 +333,3 @@ def _features(decoder: ReportDecoder, images: torch.Tensor) -> tuple[torch.Tenso
     decoder.encoder.eval()
     seen = [decoder.look(x.float()) for x in images.split(BATCH)]
     return torch.cat([s.pooled.half().cpu() for s in seen]), torch.cat([s.tokens.half().cpu() for s in seen])
-
-
-def _cuda_devices(device: torch.device) -> list[int]:
-    return [device.index or 0] if device.type == "cuda" else []

@@ -37,15 +37,14 @@ def parse_shares(spec: float | str | Shares) -> dict[str, float]:
     if isinstance(spec, Mapping):
         return {k: _positive(spec[k], str(dict(spec))) for k in KINDS}
     first, *rest = str(spec).split(",")
-    out = dict.fromkeys(KINDS, _positive(first, str(spec)))
+    every, own = _positive(first, str(spec)), {}
     for word in rest:
         kind, _, value = word.partition("=")
         if kind.strip() not in KINDS:
             raise ValueError(f"time fraction {spec!r}: unknown kind {kind.strip()!r}; known: {', '.join(KINDS)}")
-        out[kind.strip()] = _positive(value, str(spec))
-    if PIX2PIX not in str(spec):
-        out[PIX2PIX] = max(out[m] for m in MODALITIES if m != "text")
-    return out
+        own[kind.strip()] = _positive(value, str(spec))
+    out = dict.fromkeys(MODALITIES, every) | own
+    return {PIX2PIX: max(out[m] for m in MODALITIES if m != "text"), **out}
 
 
 def _positive(value: float | str, spec: str) -> float:
