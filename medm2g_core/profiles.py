@@ -163,7 +163,12 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """Budget of one training stage."""
+    """Budget of one training stage.
+
+    Attributes:
+        restart: step at which the schedule begins anew from the averaged weights, with fresh optimiser moments (a warm
+            restart, Loshchilov and Hutter 2017); 0 for one schedule. What stood at that step is a finished training.
+    """
 
     steps: int
     batch: int = 32
@@ -172,11 +177,21 @@ class StageConfig:
     ema: float = 0.999
     weight_decay: float = 0.01
     optimizer: Literal["adamw", "muon"] = "adamw"
+    restart: int = 0
+
+    def __post_init__(self) -> None:
+        within = 0 <= self.restart < self.steps
+        _need(within, f"a restart lies before the last step, not at {self.restart} of {self.steps}")
+
+    def leg(self, step: int) -> tuple[int, int]:
+        """The schedule that ``step`` belongs to: its first step, and how many it has."""
+        first = self.restart if step >= self.restart else 0
+        return first, (self.steps if step >= self.restart else self.restart) - first
 
     def shortened(self, steps: int) -> StageConfig:
-        """The same settings for a short trial: warm-up and averaging are cut to what so many steps allow."""
-        warmup = max(1, min(self.warmup, steps // 5))
-        return dataclasses.replace(self, steps=steps, warmup=warmup, ema=min(self.ema, 0.98))
+        """The same settings for a short trial: one schedule, warm-up and averaging cut to what the steps allow."""
+        warmup, ema = max(1, min(self.warmup, steps // 5)), min(self.ema, 0.98)
+        return dataclasses.replace(self, steps=steps, warmup=warmup, ema=ema, restart=0)
 
 
 def _stages(**steps: StageConfig) -> Mapping[str, StageConfig]:
@@ -284,7 +299,7 @@ _CPU = Profile(
                               optimizer="muon"),
         round1=StageConfig(steps=4000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
         round2=StageConfig(steps=1500, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
-        round3=StageConfig(steps=2000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
+        round3=StageConfig(steps=5600, restart=2000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
     ),
 )  # fmt: skip
 

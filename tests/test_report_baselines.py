@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import EDEMA, EFFUSION, NODULE, pictures
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.reports import write_report
+from medm2g_core.data.wheels import DataUnavailableError
 from medm2g_core.evaluation import report_generation as section
 from medm2g_core.evaluation.baselines.report_decoder import DecoderSettings, decoder_file, train_decoder
 from medm2g_core.evaluation.baselines.reports import (
@@ -26,8 +28,11 @@ from medm2g_core.evaluation.baselines.reports import (
     report_retrieval,
 )
 from medm2g_core.evaluation.bench import Bench
+from medm2g_core.evaluation.codec import image_codec_section
 from medm2g_core.evaluation.report_generation import best_half, consensus
 from medm2g_core.evaluation.report_scores import Truth, finding_summary
+from medm2g_core.evaluation.results import READS
+from medm2g_core.evaluation.retrieval import alignment_section
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.streams import StreamError
@@ -182,6 +187,56 @@ def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validatio
     assert steps[1] > steps[0] and again.facts.keys() == piece.facts.keys()
 
 
+def ruin_all_but(model: MedM2G, reads: tuple[str, ...]) -> MedM2G:
+    ruined = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, tensor in ruined.state_dict().items():
+            if tensor.is_floating_point() and not name.startswith(reads):
+                tensor.fill_(torch.nan)
+    return ruined
+
+
+@pytest.mark.parametrize("given", ["xray", "ct"])
+def test_reports_are_scored_the_same_whatever_the_weights_that_their_key_leaves_out(
+    model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    """`READS` decides which scores stay when a flow was trained further."""
+    monkeypatch.setattr("medm2g_core.evaluation.report_scores.meteor", lambda a, b: None)
+    train = VirtualCohort("train", "chest", 6, resolution=32)
+
+    def measured(of: MedM2G) -> tuple[list[tuple[str, str, float]], dict[str, str]]:
+        bench = Bench(MedM2GPipeline(of), n_chest=4, n_brain=2, reference=3, steps=1, progress=False)
+        piece = section.report_generation(bench, given, decoder_seconds=0.2, train=train, cache=tmp_path)
+        untimed = [(r.who, r.metric, r.value) for r in piece.rows if "autoregressive" not in r.who]
+        return untimed, {str(k): str(v) for k, v in bench._drawn.items()}
+
+    reads = READS[f"report_{given}"]
+    rows, drawn = measured(model)
+    assert measured(ruin_all_but(model, reads)) == (rows, drawn)
+    deaf = tuple(r for r in reads if not r.startswith("environments"))
+    assert measured(ruin_all_but(model, deaf))[1] != drawn, "the control: it does read its guide"
+
+
+@pytest.mark.parametrize("name", ["alignment", "text_codec", "image_codec"])
+def test_codecs_and_alignment_are_scored_the_same_whatever_the_weights_that_their_key_leaves_out(
+    model: MedM2G, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def gone(progress: bool) -> None:
+        raise DataUnavailableError("not needed here")
+
+    monkeypatch.setattr(section, "load_iu_reports", gone)
+    measure = {
+        "alignment": alignment_section, "text_codec": section.text_codec_section,
+        "image_codec": lambda bench: image_codec_section(bench, None),
+    }[name]  # fmt: skip
+
+    def rows(of: MedM2G) -> list[tuple[str, str, str, float]]:
+        piece = measure(Bench(MedM2GPipeline(of), n_chest=3, n_brain=2, reference=2, progress=False))
+        return [(r.task, r.who, r.metric, r.value) for r in piece.rows]
+
+    assert rows(ruin_all_but(model, READS[name])) == rows(model)
+
+
 def test_the_control_check_fails_where_another_patients_image_does_as_well_as_the_own() -> None:
     from medm2g_core.evaluation.table import Row
 
@@ -198,8 +253,6 @@ def test_the_control_check_fails_where_another_patients_image_does_as_well_as_th
 def test_the_text_codec_section_skips_real_reports_that_cannot_be_had(
     model: MedM2G, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medm2g_core.data.wheels import DataUnavailableError
-
     def gone(progress: bool) -> None:
         raise DataUnavailableError("no network")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -244,10 +245,44 @@ def test_the_learning_rate_warms_up_and_falls_to_a_twentieth():
     assert rates[10:] == sorted(rates[10:], reverse=True) and 0.05 <= rates[-1] < 0.06
 
 
-def resume_in_pieces(name: str, model: MedM2G, corpora, latent_corpora, folder: Path) -> MedM2G:
+def test_a_restart_begins_the_schedule_anew_and_a_short_trial_has_none():
+    config = StageConfig(steps=100, restart=40, lr=1.0, warmup=10)
+    rates = [learning_rate(config, i) for i in range(100)]
+    short, long = StageConfig(steps=40, lr=1.0, warmup=10), StageConfig(steps=60, lr=1.0, warmup=10)
+    assert rates == [learning_rate(short, i) for i in range(40)] + [learning_rate(long, i) for i in range(60)]
+    assert config.shortened(30).restart == 0
+    for bad in (-1, 100):
+        with pytest.raises(ValueError, match="before the last step"):
+            StageConfig(steps=100, restart=bad)
+
+
+def test_a_restarted_training_stands_at_the_average_of_its_first_leg(smoke, corpora, latent_corpora, tmp_path):
+    """At the restart it has the very weights that a training of the first leg alone would have ended with."""
+    alone, restarted = untrained(smoke), untrained(smoke)
+    run(make("round1", alone, corpora, latent_corpora), tmp_path / "a")
+    stage = make("round1", restarted, corpora, latent_corpora)
+    seen, forward = [], stage.forward
+
+    def watched(batch, generator):
+        seen.append(snapshot(restarted))
+        return forward(batch, generator)
+
+    stage.forward = watched
+    run(stage, tmp_path / "b", dataclasses.replace(SHORT, steps=7, restart=SHORT.steps))
+    end = alone.state_dict()
+    assert len(seen) == 7
+    assert [k for k in end if not torch.equal(end[k], seen[4][k])] == []
+    assert any(not torch.equal(end[k], seen[3][k]) for k in end), "the average is not the last step's weights"
+    after = restarted.state_dict()
+    assert any(not torch.equal(after[k], end[k]) for k in end), "and it goes on from there"
+
+
+def resume_in_pieces(
+    name: str, model: MedM2G, corpora, latent_corpora, folder: Path, config: StageConfig = SHORT
+) -> MedM2G:
     for _ in range(10):
         try:
-            run(make(name, model, corpora, latent_corpora), folder, stop_after=1)
+            run(make(name, model, corpora, latent_corpora), folder, config, stop_after=1)
             return model
         except StageInterrupted:
             # What a new process would start from: other weights, everything else from the state file.
@@ -267,6 +302,16 @@ def test_interrupted_training_ends_in_the_same_weights(smoke, corpora, latent_co
     control = untrained(smoke)
     run(make(name, control, corpora, latent_corpora), tmp_path / "c", seed=1)
     assert any(not torch.equal(a[k], v) for k, v in control.state_dict().items() if k in a)
+
+
+def test_training_interrupted_about_its_restart_ends_in_the_same_weights(smoke, corpora, latent_corpora, tmp_path):
+    """Also where it was stopped right before the restart, whose optimiser moments must not come back."""
+    config = dataclasses.replace(SHORT, restart=2, optimizer="muon")
+    straight, pieces = untrained(smoke), untrained(smoke)
+    run(make("round1", straight, corpora, latent_corpora), tmp_path / "a", config)
+    resume_in_pieces("round1", pieces, corpora, latent_corpora, tmp_path / "b", config)
+    a, b = straight.state_dict(), pieces.state_dict()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
 
 
 def test_a_finished_stage_leaves_its_state_for_the_caller_to_delete(model, corpora, tmp_path):

@@ -61,10 +61,12 @@ def bf16_pays(device: torch.device) -> bool:
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to a twentieth; depends on the step alone."""
+    """Linear warm-up, then a cosine to a twentieth; both once more after a `StageConfig.restart`."""
+    first, steps = config.leg(step)
+    step -= first
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
-    x = (step - config.warmup) / max(1, config.steps - config.warmup)
+    x = (step - config.warmup) / max(1, steps - config.warmup)
     return config.lr * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, x))))
 
 
@@ -214,6 +216,12 @@ def run_stage(
         tqdm(total=config.steps, initial=start, desc=stage.name, disable=hide) as bar,
     ):
         for step in range(start, config.steps):
+            first, _ = config.leg(step)
+            if step == first > 0:
+                with torch.no_grad():
+                    for n, p in named.items():
+                        p.copy_(ema[n])
+                optimizer = Optimizer(named, stage.model, config)
             step_seed = _step_seed(seed, stage.name, step, accelerator.process_index)
             generator = torch.Generator().manual_seed(step_seed)
             with torch.random.fork_rng(devices=cuda_devices(accelerator.device)):
@@ -230,7 +238,7 @@ def run_stage(
             optimizer.set_lr(learning_rate(config, step))
             optimizer.step()
             optimizer.zero_grad()
-            decay = min(config.ema, (1 + step) / (10 + step))
+            decay = min(config.ema, (1 + step - first) / (10 + step - first))
             with torch.no_grad():
                 torch._foreach_lerp_(list(ema.values()), [p.detach() for p in params], 1 - decay)
             bar.update()
