@@ -136,14 +136,14 @@ def run(args: argparse.Namespace, base: MedM2G, seconds: Mapping[str, float]) ->
     latent = near_device(args.device, [LatentCorpus.build(base, c, args.model / "work") for c in corpora])
     print(f"studies encoded after {time.monotonic() - begin:.0f} s", flush=True)
     fitting = steps_that_fit(base, latent, profile, round_seconds(args.minutes), args.device)
-    profile = profile.replace(stages={n: dataclasses.replace(s, steps=fitting.get(n, s.steps))
+    profile = profile.replace(stages={n: dataclasses.replace(s, steps=fitting.get(n, s.steps), restart=0)
                                       for n, s in profile.stages.items()})  # fmt: skip
     del latent
     train(profile, args.model, stages=ROUND_STAGES, device=args.device, data=data, start=args.start,
           progress=False)  # fmt: skip
     print(f"flows trained after {time.monotonic() - begin:.0f} s", flush=True)
     args.results.mkdir(parents=True, exist_ok=True)
-    for name in ("training.json", "config.json"):  # what `medm2g_core.evaluation.longer` reads beside the tables
+    for name in ("training.json", "config.json"):  # what `medm2g_core.evaluation.trainings` reads beside the tables
         shutil.copyfile(args.model / name, args.results / name)
     wrong = [p.args for p in waiting if p.wait() != 0]
     if wrong:

@@ -181,7 +181,7 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         within = 0 <= self.restart < self.steps
-        _need(within, f"a restart lies before the last step, not at {self.restart} of {self.steps}")
+        _need(within, f"a restart lies before the last step, not at {self.restart} of {self.steps}: change both")
 
     def leg(self, step: int) -> tuple[int, int]:
         """The schedule that ``step`` belongs to: its first step, and how many it has."""

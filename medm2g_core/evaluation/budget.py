@@ -1,5 +1,5 @@
-"""Scores against the CPU minutes that the flows trained: the full training, the two short ones that exist anyway, and
-the one that went on on a GPU.
+"""Scores against the CPU minutes that the flows trained: the shipped training and its first leg, the two short ones
+that exist anyway, and the one that went on on a GPU.
 
 The points differ in more than time: the short trainings of the ablation have half the studies and are measured on the
 validation split, those of `medm2g_core.evaluation.unseen` saw two people of three, the longest was warmed up again
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from medm2g_core.evaluation.longer import Longer
 from medm2g_core.evaluation.table import Piece, Row
+from medm2g_core.evaluation.trainings import EARLIER, LONGER, SHIPPED, Training
 from medm2g_core.evaluation.unseen import SEEN
 from medm2g_core.profiles import ROUND_STAGES
 
@@ -49,20 +49,19 @@ class Point:
     high: float
 
 
-def budget_points(
-    pieces: Mapping[str, Piece], training: Mapping[str, Any], ablation: Sequence[Mapping[str, Any]],
-    longer: Longer | None = None,
-) -> list[Point]:  # fmt: skip
+_NAMES = {EARLIER: "first leg", SHIPPED: "full training", LONGER: "more, on a GPU"}
+
+
+def budget_points(trainings: Sequence[Training], ablation: Sequence[Mapping[str, Any]]) -> list[Point]:
     """All points that the stored results allow, in the order of `CURVES`, cheapest first.
 
+    The first leg has no point where the shipped weights score the same: its task was not trained further.
+
     Args:
-        pieces: sections that were measured.
-        training: the model's ``training.json``.
+        trainings: the shipped one, and what there is of less and more.
         ablation: runs of the group ``rounds``.
-        longer: more training of the same weights; its minutes are counted by the studies that it saw.
     """
-    stages = training["stages"]
-    full = sum(stages[r]["seconds"] * stages[r]["threads"] for r in ROUND_STAGES) / 60
+    pieces = next(t.pieces for t in trainings if t.name == SHIPPED)
     out = []
     for title, (section, task, metric, short) in CURVES.items():
         runs = [r for r in ablation if r["arm"] == "three rounds" and short in r["scores"]]
@@ -74,10 +73,11 @@ def budget_points(
             spent = pieces["unseen"].facts["CPU seconds"].values()
             minutes = float(np.mean([sum(s.get(r, 0.0) for r in ROUND_STAGES) for s in spent])) / 60
             out.append(Point(title, "two people of three", minutes, row.value, row.low, row.high))
-        if section in pieces and (row := _row(pieces[section], task, metric, "model")):
-            out.append(Point(title, "full training", full, row.value, row.low, row.high))
-        if longer and section in longer.pieces and (row := _row(longer.pieces[section], task, metric, "model")):
-            out.append(Point(title, "more, on a GPU", full + longer.cpu_minutes, row.value, row.low, row.high))
+        of_each = {t.name: _row(t.pieces[section], task, metric, "model") for t in trainings if section in t.pieces}
+        for t in trainings:
+            row, own = of_each.get(t.name), of_each.get(SHIPPED)
+            if row and not (t.name == EARLIER and own and round(own.value, 2) == round(row.value, 2)):
+                out.append(Point(title, _NAMES[t.name], t.minutes, row.value, row.low, row.high))
     return out
 
 

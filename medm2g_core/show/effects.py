@@ -6,7 +6,6 @@ measured.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ import numpy as np
 
 from medm2g_core.evaluation.ablation import LEADING, load_runs
 from medm2g_core.evaluation.budget import CURVES, Point, budget_points
-from medm2g_core.evaluation.longer import load_longer
-from medm2g_core.evaluation.results import load_pieces
+from medm2g_core.evaluation.trainings import load_trainings
 from medm2g_core.pipeline import SHIPPED_WEIGHTS
 from medm2g_core.show.figures import Figure
 from medm2g_core.storage import atomic_write
@@ -93,8 +91,7 @@ def main() -> None:
     """Draw what there is."""
     runs = load_runs(RESULTS / "ablation")
     drawn = {"ablation/ablation.png": lambda: ablation_figure(runs)} if any(runs.values()) else {}
-    training = json.loads((SHIPPED_WEIGHTS / "training.json").read_text(encoding="utf-8"))
-    points = budget_points(load_pieces(RESULTS), training, runs["rounds"], load_longer(RESULTS, SHIPPED_WEIGHTS))
+    points = budget_points(load_trainings(RESULTS, SHIPPED_WEIGHTS), runs["rounds"])
     if points:
         drawn["budget.png"] = lambda: budget_figure(points)
     for name, draw in drawn.items():

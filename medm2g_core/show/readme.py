@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from medm2g_core.evaluation.ablation import load_runs, summary
-from medm2g_core.evaluation.longer import load_longer, side_by_side
 from medm2g_core.evaluation.results import handicap, load_pieces, summary_rows
 from medm2g_core.evaluation.table import compact
+from medm2g_core.evaluation.trainings import load_trainings, side_by_side
 from medm2g_core.evaluation.unseen import person_table
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.show.figures import Cell, Figure, Panel, contact_sheet
@@ -34,9 +34,9 @@ def blocks(root: Path = ROOT) -> dict[str, str]:
         out["results"] = f"{compact(summary_rows(pieces))}\n{handicap(pieces)}\n"
     if "unseen" in pieces:
         out["unseen"] = person_table(pieces["unseen"])
-    longer = load_longer(root / "results", root / "checkpoints" / "cpu")
-    if longer:
-        out["longer"] = side_by_side(pieces, longer)
+    trainings = load_trainings(root / "results", root / "checkpoints" / "cpu")
+    if len(trainings) > 1:
+        out["trainings"] = side_by_side(trainings)
     runs = load_runs(root / "results" / "ablation")
     if any(runs.values()):
         out["ablation"] = summary(runs)

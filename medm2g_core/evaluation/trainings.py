@@ -1,0 +1,158 @@
+"""The shipped weights beside less and more training of the same network: what does training alone bring?
+
+``results/earlier`` holds what was measured before the last leg of the shipped training, ``results/longer`` what
+``benchmarks/gpu_training.py`` reached by going on on a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medm2g_core.evaluation.table import Piece, Row
+from medm2g_core.profiles import ROUND_STAGES
+
+__all__ = ["EARLIER", "LONGER", "SHIPPED", "Training", "load_trainings", "side_by_side"]
+
+EARLIER, SHIPPED, LONGER = "earlier", "shipped", "longer"
+"""Names of the trainings; `EARLIER` and `LONGER` are folders below ``results`` too."""
+
+LEADING: tuple[tuple[str, str, str], ...] = (
+    ("text_to_image", "", "finding AUC"),
+    ("text_to_image", "", "side accuracy"),
+    ("text_to_image", "", "Fréchet distance"),
+    ("report_xray", "", "finding F1, strict"),
+    ("report_xray", "", "finding F1, presence"),
+    ("report_ct", "", "finding F1, strict"),
+    ("report_ct", "", "finding F1, presence"),
+    ("translation", "", "PSNR, dB"),
+    ("guidance", "", "right guide less none, dB"),
+    ("unified", "CT → Chest X-ray", "finding AUC"),
+    ("unified", "Report → Chest X-ray + CT", "agreement: correlation"),
+)
+"""(section, beginning of the task, metric) of the rows that are compared."""
+
+LESS_IS_BETTER = ("Fréchet distance",)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One state of the same network.
+
+    Attributes:
+        name: `EARLIER`, `SHIPPED` or `LONGER`.
+        pieces: sections that were measured with its weights.
+        minutes: CPU minutes of its three rounds, summed over threads. What was trained on a GPU counts as the minutes
+            that as many studies would have taken at the speed of the training that it went on from.
+        told: how it came about, a sentence.
+    """
+
+    name: str
+    pieces: Mapping[str, Piece]
+    minutes: float
+    told: str
+
+
+def load_trainings(results: Path, shipped: Path) -> list[Training]:
+    """What there is of the trainings, least first; the shipped one is always there.
+
+    Args:
+        results: folder of the shipped weights' tables.
+        shipped: folder of the shipped weights.
+    """
+    from medm2g_core.evaluation.results import load_pieces
+
+    stages = _stages(shipped)
+    own = Training(SHIPPED, load_pieces(results), _minutes(stages), "")
+    out, base, base_folder = [own], own, shipped
+    before = results / EARLIER
+    if (before / "training.json").is_file():
+        less = _stages(before)
+        grown = [f"{n} {less[n]['steps']} of {stages[n]['steps']}" for n in ROUND_STAGES
+                 if less[n]["steps"] != stages[n]["steps"]]  # fmt: skip
+        told = (
+            f"Earlier: the shipped training after its first leg ({', '.join(grown)} steps); what reads none of the "
+            "weights that moved since is the same."
+        )
+        # A section that was not kept is one that these weights leave as it is.
+        earlier = Training(EARLIER, own.pieces | load_pieces(before), _minutes(less), told)
+        out.insert(0, earlier)
+        if _facts(results / LONGER).get("start") == _facts(before)["weights"]:
+            base, base_folder = earlier, before
+    if (results / LONGER / "training.json").is_file():
+        more, sizes, base_sizes = _stages(results / LONGER), _sizes(results / LONGER), _sizes(base_folder)
+        known = _stages(base_folder)
+        minutes = sum(
+            _minutes(known, [n]) * more[n]["steps"] * sizes[n]["batch"] / known[n]["steps"] / base_sizes[n]["batch"]
+            for n in ROUND_STAGES
+        )
+        seconds = sum(more[n]["seconds"] for n in ROUND_STAGES)
+        told = (
+            f"Longer: {seconds:.0f} more seconds of the three rounds on {more[ROUND_STAGES[-1]]['device']}, from the "
+            f"{base.name} weights; as many studies would take {minutes:.0f} CPU minutes at the speed of that training."
+        )
+        out.append(Training(LONGER, load_pieces(results / LONGER), base.minutes + minutes, told))
+    return out
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    file = folder / "training.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _stages(folder: Path) -> dict[str, Any]:
+    return _facts(folder)["stages"]
+
+
+def _sizes(folder: Path) -> dict[str, Any]:
+    """Settings of the stages."""
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))["profile"]["stages"]
+
+
+def _minutes(stages: Mapping[str, Any], names: Sequence[str] = ROUND_STAGES) -> float:
+    return sum(stages[n]["seconds"] * stages[n]["threads"] for n in names) / 60
+
+
+def side_by_side(trainings: Sequence[Training]) -> str:
+    """A Markdown table of single draws and best settings of each training, and sentences on what they were.
+
+    Baselines and ceilings are those of the shipped weights' tables.
+    """
+    shipped = next(t for t in trainings if t.name == SHIPPED)
+    heads = [f"{t.name}, {what}" for what in ("one draw", "best setting") for t in trainings]
+    lines = [f"| task | metric | n | {' | '.join(heads)} | strongest baseline | real images |",
+             f"|---|---|--:|{'---|' * (len(heads) + 2)}"]  # fmt: skip
+    for section, task, metric in LEADING:
+        if section not in shipped.pieces:
+            continue
+        of_metric = [r for r in shipped.pieces[section].rows if r.metric == metric and r.task.startswith(task)]
+        for title in dict.fromkeys(r.task for r in of_metric):
+            own = [r for r in of_metric if r.task == title]
+            of_each = [_rows(t, section, title, metric) for t in trainings]
+            cells = [_cell(rows, kind) for kind in ("model", "model, ") for rows in of_each]
+            cells += [_cell(own, "baseline"), _cell(own, "ceiling: real")]
+            lines.append(f"| {title} | {metric} | {own[0].n} | {' | '.join(cells)} |")
+    minutes = ", ".join(f"{t.name} {t.minutes:.0f}" for t in trainings)
+    told = " ".join(t.told for t in trainings if t.told)
+    text = f"CPU minutes of the three rounds: {minutes}. {told} Baselines are those of the shipped weights' tables."
+    return "\n".join(lines) + f"\n\n{text}\n"
+
+
+def _rows(training: Training, section: str, task: str, metric: str) -> list[Row]:
+    rows = training.pieces[section].rows if section in training.pieces else []
+    return [r for r in rows if (r.task, r.metric) == (task, metric)]
+
+
+def _cell(rows: Sequence[Row], kind: str) -> str:
+    """The row of that kind (for ``model, `` and baselines the best one) with its interval."""
+    own = [r for r in rows if r.who == kind or (kind != "model" and r.who.startswith(kind))]
+    if not own:
+        return ""
+    best = (min if own[0].metric in LESS_IS_BETTER else max)(own, key=lambda r: r.value)
+    digits = 1 if "dB" in best.metric or best.metric in LESS_IS_BETTER else 2
+    value = f"{best.value:.{digits}f} [{best.low:.{digits}f}, {best.high:.{digits}f}]"
+    name = best.who.split(": ")[-1].removeprefix("model, ")
+    return value if kind in ("model", "ceiling: real") else f"{value} {name}"
