@@ -95,7 +95,8 @@ def model_card(
     """
     profile, stages = model.profile, record["stages"]
     number = sum(p.numel() for p in model.parameters())
-    seconds = sum(s["seconds"] for s in stages.values())
+    on_cpu = all(s.get("device", "cpu") == "cpu" for s in stages.values())
+    hours = sum(s["seconds"] * (s.get("threads", 1) if on_cpu else 1) for s in stages.values()) / 3600
     missing = [name for name in STAGES if name not in stages]
     persons = record.get("persons", "")
     persons = persons if isinstance(persons, str) else ", ".join(persons)
@@ -117,7 +118,7 @@ def model_card(
         'out = pipe(given={"text": "..."}, want=["xray", "ct"])\n```',
         "## Training",
         f"Seed {record['seed']}{anatomy}. Version {record['version']}, torch {record['torch']}, "
-        f"{record['machine']}. {seconds / 3600:.2f} hours in all stages. The command:",
+        f"{record['machine']}. {hours:.2f} {'core ' if on_cpu else ''}hours in all stages. The command:",
         f"```\n{command}\n```",
         _data_sentence(profile, record),
         f"Started from the weights of another model: {record['start']}." if "start" in record else "",
@@ -191,13 +192,15 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _stage_table(profile: Profile, stages: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = ["| stage | steps | batch | learning rate | seconds | precision | processes x threads | last loss |",
+    rows = ["| stage | steps (+ after a restart) | batch | learning rate | seconds | precision | processes x threads | last loss |",
             "|---|--:|--:|--:|--:|---|---|--:|"]  # fmt: skip
     for name, result in stages.items():
         config = profile.stages.get(name, profile.stages.get("round1"))
         batch, rate = (config.batch, f"{config.lr:g}") if config else (MISSING, MISSING)
+        steps, first = result["steps"], config.restart if config else 0
+        told = f"{first} + {steps - first}" if first else steps
         rows.append(
-            f"| {name} | {result['steps']} | {batch} | {rate} | {result['seconds']:.0f} | {result['precision']} | "
+            f"| {name} | {told} | {batch} | {rate} | {result['seconds']:.0f} | {result['precision']} | "
             f"{result.get('processes', MISSING)} x {result.get('threads', MISSING)} | "
             f"{result.get('last_loss', MISSING)} |"
         )
