@@ -192,8 +192,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _stage_table(profile: Profile, stages: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = ["| stage | steps (+ after a restart) | batch | learning rate | seconds | precision | processes x threads | last loss |",
-            "|---|--:|--:|--:|--:|---|---|--:|"]  # fmt: skip
+    heads = ("stage", "steps (+ after a restart)", "batch", "learning rate", "seconds", "precision",
+             "processes x threads", "last loss")  # fmt: skip
+    rows = [f"| {' | '.join(heads)} |", "|---|--:|--:|--:|--:|---|---|--:|"]
     for name, result in stages.items():
         config = profile.stages.get(name, profile.stages.get("round1"))
         batch, rate = (config.batch, f"{config.lr:g}") if config else (MISSING, MISSING)
