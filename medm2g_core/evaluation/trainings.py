@@ -78,7 +78,7 @@ def load_trainings(results: Path, shipped: Path) -> list[Training]:
             "weights that moved since is the same."
         )
         # A section that was not kept is one that these weights leave as it is.
-        earlier = Training(EARLIER, own.pieces | load_pieces(before), _minutes(less), told)
+        earlier = Training(EARLIER, {**own.pieces, **load_pieces(before)}, _minutes(less), told)
         out.insert(0, earlier)
         if _facts(results / LONGER).get("start") == _facts(before)["weights"]:
             base, base_folder = earlier, before
