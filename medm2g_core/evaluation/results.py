@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from medm2g_core.data.cohort import VirtualCohort, cohort_version
 from medm2g_core.data.wheels import cache_dir
+from medm2g_core.evaluation.bars import bar_table, verdicts
 from medm2g_core.evaluation.baselines.shares import PIX2PIX, Shares, at_least, kinds_of, parse_shares
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.codec import image_codec_section
@@ -306,6 +307,8 @@ def report(pieces: Mapping[str, Piece]) -> str:
         "",
     ]
     lines += [handicap(pieces), ""]
+    if found := verdicts(pieces):
+        lines += ["## Bars set beforehand", "", bar_table(found)]
     for name, piece in pieces.items():
         lines += [f"## {_ALL[name][0]}", "", markdown(piece.rows)]
         bad = [c for c in piece.checks if not c.passed]
