@@ -71,7 +71,7 @@ def steps_that_fit(
     """Steps of every round in its seconds, from a few timed ones on a copy of the model."""
     out = {}
     for name in ROUND_STAGES:
-        config = dataclasses.replace(profile.stages[name], steps=WARM + TIMED)
+        config = profile.stages[name].shortened(WARM + TIMED)
         stage = RoundStage(copy.deepcopy(model), latent, name)
         with tempfile.TemporaryDirectory() as folder:
             run_stage(stage, config, Path(folder), device=device, progress=False)

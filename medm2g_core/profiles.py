@@ -167,7 +167,8 @@ class StageConfig:
 
     Attributes:
         restart: step at which the schedule begins anew from the averaged weights, with fresh optimiser moments (a warm
-            restart, Loshchilov and Hutter 2017); 0 for one schedule. What stood at that step is a finished training.
+            restart, Loshchilov and Hutter 2017); what stood at that step is a finished training. 0, or a step that the
+            training does not reach, leaves one schedule.
     """
 
     steps: int
@@ -179,14 +180,10 @@ class StageConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     restart: int = 0
 
-    def __post_init__(self) -> None:
-        within = 0 <= self.restart < self.steps
-        _need(within, f"a restart lies before the last step, not at {self.restart} of {self.steps}: change both")
-
     def leg(self, step: int) -> tuple[int, int]:
         """The schedule that ``step`` belongs to: its first step, and how many it has."""
-        first = self.restart if step >= self.restart else 0
-        return first, (self.steps if step >= self.restart else self.restart) - first
+        cut = self.restart if self.restart < self.steps else 0
+        return (cut, self.steps - cut) if step >= cut else (0, cut)
 
     def shortened(self, steps: int) -> StageConfig:
         """The same settings for a short trial: one schedule, warm-up and averaging cut to what the steps allow."""

@@ -308,7 +308,7 @@ def report(pieces: Mapping[str, Piece]) -> str:
     ]
     lines += [handicap(pieces), ""]
     if found := verdicts(pieces):
-        lines += ["## Bars set beforehand", "", bar_table(found)]
+        lines += ["## Bars", "", bar_table(found)]
     for name, piece in pieces.items():
         lines += [f"## {_ALL[name][0]}", "", markdown(piece.rows)]
         bad = [c for c in piece.checks if not c.passed]

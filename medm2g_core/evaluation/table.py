@@ -12,7 +12,9 @@ from typing import Any
 from medm2g_core.evaluation.metrics import bootstrap
 from medm2g_core.storage import atomic_write
 
-__all__ = ["Check", "Piece", "Row", "Shelf", "compact", "make_row", "markdown"]
+__all__ = [
+    "LESS_IS_BETTER", "Check", "Piece", "Row", "Shelf", "cell", "compact", "make_row", "markdown", "strongest",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def make_row(task: str, metric: str, who: str, samples: Sequence[Any], note: str
 
 
 def _digits(metric: str) -> int:
-    return 1 if any(unit in metric for unit in ("dB", "HU", "%", "mm")) else 2
+    return 1 if any(unit in metric for unit in ("dB", "HU", "%", "mm", "Fréchet")) else 2
 
 
 def markdown(rows: Sequence[Row], more: Mapping[str, Callable[[str, str], str]] | None = None) -> str:
@@ -92,12 +94,35 @@ def markdown(rows: Sequence[Row], more: Mapping[str, Callable[[str, str], str]] 
     return "\n".join(lines) + "\n"
 
 
-def compact(rows: Sequence[Row]) -> str:
-    """Rows of metrics of which more is better, a line a task and metric, each rival that matters once.
+LESS_IS_BETTER = ("Fréchet distance", "kernel distance", "MAE, HU")
 
-    The model's single draw; the best of its other settings; the strongest baseline and the strongest control (each the
-    highest of its kind, so nothing weaker is left to stand for it); the ceiling: real images where there are any, else
-    the codec.
+
+def strongest(rows: Sequence[Row], kind: str | tuple[str, ...]) -> Row | None:
+    """The best row of a kind among rows of one task and metric, so that nothing weaker stands for it.
+
+    Args:
+        kind: how ``who`` begins; ``"model"`` is the single draw alone, ``"model, "`` its other settings.
+    """
+    own = [r for r in rows if (r.who == kind if kind == "model" else r.who.startswith(kind))]
+    best = min if own and own[0].metric in LESS_IS_BETTER else max
+    return best(own, key=lambda r: r.value, default=None)
+
+
+def cell(rows: Sequence[Row], kind: str) -> str:
+    """`strongest` with its interval, and its name where the kind does not tell it; empty if there is none."""
+    row = strongest(rows, kind)
+    if row is None:
+        return ""
+    digits = _digits(row.metric)
+    value = f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
+    return value if kind == "model" else f"{value} {row.who.split(': ')[-1].removeprefix('model, ')}"
+
+
+def compact(rows: Sequence[Row]) -> str:
+    """A line a task and metric, each rival that matters once.
+
+    The model's single draw; the best of its other settings; the `strongest` baseline and control; the ceiling: real
+    images where there are any, else the codec.
     """
     table: dict[tuple[str, str], list[Row]] = {}
     for r in rows:
@@ -105,18 +130,9 @@ def compact(rows: Sequence[Row]) -> str:
     lines = ["| task | metric | n | model, one draw | its best setting | strongest baseline | control | ceiling |",
              "|---|---|--:|---|---|---|---|---|"]  # fmt: skip
     for (task, metric), group in table.items():
-
-        def show(kind: str, digits: int = _digits(metric), group: list[Row] = group) -> str:
-            own = [r for r in group if r.who == kind or (kind != "model" and r.who.startswith(kind))]
-            if not own:
-                return ""
-            best = max(own, key=lambda r: r.value)
-            name = best.who.split(": ")[-1].removeprefix("model, ")
-            value = f"{best.value:.{digits}f} [{best.low:.{digits}f}, {best.high:.{digits}f}]"
-            return value if name == "model" else f"{value} {name}"
-
-        ceiling = show("ceiling: real") or show("ceiling: codec") or show("ceiling: text codec") or show("ceiling")
-        cells = [show(kind) for kind in ("model", "model, ", "baseline", "control")]
+        ceilings = ("ceiling: real", "ceiling: codec", "ceiling: text codec", "ceiling")
+        ceiling = next(filter(None, (cell(group, kind) for kind in ceilings)), "")
+        cells = [cell(group, kind) for kind in ("model", "model, ", "baseline", "control")]
         lines.append(f"| {task} | {metric} | {group[0].n} | {' | '.join(cells)} | {ceiling} |")
     return "\n".join(lines) + "\n"
 

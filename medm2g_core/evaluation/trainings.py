@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medm2g_core.evaluation.table import Piece, Row
+from medm2g_core.evaluation.table import Piece, Row, cell
 from medm2g_core.profiles import ROUND_STAGES
 
 __all__ = ["EARLIER", "LONGER", "SHIPPED", "Training", "load_trainings", "side_by_side"]
@@ -35,8 +35,6 @@ LEADING: tuple[tuple[str, str, str], ...] = (
 )
 """(section, beginning of the task, metric) of the rows that are compared."""
 
-LESS_IS_BETTER = ("Fréchet distance",)
-
 
 @dataclass(frozen=True)
 class Training:
@@ -58,6 +56,9 @@ class Training:
 
 def load_trainings(results: Path, shipped: Path) -> list[Training]:
     """What there is of the trainings, least first; the shipped one is always there.
+
+    ``results/earlier/training.json`` also tells its ``weights``, as the ``start`` of a training that went on from them
+    does.
 
     Args:
         results: folder of the shipped weights' tables.
@@ -132,8 +133,8 @@ def side_by_side(trainings: Sequence[Training]) -> str:
         for title in dict.fromkeys(r.task for r in of_metric):
             own = [r for r in of_metric if r.task == title]
             of_each = [_rows(t, section, title, metric) for t in trainings]
-            cells = [_cell(rows, kind) for kind in ("model", "model, ") for rows in of_each]
-            cells += [_cell(own, "baseline"), _cell(own, "ceiling: real")]
+            cells = [cell(rows, kind) for kind in ("model", "model, ") for rows in of_each]
+            cells += [cell(own, "baseline"), cell(own, "ceiling: real").removesuffix(" real images")]
             lines.append(f"| {title} | {metric} | {own[0].n} | {' | '.join(cells)} |")
     minutes = ", ".join(f"{t.name} {t.minutes:.0f}" for t in trainings)
     told = " ".join(t.told for t in trainings if t.told)
@@ -145,14 +146,3 @@ def _rows(training: Training, section: str, task: str, metric: str) -> list[Row]
     rows = training.pieces[section].rows if section in training.pieces else []
     return [r for r in rows if (r.task, r.metric) == (task, metric)]
 
-
-def _cell(rows: Sequence[Row], kind: str) -> str:
-    """The row of that kind (for ``model, `` and baselines the best one) with its interval."""
-    own = [r for r in rows if r.who == kind or (kind != "model" and r.who.startswith(kind))]
-    if not own:
-        return ""
-    best = (min if own[0].metric in LESS_IS_BETTER else max)(own, key=lambda r: r.value)
-    digits = 1 if "dB" in best.metric or best.metric in LESS_IS_BETTER else 2
-    value = f"{best.value:.{digits}f} [{best.low:.{digits}f}, {best.high:.{digits}f}]"
-    name = best.who.split(": ")[-1].removeprefix("model, ")
-    return value if kind in ("model", "ceiling: real") else f"{value} {name}"

@@ -13,7 +13,7 @@ import torch
 
 from medm2g_core.evaluation.ablation import load_runs, summary
 from medm2g_core.evaluation.bars import bar_summary, verdicts
-from medm2g_core.evaluation.results import handicap, load_pieces, summary_rows
+from medm2g_core.evaluation.results import SECTIONS, handicap, load_pieces, summary_rows
 from medm2g_core.evaluation.table import compact
 from medm2g_core.evaluation.trainings import load_trainings, side_by_side
 from medm2g_core.evaluation.unseen import person_table
@@ -33,7 +33,7 @@ def blocks(root: Path = ROOT) -> dict[str, str]:
     pieces = load_pieces(root / "results")
     if pieces:
         out["results"] = f"{compact(summary_rows(pieces))}\n{handicap(pieces)}\n"
-        out["bars"] = bar_summary(verdicts(pieces))
+        out["bars"] = bar_summary(verdicts(pieces), {n: title for n, (title, _) in SECTIONS.items()})
     if "unseen" in pieces:
         out["unseen"] = person_table(pieces["unseen"])
     trainings = load_trainings(root / "results", root / "checkpoints" / "cpu")
