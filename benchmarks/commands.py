@@ -1,4 +1,5 @@
-"""How long the two commands take from an empty folder, and their peak memory. Needs git and a network (or pip's cache).
+"""How long the two commands take from an empty folder, and their peak memory. Needs git and a
+network (or pip's cache).
 
 python benchmarks/commands.py demo smoke test
 """
@@ -19,7 +20,9 @@ AIMS = {"demo": "< 10 min, < 3 GB", "smoke": "< 60 s", "test": "< 15 min"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("commands", nargs="+", choices=list(AIMS))
     args = parser.parse_args()
     root = Path(__file__).resolve().parent.parent
@@ -32,9 +35,18 @@ def main() -> None:
             seconds = time.perf_counter() - begin
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
             first = command == args.commands[0]
-            setup = "with installation, embedded data cached or not as found" if first else "environment ready"
+            setup = (
+                "with installation, embedded data cached or not as found"
+                if first
+                else "environment ready"
+            )
             text = f"{seconds / 60:.1f} min" if seconds > 90 else f"{seconds:.0f} s"
-            record(command, f"`make {command}` ({setup})", f"{text}, largest process {peak:.1f} GB", AIMS[command])
+            record(
+                command,
+                f"`make {command}` ({setup})",
+                f"{text}, largest process {peak:.1f} GB",
+                AIMS[command],
+            )
         shutil.rmtree(clone, ignore_errors=True)
 
 

@@ -1,7 +1,8 @@
-"""How long a full training of a profile takes on this machine, without doing it: a few steps of every stage are timed.
+"""How long a full training of a profile takes on this machine, without doing it: a few steps of
+every stage are timed.
 
-A stage costs its steps times the seconds of one; encoding the studies for the flows is counted too, drawing the virtual
-patients (once, then cached; ``cohort_speed.py``) is not.
+A stage costs its steps times the seconds of one; encoding the studies for the flows is counted too,
+drawing the virtual patients (once, then cached; ``cohort_speed.py``) is not.
 
     python benchmarks/full_run.py --profile cpu
 """
@@ -21,7 +22,13 @@ from medm2g_core.training.corpus import LatentCorpus
 from medm2g_core.training.data import EmbeddedData
 from medm2g_core.training.loop import run_stage
 from medm2g_core.training.run import new_model
-from medm2g_core.training.stages import AlignmentStage, ImageCodecStage, RoundStage, Stage, TextCodecStage
+from medm2g_core.training.stages import (
+    AlignmentStage,
+    ImageCodecStage,
+    RoundStage,
+    Stage,
+    TextCodecStage,
+)
 
 STUDIES = {"chest_train": 128, "brain_train": 64}
 WARM, TIMED = 8, 24
@@ -29,7 +36,8 @@ AIM_HOURS = 2.5
 
 
 def stage_seconds(stage: Stage, chosen: Profile, folder: Path) -> float:
-    """Seconds of one step: a longer and a shorter run differ by steps alone, not by what it takes to start."""
+    """Seconds of one step: a longer and a shorter run differ by steps alone, not by what it takes
+    to start."""
     config = chosen.stages[stage.name]
     took = []
     for steps in (WARM, WARM + TIMED):
@@ -61,14 +69,17 @@ def measure(chosen: Profile, folder: Path) -> None:
     each = ", ".join(f"{name} {s / 60:.0f}" for name, s in seconds.items())
     record(
         f"full_run_{chosen.name}",
-        f"a full training of profile `{chosen.name}` on {torch.get_num_threads()} threads, from {TIMED} steps a stage",
+        f"a full training of profile `{chosen.name}` on {torch.get_num_threads()} threads, from"
+        f" {TIMED} steps a stage",
         f"{hours:.2f} hours (minutes: {each}, encoding {encoding / 60:.0f})",
         f"<= {AIM_HOURS} hours" if chosen.name == "cpu" else "",
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profile", default="cpu")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

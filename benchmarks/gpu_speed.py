@@ -1,4 +1,5 @@
-"""What a GPU brings: training of a round and sampling, beside the CPU of the same machine where that is bearable.
+"""What a GPU brings: training of a round and sampling, beside the CPU of the same machine where
+that is bearable.
 
 Needs nothing but the package: the studies are random pictures with reports of the grammar.
 
@@ -25,7 +26,10 @@ from medm2g_core.training.loop import run_stage
 from medm2g_core.training.run import near_device, new_model
 from medm2g_core.training.stages import RoundStage
 
-STUDIES = {"chest": ("xray", "ct", "mri_t1", "mri_t2"), "brain": ("mri_t1", "mri_t2", "mri_pd", "mri_flair")}
+STUDIES = {
+    "chest": ("xray", "ct", "mri_t1", "mri_t2"),
+    "brain": ("mri_t1", "mri_t2", "mri_pd", "mri_flair"),
+}
 N, ROUND = 128, "round3"
 WARM, TIMED = 6, 30
 
@@ -42,7 +46,9 @@ def random_studies(size: int) -> list[Corpus]:
     return out
 
 
-def seconds_a_step(model: MedM2G, latent: list[LatentCorpus], batch: int, device: str, precision: str) -> float:
+def seconds_a_step(
+    model: MedM2G, latent: list[LatentCorpus], batch: int, device: str, precision: str
+) -> float:
     """A longer run less a shorter one, over the steps between: what starting takes drops out."""
     took = []
     for steps in (WARM, WARM + TIMED):
@@ -50,7 +56,9 @@ def seconds_a_step(model: MedM2G, latent: list[LatentCorpus], batch: int, device
         stage = RoundStage(model, latent, ROUND)
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            run_stage(stage, config, Path(folder), device=device, precision=precision, progress=False)
+            run_stage(
+                stage, config, Path(folder), device=device, precision=precision, progress=False
+            )
         took.append(time.perf_counter() - begin)
     return (took[1] - took[0]) / TIMED
 
@@ -58,18 +66,27 @@ def seconds_a_step(model: MedM2G, latent: list[LatentCorpus], batch: int, device
 def training(name: str, batches: tuple[int, ...], on_cpu: bool) -> None:
     chosen = profile(name)
     model = new_model(chosen, reports=random_reports(400, 0))
-    latent = near_device("cuda", [LatentCorpus.build(model.to("cuda"), c) for c in random_studies(chosen.resolution)])
+    latent = near_device(
+        "cuda", [LatentCorpus.build(model.to("cuda"), c) for c in random_studies(chosen.resolution)]
+    )
     for batch in batches:
         torch.cuda.reset_peak_memory_stats()
         second = seconds_a_step(model, latent, batch, "cuda", "bf16")
         peak = torch.cuda.max_memory_allocated() / 1e9
-        words = f"{batch / second:.0f} studies/s ({1e3 * second:.0f} ms a step, {peak:.1f} GB of GPU memory at most)"
+        words = (
+            f"{batch / second:.0f} studies/s ({1e3 * second:.0f} ms a step, {peak:.1f} GB of GPU"
+            " memory at most)"
+        )
         if on_cpu and batch == batches[0]:
             slow = seconds_a_step(model, [c.to("cpu") for c in latent], batch, "cpu", "auto")
             words += f"; CPU, {torch.get_num_threads()} threads: {batch / slow:.0f} studies/s"
             model.to("cuda")
-        record(f"gpu_training_{name}_{batch}", f"training {ROUND} of profile `{name}` on a GPU, bf16, batch {batch}",
-               words, "")  # fmt: skip
+        record(
+            f"gpu_training_{name}_{batch}",
+            f"training {ROUND} of profile `{name}` on a GPU, bf16, batch {batch}",
+            words,
+            "",
+        )
 
 
 def middle(action: Callable[[], object], times: int = 5) -> float:
@@ -88,18 +105,31 @@ def sampling() -> None:
     texts = [t for t in random_reports(1400, 1) if "brain" not in t][:512]
     pipe = MedM2GPipeline.from_pretrained()
     words = []
-    for device, dtype, n in (("cpu", torch.float32, 64), ("cuda", torch.float32, 64), ("cuda", torch.float32, 512),
-                             ("cuda", torch.bfloat16, 512)):  # fmt: skip
+    for device, dtype, n in (
+        ("cpu", torch.float32, 64),
+        ("cuda", torch.float32, 64),
+        ("cuda", torch.float32, 512),
+        ("cuda", torch.bfloat16, 512),
+    ):
         pipe.to(device, dtype)
         given = {"text": texts[:n]}
         options = {"num_inference_steps": 10, "guidance_scale": 2.0}
         second = middle(lambda: pipe(given, ["xray"], **options), 3)  # noqa: B023
-        words.append(f"{device} {str(dtype).removeprefix('torch.')}, {n} at once: {n / second:.0f} a second")
-    record("gpu_sampling", "X-rays from reports, 10 steps, guidance 2, shipped weights", "; ".join(words), "")
+        words.append(
+            f"{device} {str(dtype).removeprefix('torch.')}, {n} at once: {n / second:.0f} a second"
+        )
+    record(
+        "gpu_sampling",
+        "X-rays from reports, 10 steps, guidance 2, shipped weights",
+        "; ".join(words),
+        "",
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="leave out the larger profiles")
     args = parser.parse_args()
     if not torch.cuda.is_available():

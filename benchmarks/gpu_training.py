@@ -1,10 +1,13 @@
-"""More training of the shipped weights on a GPU in so many minutes, with rivals trained at the same time for the same
-time, and the whole evaluation afterwards: how far does training alone carry a network of the `cpu` profile?
+"""More training of the shipped weights on a GPU in so many minutes, with rivals trained at the same
+time for the same
+time, and the whole evaluation afterwards: how far does training alone carry a network of the `cpu`
+    profile?
 
     python benchmarks/gpu_training.py --minutes 6
 
-The rounds share the minutes; how many steps fit is measured first. Every baseline of the evaluation gets a process of
-its own on the same GPU beside the flows, and as many seconds as the flow that it faces.
+The rounds share the minutes; how many steps fit is measured first. Every baseline of the evaluation
+gets a process of its own on the same GPU beside the flows, and as many seconds as the flow that it
+faces.
 """
 
 from __future__ import annotations
@@ -29,7 +32,14 @@ from medm2g_core.evaluation.baselines.report_decoder import DecoderSettings, tra
 from medm2g_core.evaluation.baselines.reports import report_corpus
 from medm2g_core.evaluation.baselines.translator import RegressionSettings, train_translator
 from medm2g_core.evaluation.image_to_image import GROUPS
-from medm2g_core.evaluation.results import SECTIONS, evaluate, flow_seconds, load_pieces, shared_out, write_report
+from medm2g_core.evaluation.results import (
+    SECTIONS,
+    evaluate,
+    flow_seconds,
+    load_pieces,
+    shared_out,
+    write_report,
+)
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import SHIPPED_WEIGHTS
 from medm2g_core.profiles import ROUND_STAGES, Profile
@@ -54,10 +64,14 @@ def train_baseline(kind: str, modality: str, seconds: float, base: MedM2G, devic
     """One baseline into the cache, where the evaluation finds it."""
     profile = base.profile
     if kind == "decoder":
-        cohort = VirtualCohort("train", "chest", profile.data.chest_train, resolution=profile.resolution)
+        cohort = VirtualCohort(
+            "train", "chest", profile.data.chest_train, resolution=profile.resolution
+        )
         settings = DecoderSettings(stream=modality, seconds=seconds)
         corpus = report_corpus(cohort, modality)
-        info = train_decoder(base.to(device), corpus, settings, threads=THREADS, device=device, progress=False).info
+        info = train_decoder(
+            base.to(device), corpus, settings, threads=THREADS, device=device, progress=False
+        ).info
     else:
         corpora = {c.region: c for c in load_corpora(profile)}
         rivals = RegressionSettings(GROUPS[modality], seconds, THREADS, kind == "pix2pix")
@@ -66,7 +80,11 @@ def train_baseline(kind: str, modality: str, seconds: float, base: MedM2G, devic
 
 
 def steps_that_fit(
-    model: MedM2G, latent: Sequence[LatentCorpus], profile: Profile, seconds: Mapping[str, float], device: str
+    model: MedM2G,
+    latent: Sequence[LatentCorpus],
+    profile: Profile,
+    seconds: Mapping[str, float],
+    device: str,
 ) -> dict[str, int]:
     """Steps of every round in its seconds, from a few timed ones on a copy of the model."""
     out = {}
@@ -75,7 +93,10 @@ def steps_that_fit(
         stage = RoundStage(copy.deepcopy(model), latent, name)
         with tempfile.TemporaryDirectory() as folder:
             run_stage(stage, config, Path(folder), device=device, progress=False)
-            log = [json.loads(line) for line in (Path(folder) / f"{name}.log.jsonl").read_text().splitlines()]
+            log = [
+                json.loads(line)
+                for line in (Path(folder) / f"{name}.log.jsonl").read_text().splitlines()
+            ]
         step = (log[-1]["seconds"] - log[-2]["seconds"]) / (log[-1]["step"] - log[-2]["step"])
         out[name] = max(WARM + TIMED, int(seconds[name] / step))
         print(f"{name}: {1e3 * step:.0f} ms a step, {out[name]} steps", flush=True)
@@ -89,12 +110,22 @@ def again(*words: object) -> subprocess.Popen[bytes]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=6.0, help="of the three rounds together (default 6)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=6.0, help="of the three rounds together (default 6)"
+    )
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--start", type=Path, default=SHIPPED_WEIGHTS, help="weights that training starts from")
-    parser.add_argument("--model", type=Path, default=Path("outputs/gpu-training"), help="folder of the weights")
-    parser.add_argument("--results", type=Path, default=Path("outputs/gpu-results"), help="folder of the tables")
+    parser.add_argument(
+        "--start", type=Path, default=SHIPPED_WEIGHTS, help="weights that training starts from"
+    )
+    parser.add_argument(
+        "--model", type=Path, default=Path("outputs/gpu-training"), help="folder of the weights"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=Path("outputs/gpu-results"), help="folder of the tables"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sections", nargs="*", default=FLOW_SECTIONS, choices=tuple(SECTIONS))
     parser.add_argument("--part", nargs="*", default=[], help=argparse.SUPPRESS)
@@ -111,8 +142,14 @@ def main() -> None:
     if args.part[:1] == ["section"]:
         own = flow_seconds(args.model)
         share = min(1.0, *(seconds[m] / own[m] for m in own))
-        evaluate(args.model, args.results, sections=[args.part[1]], device=args.device, seconds=seconds,
-                 time_fraction=round(share, 3))  # fmt: skip
+        evaluate(
+            args.model,
+            args.results,
+            sections=[args.part[1]],
+            device=args.device,
+            seconds=seconds,
+            time_fraction=round(share, 3),
+        )
         return
     run(args, base, seconds)
 
@@ -120,30 +157,60 @@ def main() -> None:
 def run(args: argparse.Namespace, base: MedM2G, seconds: Mapping[str, float]) -> None:
     begin = time.monotonic()
     profile = base.profile
-    stages = {n: dataclasses.replace(s, batch=args.batch) if n in ROUND_STAGES else s
-              for n, s in profile.stages.items()}  # fmt: skip
+    stages = {
+        n: dataclasses.replace(s, batch=args.batch) if n in ROUND_STAGES else s
+        for n, s in profile.stages.items()
+    }
     profile = profile.replace(stages=stages)
     data = EmbeddedData(profile)
     corpora = data.corpora("train")  # drawn once, before the baselines ask for them too
     data.corpora("val")
     rivals = [("decoder", m) for m in ("xray", "ct")]
     rivals += [(kind, m) for kind in ("regression", "pix2pix") for m in GROUPS]
-    common = ("--minutes", args.minutes, "--start", args.start, "--device", args.device, "--model", args.model,
-              "--results", args.results)  # fmt: skip
-    waiting = [again(*common, "--part", "baseline", kind, m, seconds["text" if kind == "decoder" else m])
-               for kind, m in rivals]  # fmt: skip
+    common = (
+        "--minutes",
+        args.minutes,
+        "--start",
+        args.start,
+        "--device",
+        args.device,
+        "--model",
+        args.model,
+        "--results",
+        args.results,
+    )
+    waiting = [
+        again(*common, "--part", "baseline", kind, m, seconds["text" if kind == "decoder" else m])
+        for kind, m in rivals
+    ]
     base.to(args.device)
-    latent = near_device(args.device, [LatentCorpus.build(base, c, args.model / "work") for c in corpora])
+    latent = near_device(
+        args.device, [LatentCorpus.build(base, c, args.model / "work") for c in corpora]
+    )
     print(f"studies encoded after {time.monotonic() - begin:.0f} s", flush=True)
     fitting = steps_that_fit(base, latent, profile, round_seconds(args.minutes), args.device)
-    profile = profile.replace(stages={n: dataclasses.replace(s, steps=fitting.get(n, s.steps), restart=0)
-                                      for n, s in profile.stages.items()})  # fmt: skip
+    profile = profile.replace(
+        stages={
+            n: dataclasses.replace(s, steps=fitting.get(n, s.steps), restart=0)
+            for n, s in profile.stages.items()
+        }
+    )
     del latent
-    train(profile, args.model, stages=ROUND_STAGES, device=args.device, data=data, start=args.start,
-          progress=False)  # fmt: skip
+    train(
+        profile,
+        args.model,
+        stages=ROUND_STAGES,
+        device=args.device,
+        data=data,
+        start=args.start,
+        progress=False,
+    )
     print(f"flows trained after {time.monotonic() - begin:.0f} s", flush=True)
     args.results.mkdir(parents=True, exist_ok=True)
-    for name in ("training.json", "config.json"):  # what `medm2g_core.evaluation.trainings` reads beside the tables
+    for name in (
+        "training.json",
+        "config.json",
+    ):  # what `medm2g_core.evaluation.trainings` reads beside the tables
         shutil.copyfile(args.model / name, args.results / name)
     wrong = [p.args for p in waiting if p.wait() != 0]
     if wrong:

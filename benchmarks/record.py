@@ -18,8 +18,15 @@ FILE = Path(__file__).resolve().parent.parent / "results" / "speed.json"
 
 def where() -> str:
     """The machine in a few words."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, no GPU"
-    return f"{platform.system()} {platform.machine()}, {device}, torch {torch.__version__.split('+')[0]}"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{os.cpu_count()} cores, no GPU"
+    )
+    return (
+        f"{platform.system()} {platform.machine()}, {device}, torch"
+        f" {torch.__version__.split('+')[0]}"
+    )
 
 
 def record(key: str, what: str, measured: str, aim: str) -> None:
@@ -34,7 +41,8 @@ def record(key: str, what: str, measured: str, aim: str) -> None:
 def peak_memory_mb() -> float:
     """Largest resident memory of this process so far, in MB (not on Windows).
 
-    On Linux from /proc: what getrusage says there begins with the peak of the process that started this one.
+    On Linux from /proc: what getrusage says there begins with the peak of the process that started
+        this one.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -43,4 +51,6 @@ def peak_memory_mb() -> float:
         return int(found[1]) / 1e3
     import resource  # not on Windows
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1e6 if sys.platform == "darwin" else 1e3
+    )

@@ -25,7 +25,12 @@ def main() -> None:
         pipe(given={"text": texts}, want=["xray"], num_inference_steps=10, guidance_scale=2.0)
         seconds.append(time.perf_counter() - begin)
     best, middle = min(seconds), statistics.median(seconds)
-    record("sampling", "64 X-rays from reports, 10 steps, guidance 2", f"{middle:.1f} s (best {best:.1f})", "< 8 s")
+    record(
+        "sampling",
+        "64 X-rays from reports, 10 steps, guidance 2",
+        f"{middle:.1f} s (best {best:.1f})",
+        "< 8 s",
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""How fast a data set is prepared and read back, and how much memory preparation takes, on generated volumes.
+"""How fast a data set is prepared and read back, and how much memory preparation takes, on
+generated volumes.
 
-Two MR streams a patient as compressed NIfTI files. What is compared: reading the slices straight from the files (in
-order, each volume opened once; and shuffled, as training wants them, a volume opened for nearly every slice) against
-reading them from the shards. Memory is that of a process of its own, for n patients and for 4n.
+Two MR streams a patient as compressed NIfTI files. What is compared: reading the slices straight
+from the files (in order, each volume opened once; and shuffled, as training wants them, a volume
+opened for nearly every slice) against reading them from the shards. Memory is that of a process of
+its own, for n patients and for 4n.
 
     python benchmarks/source_speed.py --patients 8 --workers 0 2
 """
@@ -38,14 +40,21 @@ class Replica(Source):
     """``<patient>_<stream>.nii.gz``; keeps the last volumes open, as the real readers do."""
 
     name, region, streams = "replica", "brain", STREAMS
-    card = DataCard("Generated volumes", "", "none", "made here", "", (), (), "<patient>_<stream>.nii.gz")
+    card = DataCard(
+        "Generated volumes", "", "none", "made here", "", (), (), "<patient>_<stream>.nii.gz"
+    )
 
     def __init__(self) -> None:
         self.last: tuple[str, dict[str, np.ndarray]] = ("", {})
 
     def scan(self, root: Path) -> Found:
         names = sorted(p.name.removesuffix("_mri_t1.nii.gz") for p in root.glob("*_mri_t1.nii.gz"))
-        return Found(tuple(Entry(n, n, "train", {s: root / f"{n}_{s}.nii.gz" for s in self.streams}) for n in names))
+        return Found(
+            tuple(
+                Entry(n, n, "train", {s: root / f"{n}_{s}.nii.gz" for s in self.streams})
+                for n in names
+            )
+        )
 
     def slices(self, entry: Entry) -> list[Entry]:
         depth = nib.load(entry.files[STREAMS[0]]).shape[2]
@@ -53,11 +62,16 @@ class Replica(Source):
 
     def read(self, entry: Entry, size: int) -> SourceStudy:
         if self.last[0] != entry.subject:
-            volumes = {s: mr_to_unit(read_nifti(path).array, stream_name=s) for s, path in entry.files.items()}
+            volumes = {
+                s: mr_to_unit(read_nifti(path).array, stream_name=s)
+                for s, path in entry.files.items()
+            }
             self.last = (entry.subject, volumes)
         images, pixel = paired_slices(self.last[1], entry.slice_index, (1.0, 1.0), size)
         units = dict.fromkeys(images, "signal")
-        return self.study(entry, images, units=units, orientation="as stored", notes=(), spacing_mm=pixel)
+        return self.study(
+            entry, images, units=units, orientation="as stored", notes=(), spacing_mm=pixel
+        )
 
 
 def write_replica(root: Path, patients: int) -> Path:
@@ -69,7 +83,9 @@ def write_replica(root: Path, patients: int) -> Path:
     for number in range(patients):
         for stream in STREAMS:
             signal = head * rng.normal(400, 60, SHAPE) + rng.rayleigh(8, SHAPE)
-            image = nib.Nifti1Image(signal.transpose(2, 1, 0).astype(np.int16), np.diag([-1.0, -1.0, -5.0, 1.0]))
+            image = nib.Nifti1Image(
+                signal.transpose(2, 1, 0).astype(np.int16), np.diag([-1.0, -1.0, -5.0, 1.0])
+            )
             nib.save(image, root / f"p{number:03d}_{stream}.nii.gz")
     return root
 
@@ -77,7 +93,10 @@ def write_replica(root: Path, patients: int) -> Path:
 def peak_mb(root: Path, out: Path) -> float:
     """Largest resident memory of a process that prepares the tree."""
     done = subprocess.run(
-        [sys.executable, __file__, "--prepare", str(root), str(out)], check=True, capture_output=True, text=True
+        [sys.executable, __file__, "--prepare", str(root), str(out)],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     found = re.search(r"peak (\d+) MB", done.stdout)
     assert found, done.stdout
@@ -90,7 +109,9 @@ def prepare_and_print_peak(root: str, out: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--patients", type=int, default=8)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--prepare", nargs=2, metavar=("ROOT", "OUT"), help=argparse.SUPPRESS)
@@ -108,8 +129,13 @@ def measure(folder: Path, patients: int, workers: list[int]) -> None:
     for n in workers:
         begin = time.perf_counter()
         prepare_source(Replica(), tree, folder / f"out{n}", size=SIZE, workers=n, shard_size=64)
-        speeds.append(f"{n or 'no'} processes: {slices / (time.perf_counter() - begin):.0f} slices/s")
-    what = f"{slices} slices of two compressed MR volumes to shards at {SIZE} px, start of the processes included"
+        speeds.append(
+            f"{n or 'no'} processes: {slices / (time.perf_counter() - begin):.0f} slices/s"
+        )
+    what = (
+        f"{slices} slices of two compressed MR volumes to shards at {SIZE} px, start of the"
+        " processes included"
+    )
     record("sources_prepare", what, "; ".join(speeds), ">= 50 slices/s")
 
     data = SourceDataset(Replica(), tree, size=SIZE)
@@ -128,8 +154,8 @@ def measure(folder: Path, patients: int, workers: list[int]) -> None:
     record(
         "sources_loader",
         "studies of two MR slices from shards, against the original files (one process)",
-        f"{prepared:.0f} studies/s; {prepared / direct:.1f} times the files in order ({direct:.0f}/s), "
-        f"{prepared / shuffled:.0f} times the files shuffled ({shuffled:.1f}/s)",
+        f"{prepared:.0f} studies/s; {prepared / direct:.1f} times the files in order"
+        f" ({direct:.0f}/s), {prepared / shuffled:.0f} times the files shuffled ({shuffled:.1f}/s)",
         ">= 10 times the files shuffled",
     )
     if sys.platform == "win32":
@@ -139,7 +165,8 @@ def measure(folder: Path, patients: int, workers: list[int]) -> None:
     one_peak, four_peak = peak_mb(tree, folder / "m1"), peak_mb(four, folder / "m4")
     record(
         "sources_memory",
-        f"peak memory of preparing {patients * len(STREAMS)} and {4 * patients * len(STREAMS)} volumes",
+        f"peak memory of preparing {patients * len(STREAMS)} and {4 * patients * len(STREAMS)}"
+        " volumes",
         f"{one_peak:.0f} MB and {four_peak:.0f} MB",
         "no more than 5 % apart",
     )

@@ -1,6 +1,7 @@
-"""Two choices of the training loop on this machine, as ratios: how attention is computed, and how Muon steps.
+"""Two choices of the training loop on this machine, as ratios: how attention is computed, and how
+Muon steps.
 
-    python benchmarks/training_speed.py
+python benchmarks/training_speed.py
 """
 
 from __future__ import annotations
@@ -34,11 +35,17 @@ def fastest(action: Callable[[], object]) -> float:
     return min(times)
 
 
-def attention(how: AbstractContextManager[None], batch: int, heads: int, places: int, width: int) -> None:
+def attention(
+    how: AbstractContextManager[None], batch: int, heads: int, places: int, width: int
+) -> None:
     """Forward and backward of one self-attention of an image flow."""
-    q, k, v = (torch.randn(batch, heads, places, width // heads, requires_grad=True) for _ in range(3))
+    q, k, v = (
+        torch.randn(batch, heads, places, width // heads, requires_grad=True) for _ in range(3)
+    )
     with how, torch.autocast("cpu", torch.bfloat16):
-        F.scaled_dot_product_attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).float().sum().backward()
+        F.scaled_dot_product_attention(
+            q.bfloat16(), k.bfloat16(), v.bfloat16()
+        ).float().sum().backward()
 
 
 def main() -> None:
@@ -47,11 +54,15 @@ def main() -> None:
     level = flow.attention.index(True)
     places, width = (cpu.image_codec.latent_size // 2**level) ** 2, flow.channels[level]
     fused = fastest(lambda: attention(nullcontext(), batch, flow.head_dim, places, width))
-    plain = fastest(lambda: attention(training_attention(torch.device("cpu")), batch, flow.head_dim, places, width))
+    plain = fastest(
+        lambda: attention(
+            training_attention(torch.device("cpu")), batch, flow.head_dim, places, width
+        )
+    )
     record(
         "training_attention",
-        f"one attention over {places} places, forward and backward, batch {batch}: matrix products against torch's "
-        "fused kernel",
+        f"one attention over {places} places, forward and backward, batch {batch}: matrix products"
+        " against torch's fused kernel",
         f"{1e3 * plain:.1f} ms against {1e3 * fused:.1f} ms, {fused / plain:.1f} times as fast",
         "> 1",
     )
@@ -69,8 +80,10 @@ def main() -> None:
     one_by_one, batched = seconds
     record(
         "training_muon",
-        f"a step of Muon on the {len(named)} matrices of two flows: those of one shape together against torch's own",
-        f"{1e3 * batched:.0f} ms against {1e3 * one_by_one:.0f} ms, {one_by_one / batched:.1f} times as fast",
+        f"a step of Muon on the {len(named)} matrices of two flows: those of one shape together"
+        " against torch's own",
+        f"{1e3 * batched:.0f} ms against {1e3 * one_by_one:.0f} ms, {one_by_one / batched:.1f}"
+        " times as fast",
         "> 1",
     )
 

@@ -1,9 +1,11 @@
-"""What keeps a drawn MR from the truth? The MR flow goes on for a few minutes on one translation, in three ways.
+"""What keeps a drawn MR from the truth? The MR flow goes on for a few minutes on one translation,
+in three ways.
 
-T1 and T2 of a brain nearly determine its FLAIR, so an ideal flow would be as good as its codec. A flow's first step
-from pure noise is its estimate of the mean, which a regression network would give; ten steps draw. If training on this
-one translation moves both, neither the network nor the latents are what limits the shipped flow, but how its training
-time is spread over targets, noise levels and guides.
+T1 and T2 of a brain nearly determine its FLAIR, so an ideal flow would be as good as its codec. A
+flow's first step from pure noise is its estimate of the mean, which a regression network would
+give; ten steps draw. If training on this one translation moves both, neither the network nor the
+latents are what limits the shipped flow, but how its training time is spread over targets, noise
+levels and guides.
 
     python benchmarks/what_limits.py        # some ten CPU minutes; writes results/limits.json
 """
@@ -55,17 +57,24 @@ def scores(model: MedM2G, data: VirtualCohort) -> dict[str, list[float]]:
     pipe.set_progress_bar_config(disable=True)
     out = {}
     for steps in (1, 10):
-        drawn = draw_studies(pipe, data, index, GIVEN, [TARGET], num_inference_steps=steps, guidance_scale=1.0)[TARGET]
+        drawn = draw_studies(
+            pipe, data, index, GIVEN, [TARGET], num_inference_steps=steps, guidance_scale=1.0
+        )[TARGET]
         row = make_row("", "PSNR, dB", "", psnr(drawn, truth).tolist())
         out[str(steps)] = [row.value, row.low, row.high]
     return out
 
 
 def go_on(
-    model: MedM2G, latent: LatentCorpus, steps: int, *, clean: float,
+    model: MedM2G,
+    latent: LatentCorpus,
+    steps: int,
+    *,
+    clean: float,
     levels: Callable[[int, torch.Generator], torch.Tensor] | None = None,
-) -> tuple[MedM2G, float]:  # fmt: skip
-    """A copy of the model after more steps on the one translation, and the CPU seconds that they took."""
+) -> tuple[MedM2G, float]:
+    """A copy of the model after more steps on the one translation, and the CPU seconds that they
+    took."""
     trained = copy.deepcopy(model)
     if levels:
         trained.schedule.sample_levels = levels  # type: ignore[method-assign]
@@ -81,26 +90,45 @@ def go_on(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=150)
     args = parser.parse_args()
     model = MedM2GPipeline.from_pretrained().model
     size, d = model.profile.resolution, model.profile.data
     corpus = corpus_of(VirtualCohort("train", "brain", d.brain_train, resolution=size))
     own = {n: corpus.images[n] for n in (*GIVEN, TARGET)}
-    latent = LatentCorpus.build(model, replace(corpus, images=own, reports=[r[:1] for r in corpus.reports]))
+    latent = LatentCorpus.build(
+        model, replace(corpus, images=own, reports=[r[:1] for r in corpus.reports])
+    )
     val = VirtualCohort("val", "brain", 64, resolution=size)
     arms = {
         "this translation alone, as always": {"clean": stages.ALIKE_CLEAN},
         "and its guides always clean": {"clean": 1.0},
         "and from pure noise only: a regression in latents": {
-            "clean": 1.0, "levels": lambda n, _: torch.full((n,), ALMOST_NOISE),
+            "clean": 1.0,
+            "levels": lambda n, _: torch.full((n,), ALMOST_NOISE),
         },
-    }  # fmt: skip
-    rows = [{"training": "the shipped flow", "CPU seconds": 0.0, "n": len(val), "PSNR": scores(model, val)}]
+    }
+    rows = [
+        {
+            "training": "the shipped flow",
+            "CPU seconds": 0.0,
+            "n": len(val),
+            "PSNR": scores(model, val),
+        }
+    ]
     for name, options in arms.items():
         trained, seconds = go_on(model, latent, args.steps, **options)
-        rows.append({"training": name, "CPU seconds": round(seconds), "n": len(val), "PSNR": scores(trained, val)})
+        rows.append(
+            {
+                "training": name,
+                "CPU seconds": round(seconds),
+                "n": len(val),
+                "PSNR": scores(trained, val),
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
     text = json.dumps(rows, indent=1) + "\n"
     atomic_write(FILE, lambda p: p.write_text(text, encoding="utf-8"))

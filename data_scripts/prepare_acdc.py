@@ -1,7 +1,7 @@
 """Check and prepare ACDC: cine MR of the heart.
 
-Register at https://www.creatis.insa-lyon.fr/Challenge/acdc and unpack the download: database/training and
-database/testing with patient001 ... patient150.
+Register at https://www.creatis.insa-lyon.fr/Challenge/acdc and unpack the download:
+database/training and database/testing with patient001 ... patient150.
 
     python data_scripts/prepare_acdc.py ACDC --dry-run
     python data_scripts/prepare_acdc.py ACDC --out prepared/acdc

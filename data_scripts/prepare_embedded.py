@@ -14,7 +14,9 @@ import sys
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--chest", type=int, default=0, metavar="N", help="chest studies to draw")
     parser.add_argument("--brain", type=int, default=0, metavar="N", help="brain studies to draw")
@@ -29,7 +31,13 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         prepare()
-        make_cohorts(chest=args.chest, brain=args.brain, split=args.split, seed=args.seed, workers=args.workers)
+        make_cohorts(
+            chest=args.chest,
+            brain=args.brain,
+            split=args.split,
+            seed=args.seed,
+            workers=args.workers,
+        )
     except (DataUnavailableError, CohortError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """Check and prepare Gold Atlas: CT and MR of the male pelvis.
 
-Ask for it at https://zenodo.org/records/583096 and unpack each patient's archive into a folder of its own. Without
-access, SynthRAD2023 is the public substitute (prepare_synthrad2023.py).
+Ask for it at https://zenodo.org/records/583096 and unpack each patient's archive into a folder of
+its own. Without access, SynthRAD2023 is the public substitute (prepare_synthrad2023.py).
 
     python data_scripts/prepare_gold_atlas.py gold-atlas --dry-run
     python data_scripts/prepare_gold_atlas.py gold-atlas --out prepared/gold_atlas

@@ -1,8 +1,8 @@
 """Check and prepare the IU X-ray collection (OpenI): chest films with reports.
 
-Get NLMCXR_png.tgz and NLMCXR_reports.tgz from https://openi.nlm.nih.gov/faq and unpack both into one folder; the form
-of R2Gen (annotation.json and images/) and that of Kaggle (raddar, "Chest X-rays (Indiana University)") are read as
-well.
+Get NLMCXR_png.tgz and NLMCXR_reports.tgz from https://openi.nlm.nih.gov/faq and unpack both into
+one folder; the form of R2Gen (annotation.json and images/) and that of Kaggle (raddar, "Chest
+X-rays (Indiana University)") are read as well.
 Licence: CC BY-NC-ND 4.0.
 
     python data_scripts/prepare_iu_xray.py NLMCXR --dry-run

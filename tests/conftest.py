@@ -25,7 +25,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
             if "cuda" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU: torch.cuda.is_available() is False"))
+                item.add_marker(
+                    pytest.mark.skip(
+                        reason="needs an NVIDIA GPU: torch.cuda.is_available() is False"
+                    )
+                )
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -36,10 +40,14 @@ def one_thread() -> None:
 
 def reports(n: int, region: str = "chest", seed: int = 0) -> list[str]:
     """``n`` reports of a few made-up patients."""
-    pool = {"chest": [(), (EFFUSION,), (NODULE,), (EDEMA, EFFUSION)], "brain": [(), (VENTRICLES,)]}[region]
+    pool = {"chest": [(), (EFFUSION,), (NODULE,), (EDEMA, EFFUSION)], "brain": [(), (VENTRICLES,)]}[
+        region
+    ]
     rngs = np.random.default_rng(seed).spawn(n)
-    return [write_report(pool[i % len(pool)], region, 40 + i % 40, ("female", "male")[i % 2], r)
-            for i, r in enumerate(rngs)]  # fmt: skip
+    return [
+        write_report(pool[i % len(pool)], region, 40 + i % 40, ("female", "male")[i % 2], r)
+        for i, r in enumerate(rngs)
+    ]
 
 
 def untrained(profile: Profile, seed: int = 0) -> MedM2G:

@@ -1,4 +1,5 @@
-"""Central alignment and the visual invariant: against plain references, and what each is blind to."""
+"""Central alignment and the visual invariant: against plain references, and what each is blind
+to."""
 
 from __future__ import annotations
 
@@ -8,7 +9,12 @@ import torch
 from conftest import pictures, reports
 from torch.nn import functional as F
 
-from medm2g_core.alignment.objective import augment, central_alignment_loss, info_nce, visual_invariant_loss
+from medm2g_core.alignment.objective import (
+    augment,
+    central_alignment_loss,
+    info_nce,
+    visual_invariant_loss,
+)
 from medm2g_core.profiles import AlignmentConfig
 from medm2g_core.streams import STREAMS
 
@@ -45,7 +51,9 @@ def test_info_nce_is_symmetric_and_lowest_for_matching_pairs():
 
 def test_the_temperature_is_clamped():
     a, b = unit(7), unit(7, seed=1)
-    assert torch.equal(info_nce(a, b, torch.tensor(100.0).log() + 1e-3), info_nce(a, b, torch.tensor(20.0)))
+    assert torch.equal(
+        info_nce(a, b, torch.tensor(100.0).log() + 1e-3), info_nce(a, b, torch.tensor(20.0))
+    )
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
@@ -60,7 +68,9 @@ def test_central_alignment_uses_n_minus_1_pairs_and_all_uses_every_pair(n, monke
     pooled = {name: unit(4, seed=i) for i, name in enumerate(list(STREAMS)[:n])}
     central = central_alignment_loss(pooled, LOG_SCALE)
     assert len(seen) == n - 1 and all(a is pooled["text"] for a, _ in seen)
-    expected = torch.stack([info_nce(pooled["text"], p, LOG_SCALE) for k, p in pooled.items() if k != "text"]).mean()
+    expected = torch.stack(
+        [info_nce(pooled["text"], p, LOG_SCALE) for k, p in pooled.items() if k != "text"]
+    ).mean()
     assert torch.allclose(central, expected)
     seen.clear()
     central_alignment_loss(pooled, LOG_SCALE, "all")
@@ -82,7 +92,7 @@ def test_alignment_without_text_is_refused():
         central_alignment_loss({"xray": unit(4), "ct": unit(4)}, LOG_SCALE)
 
 
-# ---------------------------------------------------------------- visual invariant
+# ---- visual invariant
 
 
 OFF_DIAGONAL, FULL = AlignmentConfig(invariant="off_diagonal"), AlignmentConfig(invariant="full")
@@ -124,7 +134,7 @@ def test_two_identical_decorrelated_views_are_perfect():
     assert visual_invariant_loss(x, x, FULL) < 1e-4
 
 
-def test_views_that_have_nothing_to_do_with_each_other_please_the_off_diagonal_term_but_not_the_full_one():
+def test_unrelated_views_please_the_off_diagonal_term_but_not_the_full_one():
     x = decorrelated(d=16)
     a, b = x[:, :8], x[:, 8:]
     assert visual_invariant_loss(a, b, OFF_DIAGONAL) < 1e-6
@@ -143,7 +153,7 @@ def test_off_costs_nothing_and_a_batch_of_one_is_refused():
         visual_invariant_loss(x[:1], x[:1], FULL)
 
 
-# ---------------------------------------------------------------- second views
+# ---- second views
 
 
 def test_augmentation_keeps_sides_shape_and_range():
@@ -167,7 +177,7 @@ def test_augmentation_follows_its_generator_and_changes_the_image_a_little():
     assert 0.01 < difference < 0.4
 
 
-# ---------------------------------------------------------------- encoders
+# ---- encoders
 
 
 @torch.no_grad()
@@ -175,8 +185,14 @@ def test_every_stream_embeds_to_unit_length_in_one_space(model):
     out = model.embed({n: pictures(2) if s.is_image else reports(2) for n, s in STREAMS.items()})
     dim = model.profile.alignment.embed_dim
     for name, e in out.items():
-        assert e.pooled.shape == (2, dim) and torch.allclose(e.pooled.norm(dim=1), torch.ones(2), atol=1e-5), name
-        assert e.tokens.shape[2] == dim and e.tokens.shape[:2] == e.mask.shape and e.mask.dtype == torch.bool
+        assert e.pooled.shape == (2, dim) and torch.allclose(
+            e.pooled.norm(dim=1), torch.ones(2), atol=1e-5
+        ), name
+        assert (
+            e.tokens.shape[2] == dim
+            and e.tokens.shape[:2] == e.mask.shape
+            and e.mask.dtype == torch.bool
+        )
 
 
 @torch.no_grad()

@@ -19,16 +19,25 @@ def piece(metric: str, values: dict[str, float]) -> dict[str, Piece]:
 
 def test_a_fixed_mark_is_met_from_its_value_on():
     bar = Bar("s", "a →", "m", offset=0.5)
-    assert [v.met for score in (0.49, 0.5) for v in verdicts(piece("m", {"model": score}), [bar])] == [False, True]
+    assert [
+        v.met for score in (0.49, 0.5) for v in verdicts(piece("m", {"model": score}), [bar])
+    ] == [False, True]
     assert str(bar) == "m ≥ 0.5"
 
 
 @pytest.mark.parametrize(
-    ("metric", "score", "met"), [("m", 0.5, False), ("m", 0.6, True), (LESS, 0.6, False), (LESS, 0.5, True)]
+    ("metric", "score", "met"),
+    [("m", 0.5, False), ("m", 0.6, True), (LESS, 0.6, False), (LESS, 0.5, True)],
 )
 def test_a_reference_is_the_strongest_of_those_named_times_the_factor(metric, score, met):
     """References 1.0 and 1.1 at factor .5: at least .55 is needed, or at most .5."""
-    values = {"model": score, "baseline: one": 1.0, "baseline: two": 1.1, "control: z": 9.0, "ceiling: w": 0.01}
+    values = {
+        "model": score,
+        "baseline: one": 1.0,
+        "baseline: two": 1.1,
+        "control: z": 9.0,
+        "ceiling: w": 0.01,
+    }
     (v,) = verdicts(piece(metric, values), [Bar("s", "a →", metric, ("baseline",), 0.5)])
     assert v.met is met and v.needed == pytest.approx(0.5 if metric == LESS else 0.55)
 
@@ -45,7 +54,9 @@ def test_another_setting_is_told_apart_from_one_draw():
 
 def test_a_mean_of_draws_is_judged_as_itself():
     bar = Bar("s", "a →", "m", ("baseline: r",), offset=-0.5, who="model, mean of 8")
-    (v,) = verdicts(piece("m", {"model": 9.0, "model, mean of 8": 20.0, "baseline: regression": 20.4}), [bar])
+    (v,) = verdicts(
+        piece("m", {"model": 9.0, "model, mean of 8": 20.0, "baseline: regression": 20.4}), [bar]
+    )
     assert v.score == 20.0 and v.met and v.best is None and str(bar) == "m (mean of 8) ≥ r -0.5"
 
 

@@ -1,4 +1,5 @@
-"""Properties of the virtual brain: what is drawn is what the findings say, and nothing else gives it away."""
+"""Properties of the virtual brain: what is drawn is what the findings say, and nothing else gives
+it away."""
 
 from __future__ import annotations
 
@@ -53,11 +54,17 @@ def test_studies_have_four_valid_images_and_valid_findings() -> None:
         study = render_brain(seed)
         assert tuple(study["images"]) == STREAMS
         for name, picture in study["images"].items():
-            assert check_image(picture, name).shape == (1, 128, 128) and picture.dtype == torch.float32
+            assert (
+                check_image(picture, name).shape == (1, 128, 128) and picture.dtype == torch.float32
+            )
             assert float(picture[0, :4, :4].mean()) < -0.93, "air is near -1"
         for finding in study["findings"]:
             check_finding(finding)
-        assert study["person"] == "mni152" and study["sex"] in ("female", "male") and 20 <= study["age"] < 88
+        assert (
+            study["person"] == "mni152"
+            and study["sex"] in ("female", "male")
+            and 20 <= study["age"] < 88
+        )
         assert study["spacing_mm"] == (SPACING_MM, SPACING_MM)
 
 
@@ -97,7 +104,9 @@ def test_the_level_does_not_depend_on_the_findings() -> None:
         levels[has].append(slice_level(seed))
     everything = levels[True] + levels[False]
     assert LEVEL_MM[0] <= min(everything) and max(everything) <= LEVEL_MM[1]
-    assert abs(np.mean(levels[True]) - np.mean(levels[False])) < 3 * 3.2 * np.sqrt(1 / 200 + 1 / 400)
+    assert abs(np.mean(levels[True]) - np.mean(levels[False])) < 3 * 3.2 * np.sqrt(
+        1 / 200 + 1 / 400
+    )
 
 
 def test_every_level_cuts_every_lobe_on_both_sides(atlas: BrainAtlas) -> None:
@@ -125,7 +134,8 @@ def test_a_tumor_lies_on_its_side_and_in_its_lobe(
     side: str, lobe: str, planes: list[tuple[pathology.Plane, pathology.Tumor]]
 ) -> None:
     for seed in (1, 2):
-        # The difference to the same person without it must be on the right side of the *picture*, too.
+        # The difference to the same person without it must be on the right side of the *picture*,
+        # too.
         with_it = image(seed, (tumor(side, lobe, 26),), "mri_flair")
         change = np.abs(with_it - image(seed, (), "mri_flair"))
         on_left_of_picture = change[:, :60].sum() > change[:, 68:].sum()
@@ -135,7 +145,9 @@ def test_a_tumor_lies_on_its_side_and_in_its_lobe(
         assert (plane.xyz[0][drawn.centre] > 0) == (side == "right")
 
 
-def test_tumors_are_as_large_as_the_report_says(planes: list[tuple[pathology.Plane, pathology.Tumor]]) -> None:
+def test_tumors_are_as_large_as_the_report_says(
+    planes: list[tuple[pathology.Plane, pathology.Tumor]],
+) -> None:
     for mm in (14, 28, 44, 60):
         for seed in (0, 1):
             render_brain(seed, findings=(tumor("left", "frontal", mm),))
@@ -143,7 +155,9 @@ def test_tumors_are_as_large_as_the_report_says(planes: list[tuple[pathology.Pla
             rows, cols = np.nonzero(drawn.solid + drawn.core > 0.5)
             points = np.stack([rows, cols], 1) * plane.mm
             angles = np.linspace(0, np.pi, 36, endpoint=False)
-            diameter = max(np.ptp(points @ np.array([np.sin(a), np.cos(a)])) for a in angles) + plane.mm
+            diameter = (
+                max(np.ptp(points @ np.array([np.sin(a), np.cos(a)])) for a in angles) + plane.mm
+            )
             assert 0.88 * mm < diameter < 1.12 * mm, (mm, diameter)
 
 
@@ -169,19 +183,25 @@ def test_edema_brightens_flair_around_the_tumor_more_the_larger_it_is() -> None:
         bare = image(seed, (mass,), "mri_flair")
         areas = []
         for size in ("small", "moderate", "large"):
-            swollen = image(seed, (mass, Finding("vasogenic_edema", "left", "frontal", size)), "mri_flair")
+            swollen = image(
+                seed, (mass, Finding("vasogenic_edema", "left", "frontal", size)), "mri_flair"
+            )
             brighter = (swollen - bare) > 0.15
             areas.append(int(brighter.sum()))
             assert brighter[:, :60].sum() < 0.02 * max(brighter.sum(), 1), "stays on its side"
         assert 0 < areas[0] < areas[1] < areas[2]
 
 
-def test_white_matter_lesions_change_nothing_but_small_bright_spots_and_more_of_them_by_size() -> None:
+def test_white_matter_lesions_change_nothing_but_small_bright_spots_and_more_of_them_by_size() -> (
+    None
+):
     for seed in (0, 1):
         normal = image(seed, (), "mri_flair")
         areas = []
         for size in ("small", "moderate", "large"):
-            change = image(seed, (Finding("white_matter_lesions", size=size),), "mri_flair") - normal
+            change = (
+                image(seed, (Finding("white_matter_lesions", size=size),), "mri_flair") - normal
+            )
             assert (np.abs(change) < 0.02).mean() > 0.85, "the rest of the picture stays"
             assert change.min() > -0.15
             areas.append(int((change > 0.1).sum()))
@@ -195,20 +215,26 @@ def test_ventricles_grow_with_the_size_class_and_more_than_among_healthy_people(
     seeds = range(4)
     healthy = [fluid(s, ()) for s in seeds]
     by_size = [
-        [fluid(s, (Finding("ventriculomegaly", size=z),)) for s in seeds] for z in ("small", "moderate", "large")
+        [fluid(s, (Finding("ventriculomegaly", size=z),)) for s in seeds]
+        for z in ("small", "moderate", "large")
     ]
     for i in range(len(healthy)):
         assert healthy[i] < by_size[0][i] < by_size[1][i] < by_size[2][i]
     assert np.mean(by_size[2]) > 1.8 * np.mean(healthy)
 
 
-def test_contrasts_order_brain_tissues_as_physics_says(planes: list[tuple[pathology.Plane, pathology.Tumor]]) -> None:
+def test_contrasts_order_brain_tissues_as_physics_says(
+    planes: list[tuple[pathology.Plane, pathology.Tumor]],
+) -> None:
     study = render_brain(3, findings=(tumor("left", "occipital", 14),))["images"]
     plane, drawn = planes[-1]
     far = drawn.distance[::2, ::2] > 20
     white = (plane.wm[::2, ::2] > 0.97) & far
     fluid = (plane.ventricle[::2, ::2] < -2) & far
-    level = {s: (float(study[s][0].numpy()[white].mean()), float(study[s][0].numpy()[fluid].mean())) for s in STREAMS}
+    level = {
+        s: (float(study[s][0].numpy()[white].mean()), float(study[s][0].numpy()[fluid].mean()))
+        for s in STREAMS
+    }
     assert level["mri_t1"][0] > level["mri_t1"][1]
     assert level["mri_t2"][0] < level["mri_t2"][1]
     assert level["mri_flair"][0] > level["mri_flair"][1] and level["mri_flair"][1] < -0.9
@@ -219,7 +245,11 @@ def test_impossible_findings_are_refused_with_a_reason() -> None:
         render_brain(0, findings=(Finding("vasogenic_edema", "left", "frontal", "small"),))
     with pytest.raises(ValueError, match="needs a tumor of the same side and lobe"):
         render_brain(
-            0, findings=(tumor("right", "frontal", 20), Finding("vasogenic_edema", "left", "frontal", "small"))
+            0,
+            findings=(
+                tumor("right", "frontal", 20),
+                Finding("vasogenic_edema", "left", "frontal", "small"),
+            ),
         )
     with pytest.raises(ValueError, match="not a finding of the brain"):
         render_brain(0, findings=(Finding("cardiomegaly", size="small"),))
@@ -227,7 +257,9 @@ def test_impossible_findings_are_refused_with_a_reason() -> None:
         render_brain(0, findings=(Finding("tumor", "left", "frontal", "large", 20),))
 
 
-def test_a_missing_template_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_template_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("MEDM2G_DATA", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install nilearn"):

@@ -1,4 +1,5 @@
-"""Score against training time: every point comes from a stored result, and says which training it was."""
+"""Score against training time: every point comes from a stored result, and says which training it
+was."""
 
 from __future__ import annotations
 
@@ -24,26 +25,42 @@ def row(who: str, value: float) -> Row:
 
 
 def test_each_training_gives_a_point_with_its_minutes_and_its_interval():
-    spent = {"a": {"alignment": 999.0, "round1": 60.0, "round2": 30.0, "round3": 30.0}, "b": {"round1": 240.0}}
-    pieces = {"report_xray": Piece([row("model", 0.5), row("model, consensus of 5", 0.9)]),
-              "unseen": Piece([row(SEEN, 0.3)], facts={"CPU seconds": spent})}  # fmt: skip
-    short = [{"arm": "three rounds", "seconds": 60.0, "scores": {CURVES[TITLE][3]: v}} for v in (0.1, 0.2)]
-    other = [{"arm": "all pairs at once, same time", "seconds": 1.0, "scores": {CURVES[TITLE][3]: 9.0}}]
+    spent = {
+        "a": {"alignment": 999.0, "round1": 60.0, "round2": 30.0, "round3": 30.0},
+        "b": {"round1": 240.0},
+    }
+    pieces = {
+        "report_xray": Piece([row("model", 0.5), row("model, consensus of 5", 0.9)]),
+        "unseen": Piece([row(SEEN, 0.3)], facts={"CPU seconds": spent}),
+    }
+    short = [
+        {"arm": "three rounds", "seconds": 60.0, "scores": {CURVES[TITLE][3]: v}}
+        for v in (0.1, 0.2)
+    ]
+    other = [
+        {"arm": "all pairs at once, same time", "seconds": 1.0, "scores": {CURVES[TITLE][3]: 9.0}}
+    ]
     trainings = [Training(SHIPPED, pieces, 60.0, "")]
     points = [p for p in budget_points(trainings, short + other) if p.curve == TITLE]
     assert [(p.what, p.minutes, round(p.value, 2)) for p in points] == [
-        ("ablation, 2 seeds", 1.0, 0.15), ("two people of three", 3.0, 0.3), ("full training", 60.0, 0.5),
-    ]  # fmt: skip
+        ("ablation, 2 seeds", 1.0, 0.15),
+        ("two people of three", 3.0, 0.3),
+        ("full training", 60.0, 0.5),
+    ]
     assert (points[0].low, points[0].high) == (0.1, 0.2) and points[2].low == 0.4
     figure = budget_figure(points)
     assert len(figure.axes) == 1 and figure.axes[0].get_xscale() == "log"
 
 
-def folder(path: Path, *, steps: int, batch: int, seconds: float, device: str = "cpu", **facts: str) -> Path:
+def folder(
+    path: Path, *, steps: int, batch: int, seconds: float, device: str = "cpu", **facts: str
+) -> Path:
     """Of a training whose rounds are all alike."""
     stage = {"steps": steps, "seconds": seconds, "threads": 2, "device": device}
     path.mkdir(parents=True)
-    (path / "training.json").write_text(json.dumps({"stages": dict.fromkeys(ROUND_STAGES, stage), **facts}))
+    (path / "training.json").write_text(
+        json.dumps({"stages": dict.fromkeys(ROUND_STAGES, stage), **facts})
+    )
     settings = {"profile": {"stages": {r: {"batch": batch} for r in ROUND_STAGES}}}
     (path / "config.json").write_text(json.dumps(settings))
     return path
@@ -55,10 +72,15 @@ def keep(path: Path, model: float) -> None:
 
 
 def test_more_training_is_placed_by_the_studies_that_it_saw(tmp_path):
-    shipped, results = folder(tmp_path / "shipped", steps=100, batch=32, seconds=600.0), tmp_path / "results"
+    shipped, results = (
+        folder(tmp_path / "shipped", steps=100, batch=32, seconds=600.0),
+        tmp_path / "results",
+    )
     keep(results, 0.5)
     assert [t.name for t in load_trainings(results, shipped)] == ["shipped"]
-    more = folder(results / "longer", steps=50, batch=128, seconds=9.0, device="cuda (X)", start="cpu, abc")
+    more = folder(
+        results / "longer", steps=50, batch=128, seconds=9.0, device="cuda (X)", start="cpu, abc"
+    )
     keep(more, 0.7)
     trainings = load_trainings(results, shipped)
     assert [(t.name, t.minutes) for t in trainings] == [("shipped", 60.0), ("longer", 180.0)]
@@ -66,7 +88,10 @@ def test_more_training_is_placed_by_the_studies_that_it_saw(tmp_path):
     assert seen == [("full training", 60.0, 0.5), ("more, on a GPU", 180.0, 0.7)]
     table = side_by_side(trainings)
     assert "| task | metric | n | shipped, one draw | longer, one draw | shipped, best" in table
-    assert "| 9 | 0.50 [0.40, 0.60] | 0.70 [0.60, 0.80] | 0.70 [0.60, 0.80] consensus of 5 | 0.90" in table
+    assert (
+        "| 9 | 0.50 [0.40, 0.60] | 0.70 [0.60, 0.80] | 0.70 [0.60, 0.80] consensus of 5 | 0.90"
+        in table
+    )
     assert "27 more seconds of the three rounds on cuda (X), from the shipped weights" in table
     assert "120 CPU minutes" in table
 
@@ -74,7 +99,10 @@ def test_more_training_is_placed_by_the_studies_that_it_saw(tmp_path):
 @pytest.mark.parametrize(("start", "minutes"), [("cpu, abc", 30 + 60), ("cpu, other", 60 + 60)])
 def test_longer_training_counts_from_the_weights_that_it_went_on_from(tmp_path, start, minutes):
     """From the first leg of the shipped training (half its time) if its weights say so."""
-    shipped, results = folder(tmp_path / "shipped", steps=100, batch=32, seconds=600.0), tmp_path / "results"
+    shipped, results = (
+        folder(tmp_path / "shipped", steps=100, batch=32, seconds=600.0),
+        tmp_path / "results",
+    )
     earlier = folder(results / "earlier", steps=50, batch=32, seconds=300.0, weights="cpu, abc")
     folder(results / "longer", steps=25, batch=128, seconds=9.0, device="cuda (X)", start=start)
     keep(results, 0.5)
@@ -85,7 +113,10 @@ def test_longer_training_counts_from_the_weights_that_it_went_on_from(tmp_path, 
 
 
 def test_what_less_training_left_as_it_was_is_taken_over_and_gives_no_second_point(tmp_path):
-    shipped, results = folder(tmp_path / "shipped", steps=100, batch=32, seconds=600.0), tmp_path / "results"
+    shipped, results = (
+        folder(tmp_path / "shipped", steps=100, batch=32, seconds=600.0),
+        tmp_path / "results",
+    )
     folder(results / "earlier", steps=50, batch=32, seconds=300.0, weights="cpu, abc")
     keep(results, 0.5)
     trainings = load_trainings(results, shipped)

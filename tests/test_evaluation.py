@@ -12,7 +12,14 @@ import torch
 
 from medm2g_core.evaluation.baselines.clock import stopwatch, unit
 from medm2g_core.evaluation.baselines.shares import parse_shares
-from medm2g_core.evaluation.metrics import bootstrap, ct_mae_hu, finding_counts, finding_f1, psnr, ssim
+from medm2g_core.evaluation.metrics import (
+    bootstrap,
+    ct_mae_hu,
+    finding_counts,
+    finding_f1,
+    psnr,
+    ssim,
+)
 from medm2g_core.evaluation.results import (
     evaluate,
     failed,
@@ -52,7 +59,10 @@ def test_ct_error_is_in_hounsfield_units() -> None:
 
 def test_strict_counts_need_side_and_size_and_presence_does_not() -> None:
     true = [Finding("pleural_effusion", "left", "", "large")]
-    said = [Finding("pleural_effusion", "right", "", "large"), Finding("cardiomegaly", size="small")]
+    said = [
+        Finding("pleural_effusion", "right", "", "large"),
+        Finding("cardiomegaly", size="small"),
+    ]
     assert finding_counts(said, true, strict=False) == (1, 1, 0)
     assert finding_counts(said, true, strict=True) == (0, 2, 1)
     assert finding_f1([(1, 1, 0)]) == pytest.approx(2 / 3)
@@ -70,7 +80,9 @@ def test_bootstrap_interval_holds_the_mean_and_shrinks_with_n() -> None:
 
 
 def test_recall_is_perfect_for_equal_embeddings_and_chance_for_random_ones() -> None:
-    a, b = torch.nn.functional.normalize(torch.randn(2, 200, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    a, b = torch.nn.functional.normalize(
+        torch.randn(2, 200, 16, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
     assert recall_at(a, a, 1) == 1.0
     assert recall_at(a, b, 5) < 0.1
     assert np.mean(hits_at(a, a, 1)) == 1.0
@@ -78,7 +90,8 @@ def test_recall_is_perfect_for_equal_embeddings_and_chance_for_random_ones() -> 
 
 
 def test_equal_embeddings_are_a_draw_in_retrieval() -> None:
-    """Four copies of one patient: a rank of 1 would be luck, so each counts a quarter, as the ceiling says."""
+    """Four copies of one patient: a rank of 1 would be luck, so each counts a quarter, as the
+    ceiling says."""
     same = torch.ones(4, 3) / 3**0.5
     assert hits_at(same, same, 1) == pytest.approx([0.25] * 4)
     assert hits_at(same, same, 4) == [1.0] * 4
@@ -87,7 +100,10 @@ def test_equal_embeddings_are_a_draw_in_retrieval() -> None:
 
 
 def test_same_findings_counts_another_patient_with_equal_findings_and_no_other_side() -> None:
-    left, right = Finding("pneumothorax", "left", "", "small"), Finding("pneumothorax", "right", "", "small")
+    left, right = (
+        Finding("pneumothorax", "left", "", "small"),
+        Finding("pneumothorax", "right", "", "small"),
+    )
     swap = torch.eye(3)[[1, 0, 2]]  # patients 0 and 1 find each other, 2 itself
     assert same_findings_at_1(torch.eye(3), swap, [(left,), (left,), ()]) == [1.0, 1.0, 1.0]
     assert same_findings_at_1(torch.eye(3), swap, [(left,), (right,), ()]) == [0.0, 0.0, 1.0]
@@ -98,7 +114,10 @@ def test_a_stored_piece_comes_back_only_for_what_it_was_measured_with(tmp_path: 
     piece = Piece([make_row("t", "m", "model", [1.0, 2.0])], [Check("c", True, "d")], 1.0, {"a": 1})
     shelf.put("x", Shelf.key(weights="a"), piece)
     assert shelf.get("x", Shelf.key(weights="a")) == piece
-    assert shelf.get("x", Shelf.key(weights="b")) is None and shelf.get("y", Shelf.key(weights="a")) is None
+    assert (
+        shelf.get("x", Shelf.key(weights="b")) is None
+        and shelf.get("y", Shelf.key(weights="a")) is None
+    )
     (tmp_path / "x.json").write_text("{half", encoding="utf-8")  # damaged: measured again, no crash
     assert shelf.get("x", Shelf.key(weights="a")) is None
 
@@ -112,7 +131,14 @@ def test_the_table_has_a_line_a_metric_and_keeps_rivals_apart() -> None:
     ]
     lines = markdown(rows).splitlines()
     assert len(lines) == 4
-    cells = ["a → b", "PSNR, dB", "8", "20.0 [19.0, 21.0]", "mean image 15.0 [14.0, 16.0]", "codec 30.0 [29.0, 31.0]"]
+    cells = [
+        "a → b",
+        "PSNR, dB",
+        "8",
+        "20.0 [19.0, 21.0]",
+        "mean image 15.0 [14.0, 16.0]",
+        "codec 30.0 [29.0, 31.0]",
+    ]
     assert lines[2] == f"| {' | '.join(cells)} |"
 
 
@@ -121,23 +147,37 @@ def test_the_short_table_keeps_the_strongest_rival_of_each_kind_and_the_single_d
         return Row("task", "finding F1", who, value, value - 0.1, value + 0.1, 9)
 
     rows = [
-        row("model", 0.3), row("model, best of 8", 0.5), row("model, mean", 0.4), row("baseline: weak", 0.2),
-        row("baseline: strong", 0.6), row("control: shuffled", 0.1), row("ceiling: codec", 0.8),
-        row("ceiling: real images", 0.9), Row("other", "PSNR, dB", "model", 20.04, 19, 21, 4),
-    ]  # fmt: skip
+        row("model", 0.3),
+        row("model, best of 8", 0.5),
+        row("model, mean", 0.4),
+        row("baseline: weak", 0.2),
+        row("baseline: strong", 0.6),
+        row("control: shuffled", 0.1),
+        row("ceiling: codec", 0.8),
+        row("ceiling: real images", 0.9),
+        Row("other", "PSNR, dB", "model", 20.04, 19, 21, 4),
+    ]
     first, second = compact(rows).splitlines()[2:]
     cells = [c.strip() for c in first.strip("|").split("|")]
     assert cells == [
-        "task", "finding F1", "9", "0.30 [0.20, 0.40]", "0.50 [0.40, 0.60] best of 8", "0.60 [0.50, 0.70] strong",
-        "0.10 [0.00, 0.20] shuffled", "0.90 [0.80, 1.00] real images",
-    ]  # fmt: skip
+        "task",
+        "finding F1",
+        "9",
+        "0.30 [0.20, 0.40]",
+        "0.50 [0.40, 0.60] best of 8",
+        "0.60 [0.50, 0.70] strong",
+        "0.10 [0.00, 0.20] shuffled",
+        "0.90 [0.80, 1.00] real images",
+    ]
     cells = [c.strip() for c in second.strip("|").split("|")]
     assert cells == ["other", "PSNR, dB", "4", "20.0 [19.0, 21.0]", "", "", "", ""]
 
 
-
 def test_trained_baselines_get_the_time_of_the_flow_they_face(tmp_path: Path) -> None:
-    stages = {n: {"seconds": s, "threads": 2} for n, s in (("round1", 50.0), ("round2", 25.0), ("round3", 35.0))}
+    stages = {
+        n: {"seconds": s, "threads": 2}
+        for n, s in (("round1", 50.0), ("round2", 25.0), ("round3", 35.0))
+    }
     (tmp_path / "training.json").write_text(json.dumps({"stages": stages}), encoding="utf-8")
     assert flow_seconds(tmp_path) == {"text": 50.0, "xray": 50.0, "ct": 50.0, "mri": 70.0}
     assert flow_seconds(tmp_path, 0.5)["mri"] == 35.0
@@ -149,7 +189,12 @@ def test_a_rival_of_flows_trained_on_a_gpu_gets_seconds_of_the_wall(tmp_path: Pa
     stage = {"seconds": 70.0, "threads": 8, "device": "cuda (NVIDIA H200)"}
     training = {"stages": dict.fromkeys(("round1", "round2", "round3"), stage)}
     (tmp_path / "training.json").write_text(json.dumps(training))
-    assert flow_seconds(tmp_path, "1,mri=0.5") == {"text": 35.0, "xray": 35.0, "ct": 70.0, "mri": 35.0}
+    assert flow_seconds(tmp_path, "1,mri=0.5") == {
+        "text": 35.0,
+        "xray": 35.0,
+        "ct": 70.0,
+        "mri": 35.0,
+    }
     assert flow_device(tmp_path) == "cuda" and flow_device(tmp_path / "nothing") == "cpu"
 
 
@@ -162,8 +207,11 @@ def test_the_clock_of_a_cpu_stands_still_while_nothing_is_computed() -> None:
     assert idle < 0.1 and unit("cpu") == "CPU seconds" and unit("cuda:1") == "GPU seconds"
 
 
-def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(model: MedM2G, tmp_path: Path) -> None:
-    """An untrained model: its tables are complete, its controls that need a trained model fail, and that is said."""
+def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(
+    model: MedM2G, tmp_path: Path
+) -> None:
+    """An untrained model: its tables are complete, its controls that need a trained model fail, and
+    that is said."""
     folder, out = tmp_path / "weights", tmp_path / "results"
     model.save_pretrained(folder)
     sizes = {"n_chest": 8, "n_brain": 4, "reference": 4, "steps": 1}
@@ -173,10 +221,14 @@ def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(mod
     for piece in pieces.values():
         assert piece.rows and all(r.low <= r.value <= r.high for r in piece.rows)
     bad = failed(pieces)
-    assert any("a wrong guide is visibly wrong" in c.name for _, c in bad) and "does not hold" in report(pieces)
+    assert any(
+        "a wrong guide is visibly wrong" in c.name for _, c in bad
+    ) and "does not hold" in report(pieces)
     stamp = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
     assert evaluate(folder, out, sections=sections, **sizes) == pieces
-    assert evaluate(folder, out, sections=sections, time_fraction=1.0, **sizes) == pieces, "they train no baselines"
+    assert evaluate(folder, out, sections=sections, time_fraction=1.0, **sizes) == pieces, (
+        "they train no baselines"
+    )
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == stamp
     before = weights_digest(folder)
     with torch.no_grad():
@@ -202,10 +254,16 @@ def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(mod
         ({"mri": 1.0, "ct": 0.1, "xray": 0.1, "pix2pix": 0.1}, "0.1,mri=1", False),
     ],
 )
-def test_scores_are_kept_unless_their_baselines_were_trained_for_less_than_asked(had, asked, kept) -> None:
+def test_scores_are_kept_unless_their_baselines_were_trained_for_less_than_asked(
+    had, asked, kept
+) -> None:
     piece = Piece(facts={"settings": {"time_fraction": had}})
-    assert fair_enough("translation", piece, asked) is kept and fair_enough("guidance", piece, asked)
-    said = handicap({"translation": piece, "guidance": Piece(facts={"settings": {"time_fraction": 0.1}})})
+    assert fair_enough("translation", piece, asked) is kept and fair_enough(
+        "guidance", piece, asked
+    )
+    said = handicap(
+        {"translation": piece, "guidance": Piece(facts={"settings": {"time_fraction": 0.1}})}
+    )
     whole = "10 % (Image to image: to CT, to X-ray, pix2pix); 100 % (Image to image: to MR)"
     assert (f"{100 * had:g} % (Image to image)" if isinstance(had, float) else whole) in said
     assert "Is the guidance" not in said and ("beating them shows little" in said) is (had != 1.0)
@@ -213,7 +271,13 @@ def test_scores_are_kept_unless_their_baselines_were_trained_for_less_than_asked
 
 def test_shares_of_the_training_time_are_read_or_refused_in_words() -> None:
     assert set(parse_shares(0.5).values()) == {0.5}
-    assert parse_shares("0.1,mri=1") == {"text": 0.1, "xray": 0.1, "ct": 0.1, "mri": 1.0, "pix2pix": 1.0}
+    assert parse_shares("0.1,mri=1") == {
+        "text": 0.1,
+        "xray": 0.1,
+        "ct": 0.1,
+        "mri": 1.0,
+        "pix2pix": 1.0,
+    }
     assert parse_shares("0.1,mri=1,pix2pix=0.2")["pix2pix"] == 0.2
     for bad in ("0", "x", "-1", "0.1,pet=1", "0.1,mri=", "inf"):
         with pytest.raises(ValueError, match="time fraction"):
@@ -221,7 +285,9 @@ def test_shares_of_the_training_time_are_read_or_refused_in_words() -> None:
 
 
 def test_seconds_of_another_kind_of_machine_are_called_not_comparable() -> None:
-    piece = Piece(facts={"settings": {"time_fraction": 1.0}, "devices": {"flows": "cuda", "baselines": "cpu"}})
+    piece = Piece(
+        facts={"settings": {"time_fraction": 1.0}, "devices": {"flows": "cuda", "baselines": "cpu"}}
+    )
     assert "not comparable" in handicap({"translation": piece})
     piece.facts["devices"] = {"flows": "cuda", "baselines": "cuda"}
     assert "not comparable" not in handicap({"translation": piece})

@@ -38,7 +38,14 @@ from medm2g_core.evaluation.fidelity import (
     side_hits,
 )
 from medm2g_core.evaluation.judges import SHIPPED_JUDGES as SHIPPED
-from medm2g_core.evaluation.judges import Judge, JudgeNet, Judges, label_matrix, labels_of, load_judge
+from medm2g_core.evaluation.judges import (
+    Judge,
+    JudgeNet,
+    Judges,
+    label_matrix,
+    labels_of,
+    load_judge,
+)
 from medm2g_core.evaluation.table import Piece
 from medm2g_core.evaluation.text_to_image import nearest_reports, text_to_image
 from medm2g_core.evaluation.unified import unified
@@ -71,7 +78,7 @@ def some_findings(n: int = 60) -> list[tuple[Finding, ...]]:
     return [((EFFUSION,), (NODULE,), (), (EFFUSION, NODULE), (), ())[i % 6] for i in range(n)]
 
 
-# ---------------------------------------------------------------------------------------- findings
+# ---- findings
 
 
 def test_macro_auc_is_the_mean_of_torchmetrics_over_findings_with_enough_cases() -> None:
@@ -80,7 +87,9 @@ def test_macro_auc_is_the_mean_of_torchmetrics_over_findings_with_enough_cases()
     r = reading(findings, 2.0)
     columns = [findings_of("chest").index(n) for n in ("pleural_effusion", "nodule")]
     expected = [
-        binary_auroc(torch.tensor(r.logits[:, c]).sigmoid(), torch.tensor(r.truth[:, c]).long()).item()
+        binary_auroc(
+            torch.tensor(r.logits[:, c]).sigmoid(), torch.tensor(r.truth[:, c]).long()
+        ).item()
         for c in columns
     ]
     assert sorted(r.counted()) == sorted(columns)
@@ -94,20 +103,43 @@ def test_certain_judge_scores_one_and_ignorant_judge_scores_chance() -> None:
         assert sure[metric] == (1.0, 1.0, 1.0)
         value, low, high = blind[metric]
         assert low <= value <= high and low - 0.05 < chance < high + 0.05
-    assert sure["lobe accuracy"][0] == 1.0 and blind["lobe accuracy"][0] == pytest.approx(1 / 3, abs=0.12)
+    assert sure["lobe accuracy"][0] == 1.0 and blind["lobe accuracy"][0] == pytest.approx(
+        1 / 3, abs=0.12
+    )
 
 
 def test_balanced_accuracy_by_hand() -> None:
     r = reading([(EFFUSION,)] * 5 + [()] * 5, 0)
     column = r.judge.column("pleural_effusion")
-    r.logits[:, column] = [1, 1, 1, 1, -1, -1, -1, -1, 1, 1]  # sensitivity 4/5, specificity 3/5; thresholds are 0
+    r.logits[:, column] = [
+        1,
+        1,
+        1,
+        1,
+        -1,
+        -1,
+        -1,
+        -1,
+        1,
+        1,
+    ]  # sensitivity 4/5, specificity 3/5; thresholds are 0
     assert balanced_accuracy(r) == pytest.approx(0.7)
 
 
 def test_side_is_asked_only_where_a_finding_has_exactly_one() -> None:
     both = Finding("pleural_effusion", "both", "", "small")
     right = replace(EFFUSION, side="right")
-    r = reading([(EFFUSION,), (both,), (EFFUSION, right), (), (NODULE, EFFUSION), (Finding("cardiomegaly"),)], 50)
+    r = reading(
+        [
+            (EFFUSION,),
+            (both,),
+            (EFFUSION, right),
+            (),
+            (NODULE, EFFUSION),
+            (Finding("cardiomegaly"),),
+        ],
+        50,
+    )
     assert side_hits(r).tolist() == [[1, 1], [0, 0], [0, 0], [0, 0], [2, 2], [0, 0]]
     assert lobe_hits(r).tolist() == [[0, 0], [0, 0], [0, 0], [0, 0], [1, 1], [0, 0]]
     assert side_hits(replace(r, logits=-r.logits))[:, 0].sum() == 0
@@ -117,7 +149,9 @@ def test_mirrored_images_show_the_other_side() -> None:
     judge = load_judge(SHIPPED, "chest", "ct")
     cohort = VirtualCohort("test", "chest", 128)
     x = cohort.stack("ct")
-    right, mirrored = (side_hits(Reading.of(judge, y, cohort.findings)).sum(0) for y in (x, x.flip(-1)))
+    right, mirrored = (
+        side_hits(Reading.of(judge, y, cohort.findings)).sum(0) for y in (x, x.flip(-1))
+    )
     assert right[0] / right[1] > 0.9 and mirrored[0] / mirrored[1] < 0.35
 
 
@@ -153,19 +187,29 @@ def test_streams_of_one_patient_agree_and_those_of_strangers_do_not() -> None:
     assert {m: v[0] for m, v in same.items()} == pytest.approx({m: 1.0 for m in own})
 
 
-# ------------------------------------------------------------------------------------ distributions
+# ---- distributions
 
 
 def test_frechet_of_equal_sets_is_zero_and_of_shifted_sets_the_squared_shift() -> None:
     x = np.random.default_rng(0).normal(size=(300, 16))
     assert frechet(x, x) == pytest.approx(0, abs=1e-6)
     assert frechet(x, x + np.array([3.0] + [0.0] * 15)) == pytest.approx(9, abs=1e-6)
-    assert frechet(x, 2 * x) == pytest.approx(np.trace(np.cov(x.T)) + (x.mean(0) ** 2).sum(), rel=1e-6)
+    assert frechet(x, 2 * x) == pytest.approx(
+        np.trace(np.cov(x.T)) + (x.mean(0) ** 2).sum(), rel=1e-6
+    )
 
 
 def test_frechet_of_diagonal_gaussians_has_its_closed_form() -> None:
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(20000, 3)) * [1, 2, 3], rng.normal(size=(20000, 3)) * [2, 2, 1] + [0, 1, 0]
+    a, b = (
+        rng.normal(size=(20000, 3)) * [1, 2, 3],
+        rng.normal(size=(20000, 3)) * [2, 2, 1]
+        + [
+            0,
+            1,
+            0,
+        ],
+    )
     assert frechet(a, b) == pytest.approx(1 + (2 - 1) ** 2 + (1 - 3) ** 2, rel=0.05)
 
 
@@ -176,7 +220,9 @@ def test_kernel_distance_is_the_unbiased_sum_over_pairs() -> None:
     def k(x: np.ndarray, y: np.ndarray) -> float:
         return float((x @ y / 5 + 1) ** 3)
 
-    within = sum(k(s[i], s[j]) for s in (a, b) for i in range(12) for j in range(12) if i != j) / (12 * 11)
+    within = sum(k(s[i], s[j]) for s in (a, b) for i in range(12) for j in range(12) if i != j) / (
+        12 * 11
+    )
     across = sum(k(x, y) for x in a for y in b) / 144
     assert kid(a, b) == pytest.approx(within - 2 * across)
     with pytest.raises(ValueError, match="one size"):
@@ -201,16 +247,23 @@ def test_copies_of_one_image_have_no_diversity_and_blur_shows_in_the_distance() 
     real, other = np.random.default_rng(0).normal(size=(2, 120, 64))
     assert diversity(real, real)[0] == pytest.approx(1)
     assert diversity(np.repeat(real[:1], 120, 0), real)[0] == 0
-    floor, far = distribution_scores(real, other, real), distribution_scores(real * 0.5, other, real)
+    floor, far = (
+        distribution_scores(real, other, real),
+        distribution_scores(real * 0.5, other, real),
+    )
     assert far[FRECHET][1] > floor[FRECHET][2]
-    assert distribution_scores(real[:64], other, real[:64]) == {}, "a covariance of 64 numbers needs more than 64"
+    assert distribution_scores(real[:64], other, real[:64]) == {}, (
+        "a covariance of 64 numbers needs more than 64"
+    )
 
 
 def test_shipped_features_notice_blur() -> None:
     judge = load_judge(SHIPPED, "chest", "xray")
     x, other = (VirtualCohort(split, "chest", 128).stack("xray") for split in ("test", "val"))
     kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    blurred = torch.nn.functional.conv2d(x, (kernel[:, None] * kernel)[None, None], padding=2).clamp(-1, 1)
+    blurred = torch.nn.functional.conv2d(
+        x, (kernel[:, None] * kernel)[None, None], padding=2
+    ).clamp(-1, 1)
     reference = judge.features(other)
     assert frechet(judge.features(blurred), reference) > 2 * frechet(judge.features(x), reference)
 
@@ -222,12 +275,16 @@ def test_a_copy_has_distance_zero_to_the_training_images() -> None:
     assert nearest_distance(pool[:1] + 0.1, pool[:1])[0] == pytest.approx(0.1, abs=1e-4)
 
 
-# ------------------------------------------------------------------------------------------ checks
+# ---- checks
 
 
 def test_check_of_a_control_fails_when_the_control_still_knows() -> None:
     findings = some_findings(120)
-    readings = {"control: x": reading(findings, 0), "control: leak": reading(findings, 3), REAL: reading(findings, 9)}
+    readings = {
+        "control: x": reading(findings, 0),
+        "control: leak": reading(findings, 3),
+        REAL: reading(findings, 9),
+    }
     assert chance_check("t", readings, "control: x").passed
     assert not chance_check("t", readings, "control: leak").passed
 
@@ -244,7 +301,7 @@ def test_nearest_report_of_a_report_is_itself(model: MedM2G) -> None:
     assert nearest_reports(model, texts, texts) == list(range(len(texts)))
 
 
-# ---------------------------------------------------------------------------------------- sections
+# ---- sections
 
 
 @pytest.fixture(scope="module")
@@ -265,26 +322,46 @@ def has_everything(piece: Piece) -> None:
     assert Piece.from_dict(piece.to_dict()) == piece
 
 
-def test_text_to_image_has_baselines_control_and_ceilings(model: MedM2G, blank_judges: Judges) -> None:
-    bench = Bench(MedM2GPipeline(model), n_chest=70, n_brain=2, reference=2, steps=1, progress=False)
+def test_text_to_image_has_baselines_control_and_ceilings(
+    model: MedM2G, blank_judges: Judges
+) -> None:
+    bench = Bench(
+        MedM2GPipeline(model), n_chest=70, n_brain=2, reference=2, steps=1, progress=False
+    )
     train = {"chest": VirtualCohort("train", "chest", 32, resolution=32)}
     piece = text_to_image(bench, blank_judges, train, targets=[("chest", "xray")])
     has_everything(piece)
-    kinds = {m: {r.who.split(":")[0] for r in piece.rows if r.metric == m} for m in (AUC, FRECHET, NEAREST)}
-    settings = {"model", "model, guidance 1", "model, guidance 4", "model, best of 4 by the aligned encoders"}
+    kinds = {
+        m: {r.who.split(":")[0] for r in piece.rows if r.metric == m}
+        for m in (AUC, FRECHET, NEAREST)
+    }
+    settings = {
+        "model",
+        "model, guidance 1",
+        "model, guidance 4",
+        "model, best of 4 by the aligned encoders",
+    }
     assert kinds[AUC] == settings | {"baseline", "control", "ceiling"}
     assert "control" not in kinds[FRECHET]
     copied = [r.value for r in piece.rows if r.metric == NEAREST and r.who.startswith("baseline")]
     assert copied == pytest.approx([0], abs=1e-3), "training images are nearest to themselves"
 
 
-def test_unified_measures_pairs_and_draws_with_and_without_a_report(model: MedM2G, blank_judges: Judges) -> None:
-    bench = Bench(MedM2GPipeline(model), n_chest=32, n_brain=2, reference=2, steps=1, progress=False)
+def test_unified_measures_pairs_and_draws_with_and_without_a_report(
+    model: MedM2G, blank_judges: Judges
+) -> None:
+    bench = Bench(
+        MedM2GPipeline(model), n_chest=32, n_brain=2, reference=2, steps=1, progress=False
+    )
     piece = unified(bench, blank_judges)
     has_everything(piece)
     assert sum("never trained together" in c.name for c in piece.checks) == 8
     agreed = {r.task for r in piece.rows if r.metric.startswith("agreement")}
-    assert sum(t.startswith("Report") for t in agreed) == 3 == sum(t.startswith("nothing") for t in agreed)
+    assert (
+        sum(t.startswith("Report") for t in agreed)
+        == 3
+        == sum(t.startswith("nothing") for t in agreed)
+    )
     assert any("drawn apart does not agree" in c.name for c in piece.checks)
 
 

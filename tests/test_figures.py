@@ -1,4 +1,5 @@
-"""Figures: what they show, that they leave no global trace, and that the colours of reports tell the truth."""
+"""Figures: what they show, that they leave no global trace, and that the colours of reports tell
+the truth."""
 
 from __future__ import annotations
 
@@ -14,11 +15,22 @@ import pytest
 import torch
 from PIL import Image
 
-from medm2g_core.show.figures import Figure, Panel, compare, contact_sheet, report_panel, show_study, training_curves
+from medm2g_core.show.figures import (
+    Figure,
+    Panel,
+    compare,
+    contact_sheet,
+    report_panel,
+    show_study,
+    training_curves,
+)
 from medm2g_core.show.report import COLOURS, finding_words, judge_report
 from medm2g_core.streams import Finding, Study
 
-TRUTH = (Finding("pleural_effusion", "left", size="moderate"), Finding("nodule", "right", "upper", "small", 12))
+TRUTH = (
+    Finding("pleural_effusion", "left", size="moderate"),
+    Finding("nodule", "right", "upper", "small", 12),
+)
 REPORT = (
     "A 60-year-old man. Findings: Moderate pleural effusion on the left. "
     "A 12 mm nodule is seen in the right upper lobe. "
@@ -45,7 +57,7 @@ def study() -> Study:
     return Study("s1", "s1", "lung1", "chest", REPORT, images, TRUTH, 60, "male", (2.8, 2.8))
 
 
-# --- reports ----------------------------------------------------------------------------------------------------------
+# --- reports
 
 
 def _verdicts(text: str) -> list[str]:
@@ -73,7 +85,11 @@ def test_a_sentence_is_judged_by_name_place_and_size(sentence: str, verdict: str
 
 
 def test_what_a_report_does_not_assert_is_listed_as_missed() -> None:
-    missed = [j.text for j in judge_report("Impression: Normal chest.", TRUTH, "chest") if j.verdict == "missed"]
+    missed = [
+        j.text
+        for j in judge_report("Impression: Normal chest.", TRUTH, "chest")
+        if j.verdict == "missed"
+    ]
     assert missed == ["moderate left pleural effusion", "12 mm right upper lobe nodule"]
 
 
@@ -99,15 +115,23 @@ def test_a_report_that_cannot_fit_says_that_it_is_cut() -> None:
 
 
 def test_words_of_findings() -> None:
-    assert finding_words(Finding("pleural_effusion", "both", size="small")) == "small bilateral pleural effusion"
-    assert finding_words(Finding("tumor", "left", "frontal", "large", 45)) == "45 mm left frontal lobe tumor"
+    assert (
+        finding_words(Finding("pleural_effusion", "both", size="small"))
+        == "small bilateral pleural effusion"
+    )
+    assert (
+        finding_words(Finding("tumor", "left", "frontal", "large", 45))
+        == "45 mm left frontal lobe tumor"
+    )
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures
 
 
 def test_grey_is_the_value_on_a_fixed_scale_and_not_stretched() -> None:
-    figure = contact_sheet([("", [Panel(_image(-1.0), sides=False), Panel(_image(0.0), sides=False)])])
+    figure = contact_sheet(
+        [("", [Panel(_image(-1.0), sides=False), Panel(_image(0.0), sides=False)])]
+    )
     pixels = _pixels(figure)
     row = pixels[pixels.shape[0] // 2, :, 0]
     width = len(row)
@@ -127,7 +151,14 @@ def test_left_and_right_of_the_patient_are_marked_and_not_mirrored() -> None:
 
 def test_a_study_shows_all_its_streams(study: Study) -> None:
     words = _text(show_study(study))
-    for title in ("Chest X-ray", "CT", "MR T1-weighted", "Report", "lung1", "pleural effusion on the left"):
+    for title in (
+        "Chest X-ray",
+        "CT",
+        "MR T1-weighted",
+        "Report",
+        "lung1",
+        "pleural effusion on the left",
+    ):
         assert title in words
 
 
@@ -147,16 +178,24 @@ def test_comparison_has_given_truth_and_every_draw(study: Study) -> None:
 
 
 def test_the_few_coloured_words_keep_their_colours_in_the_png() -> None:
-    noise = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 64, 64)).astype(np.float32))
+    noise = torch.from_numpy(
+        np.random.default_rng(0).uniform(-1, 1, (1, 64, 64)).astype(np.float32)
+    )
     text = "Findings: Moderate pleural effusion on the left. There is a large left pneumothorax."
-    pixels = _pixels(contact_sheet([("", [noise, noise, Panel(text, findings=TRUTH)])])).reshape(-1, 3)
+    pixels = _pixels(contact_sheet([("", [noise, noise, Panel(text, findings=TRUTH)])])).reshape(
+        -1, 3
+    )
     for verdict in ("right", "wrong", "missed"):
         wanted = [int(COLOURS[verdict][i : i + 2], 16) for i in (1, 3, 5)]
-        assert np.abs(pixels - wanted).max(1).min() < 40, verdict  # thin letters are a blend with white
+        assert np.abs(pixels - wanted).max(1).min() < 40, (
+            verdict
+        )  # thin letters are a blend with white
 
 
 def test_the_png_is_small_and_grey_survives_it() -> None:
-    noise = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (1, 64, 64)).astype(np.float32))
+    noise = torch.from_numpy(
+        np.random.default_rng(0).uniform(-1, 1, (1, 64, 64)).astype(np.float32)
+    )
     figure = contact_sheet([("", [noise])])
     full = io.BytesIO()
     figure.savefig(full, format="png", dpi=100)
@@ -177,12 +216,15 @@ def test_an_empty_sheet_is_refused() -> None:
         contact_sheet([])
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training
 
 
 def test_training_curves_show_every_logged_value(tmp_path: Path) -> None:
     log = tmp_path / "round1.log.jsonl"
-    lines = [{"step": s, "seconds": s * 0.1, "loss": 1 / s, **({"gate": 0.5} if s > 5 else {})} for s in range(1, 30)]
+    lines = [
+        {"step": s, "seconds": s * 0.1, "loss": 1 / s, **({"gate": 0.5} if s > 5 else {})}
+        for s in range(1, 30)
+    ]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     figure = training_curves(log)
     assert [a.get_title() for a in figure.axes] == ["loss", "gate"]
@@ -197,7 +239,7 @@ def test_a_log_without_steps_is_refused(tmp_path: Path) -> None:
         training_curves(tmp_path / "x.log.jsonl")
 
 
-# --- no trace ---------------------------------------------------------------------------------------------------------
+# --- no trace
 
 
 def test_making_figures_changes_no_global_option() -> None:
@@ -213,5 +255,8 @@ def test_a_users_dark_style_does_not_reach_the_figures() -> None:
 
 
 def test_importing_chooses_no_backend_and_does_not_load_pyplot() -> None:
-    code = "import sys, medm2g_core.show.figures as f; assert 'matplotlib.pyplot' not in sys.modules and f.Figure"
+    code = (
+        "import sys, medm2g_core.show.figures as f; assert 'matplotlib.pyplot' not in sys.modules"
+        " and f.Figure"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

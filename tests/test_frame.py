@@ -1,4 +1,5 @@
-"""The repository's frame: set-up files agree, commands do what is documented, the package keeps its shape."""
+"""The repository's frame: set-up files agree, commands do what is documented, the package keeps its
+shape."""
 
 from __future__ import annotations
 
@@ -49,14 +50,18 @@ RANK = {  # imports point from a higher number to a lower one, or stay within on
 def _tracked(*patterns: str) -> list[str]:
     try:
         done = subprocess.run(
-            ["git", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, text=True, check=True
+            ["git", "ls-files", "-z", *patterns],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout, so nothing is tracked")
     return [name for name in done.stdout.split("\0") if name]
 
 
-# --- set-up files -----------------------------------------------------------------------------------------------------
+# --- set-up files
 
 
 def test_conda_environment_agrees_with_pyproject() -> None:
@@ -64,7 +69,10 @@ def test_conda_environment_agrees_with_pyproject() -> None:
     plain = [entry for entry in entries if isinstance(entry, str)]
     python = next(entry.removeprefix("python") for entry in plain if re.match(r"python\b", entry))
     assert SpecifierSet(python) == SpecifierSet(PROJECT["requires-python"])
-    assert {re.split(r"[<>=!]", entry)[0] for entry in plain} == {"python", "pip"}, "packages are named in pyproject"
+    assert {re.split(r"[<>=!]", entry)[0] for entry in plain} == {
+        "python",
+        "pip",
+    }, "packages are named in pyproject"
     (pip,) = [entry["pip"] for entry in entries if isinstance(entry, dict)]
     assert pip == ["-e .[dev]"]
     assert "dev" in PROJECT["optional-dependencies"]
@@ -73,7 +81,8 @@ def test_conda_environment_agrees_with_pyproject() -> None:
 def test_dependencies_hold_every_tool_of_the_documented_commands() -> None:
     names = {Requirement(text).name.lower() for text in PROJECT["dependencies"]}
     needed = (
-        "torch diffusers transformers accelerate safetensors matplotlib ipywidgets jupyterlab nibabel pydicom nilearn"
+        "torch diffusers transformers accelerate safetensors matplotlib ipywidgets jupyterlab"
+        " nibabel pydicom nilearn"
     )
     assert set(f"{needed} papermill nbval pytest setuptools wheel".split()) <= names
 
@@ -82,11 +91,15 @@ def test_installed_versions_satisfy_the_lower_bounds() -> None:
     for text in PROJECT["dependencies"]:
         requirement = Requirement(text)
         version = importlib.metadata.version(requirement.name)
-        assert requirement.specifier.contains(version, prereleases=True), f"{requirement} but {version} is installed"
+        assert requirement.specifier.contains(version, prereleases=True), (
+            f"{requirement} but {version} is installed"
+        )
 
 
 def test_every_import_of_the_package_is_a_declared_dependency() -> None:
-    declared = {Requirement(text).name.lower().replace("_", "-") for text in PROJECT["dependencies"]}
+    declared = {
+        Requirement(text).name.lower().replace("_", "-") for text in PROJECT["dependencies"]
+    }
     distributions = importlib.metadata.packages_distributions()
     undeclared = set()
     for path in PACKAGE.rglob("*.py"):
@@ -94,7 +107,11 @@ def test_every_import_of_the_package_is_a_declared_dependency() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
                 names = [node.module]
-            for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"medm2g_core"}:
+            for top in (
+                {name.split(".")[0] for name in names}
+                - set(sys.stdlib_module_names)
+                - {"medm2g_core"}
+            ):
                 owners = {owner.lower().replace("_", "-") for owner in distributions.get(top, [])}
                 if owners.isdisjoint(declared):
                     undeclared.add(f"{path.relative_to(ROOT)}: {top}")
@@ -106,27 +123,47 @@ def test_citation_and_licence_name_this_version_and_the_paper() -> None:
     assert citation["version"] == medm2g_core.__version__
     assert citation["license"] == PROJECT["license"] == "Apache-2.0"
     (paper,) = citation["references"]
-    assert "Visual Invariant" in paper["title"] and paper["identifiers"][0]["value"] == "arXiv:2403.04290"
+    assert (
+        "Visual Invariant" in paper["title"]
+        and paper["identifiers"][0]["value"] == "arXiv:2403.04290"
+    )
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
 
 
-# --- commands ---------------------------------------------------------------------------------------------------------
+# --- commands
 
 
 def _make(*arguments: str) -> str:
     if shutil.which("make") is None:
         pytest.skip("make is not installed here")
-    done = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["make", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_makefile_has_the_documented_targets() -> None:
     listed = set(re.findall(r"make (\w+)", _make("help")))
-    assert {"demo", "test", "lab", "prepare", "train", "smoke", "results", "bench", "lint", "clean"} <= listed
+    assert {
+        "demo",
+        "test",
+        "lab",
+        "prepare",
+        "train",
+        "smoke",
+        "results",
+        "bench",
+        "lint",
+        "clean",
+    } <= listed
     readme = ROOT / "README.md"
     if readme.exists():
-        named = set(re.findall(r"(?m)(?:^|`)make (?:[A-Z_]+=\S+ )*(\w+)", readme.read_text(encoding="utf-8")))
+        named = set(
+            re.findall(
+                r"(?m)(?:^|`)make (?:[A-Z_]+=\S+ )*(\w+)", readme.read_text(encoding="utf-8")
+            )
+        )
         assert named <= listed, "README.md names targets that the Makefile lacks"
         assert {"demo", "test"} <= named
 
@@ -150,7 +187,9 @@ def test_make_test_lints_types_tests_and_replays_notebooks() -> None:
     ):
         assert step in plan
     assert (ROOT / "tests" / "nbval_sanitize.cfg").is_file()
-    assert "|| true" not in plan and not re.search(r"^\s*-", plan, re.MULTILINE), "a failure would be hidden"
+    assert "|| true" not in plan and not re.search(r"^\s*-", plan, re.MULTILINE), (
+        "a failure would be hidden"
+    )
 
 
 def test_ci_runs_make_test() -> None:
@@ -161,7 +200,7 @@ def test_ci_runs_make_test() -> None:
     assert os.access(script, os.X_OK)
 
 
-# --- what is tracked --------------------------------------------------------------------------------------------------
+# --- what is tracked
 
 
 def test_no_pickled_weights_are_tracked() -> None:
@@ -169,18 +208,25 @@ def test_no_pickled_weights_are_tracked() -> None:
 
 
 def test_tracked_weights_stay_small() -> None:
-    sizes = {name: (ROOT / name).stat().st_size for name in _tracked("*.safetensors") if (ROOT / name).exists()}
+    sizes = {
+        name: (ROOT / name).stat().st_size
+        for name in _tracked("*.safetensors")
+        if (ROOT / name).exists()
+    }
     judges = {name: size for name, size in sizes.items() if name.startswith("checkpoints/judges/")}
     assert sum(sizes.values()) - sum(judges.values()) <= 40e6, sizes
     assert sum(judges.values()) <= 2.5e6, judges
 
 
 def test_no_file_of_the_package_is_longer_than_600_lines() -> None:
-    lengths = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in PACKAGE.rglob("*.py")}
+    lengths = {
+        str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines())
+        for p in PACKAGE.rglob("*.py")
+    }
     assert not {name: length for name, length in lengths.items() if length > 600}
 
 
-# --- the arrows between the parts -------------------------------------------------------------------------------------
+# --- the arrows between the parts
 
 
 def _component(module: str) -> str:
@@ -189,18 +235,25 @@ def _component(module: str) -> str:
 
 
 def _imports(source: str, module: str, is_package: bool) -> Iterator[str]:
-    """Full names of the modules of this package that a source imports when it runs, wherever in the file.
+    """Full names of the modules of this package that a source imports when it runs, wherever in the
+    file.
 
     What stands under ``if TYPE_CHECKING:`` names a type and is never run.
     """
     tree = ast.parse(source)
-    typing = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test).endswith("TYPE_CHECKING")]
+    typing = [
+        n
+        for n in ast.walk(tree)
+        if isinstance(n, ast.If) and ast.unparse(n.test).endswith("TYPE_CHECKING")
+    ]
     never_run = {id(inner) for n in typing for body in n.body for inner in ast.walk(body)}
     for node in ast.walk(tree):
         if id(node) in never_run:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "medm2g_core")
+            yield from (
+                alias.name for alias in node.names if alias.name.split(".")[0] == "medm2g_core"
+            )
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -228,7 +281,9 @@ def _arrows() -> Iterator[tuple[str, str, str]]:
 
 
 def test_imports_point_downward() -> None:
-    upward = {f"{f}: {a} -> {b}" for f, a, b in _arrows() if b and RANK.get(b, 99) > RANK.get(a, -1)}
+    upward = {
+        f"{f}: {a} -> {b}" for f, a, b in _arrows() if b and RANK.get(b, 99) > RANK.get(a, -1)
+    }
     assert not upward, f"upward, or a part that is missing in the table of ranks: {sorted(upward)}"
 
 
@@ -255,15 +310,22 @@ def test_control_an_upward_import_is_seen(source: str) -> None:
 
 
 def test_control_a_type_only_import_is_no_arrow() -> None:
-    source = "if TYPE_CHECKING:\n    from medm2g_core.model import MedM2G\nelse:\n    import medm2g_core.cli"
-    assert list(_imports(source, "medm2g_core.flows.sampling", is_package=False)) == ["medm2g_core.cli"]
+    source = (
+        "if TYPE_CHECKING:\n    from medm2g_core.model import MedM2G\nelse:\n    import"
+        " medm2g_core.cli"
+    )
+    assert list(_imports(source, "medm2g_core.flows.sampling", is_package=False)) == [
+        "medm2g_core.cli"
+    ]
 
 
-# --- no side effects --------------------------------------------------------------------------------------------------
+# --- no side effects
 
 
 def _python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -281,7 +343,7 @@ def test_importing_every_module_leaves_global_state_alone() -> None:
             modules.append(".".join(parts[:-1] if path.name == "__init__.py" else parts))
     code = f"""
 import importlib, os, random
-import diffusers, matplotlib, nilearn, numpy, torch, transformers  # what these change is their business
+import diffusers, matplotlib, nilearn, numpy, torch, transformers  # these change what they like
 def state():
     return (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),
             torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(),

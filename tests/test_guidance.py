@@ -1,4 +1,5 @@
-"""Cross-guidance: who hears whom, what a dropped guide does, and where attention looks before any training."""
+"""Cross-guidance: who hears whom, what a dropped guide does, and where attention looks before any
+training."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ def test_the_latent_of_one_stream_changes_the_prediction_of_the_other(model, a, 
     z = latents(model, (a, b))
     before = model.predict(z, levels((a, b)), [a], no_prompt(model))[a]
     other = {a: z[a], b: z[b] + 1}
-    assert not torch.allclose(before, model.predict(other, levels((a, b)), [a], no_prompt(model))[a], atol=1e-5)
+    assert not torch.allclose(
+        before, model.predict(other, levels((a, b)), [a], no_prompt(model))[a], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -119,7 +122,9 @@ def test_with_gates_at_one_the_joint_call_differs_from_separate_calls(model):
     z, t = latents(model, names), levels(names)
     joint = model.predict(z, t, names, no_prompt(model))
     for n in names:
-        assert not torch.allclose(joint[n], model.predict({n: z[n]}, {n: t[n]}, [n], no_prompt(model))[n], atol=1e-4)
+        assert not torch.allclose(
+            joint[n], model.predict({n: z[n]}, {n: t[n]}, [n], no_prompt(model))[n], atol=1e-4
+        )
 
 
 @torch.no_grad()
@@ -137,7 +142,9 @@ def test_a_dropped_guide_contributes_exactly_nothing(model):
 
 @torch.no_grad()
 def test_an_adapter_is_inert_until_it_is_trained(smoke):
-    model = untrained(smoke.replace(flow={"guidance": "adapter", "aligned_map": False, "gate_start": 1.0}))
+    model = untrained(
+        smoke.replace(flow={"guidance": "adapter", "aligned_map": False, "gate_start": 1.0})
+    )
     with torch.no_grad():
         for m in MODALITIES:  # the flows speak, the adapters keep their zeros
             for name, p in model.flows[m].named_parameters():
@@ -153,7 +160,9 @@ def test_an_adapter_is_inert_until_it_is_trained(smoke):
     for p in adapters:
         p.add_(0.1)
     alone = model.predict({"xray": z["xray"]}, t, ["xray"], no_prompt(model))["xray"]
-    assert not torch.allclose(model.predict(z, t, ["xray"], no_prompt(model))["xray"], alone, atol=1e-4)
+    assert not torch.allclose(
+        model.predict(z, t, ["xray"], no_prompt(model))["xray"], alone, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("positions", ["tied", "untied", "none"])
@@ -172,24 +181,30 @@ def test_every_guidance_mode_runs_and_survives_the_disk(smoke, guidance, positio
     assert all(torch.equal(out[n], again[n]) for n in names)
 
 
-# ---------------------------------------------------------------- one layer
+# ---- one layer
 
 
-def layer(smoke: Profile, seed: int = 0, is_grid: bool = True, width: int = 32, **flow) -> CrossGuidedAttnProcessor:
+def layer(
+    smoke: Profile, seed: int = 0, is_grid: bool = True, width: int = 32, **flow
+) -> CrossGuidedAttnProcessor:
     config = smoke.replace(flow={"guidance_heads": 1, **flow}).flow
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return CrossGuidedAttnProcessor(width, config, is_grid)
 
 
-def look(processor: CrossGuidedAttnProcessor, h: torch.Tensor, tokens: torch.Tensor, grid=GRID) -> torch.Tensor:
+def look(
+    processor: CrossGuidedAttnProcessor, h: torch.Tensor, tokens: torch.Tensor, grid=GRID
+) -> torch.Tensor:
     guide = Guide("ct", tokens, grid, torch.ones(len(h)))
     return processor._look(h, guide, GuidanceInput(torch.zeros(len(h), 1), (guide,), (8, 8)))
 
 
 def random_layer_input(smoke: Profile) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(3)
-    return torch.randn(BATCH, 64, 32, generator=g), torch.randn(BATCH, 16, smoke.flow.env_width, generator=g)
+    return torch.randn(BATCH, 64, 32, generator=g), torch.randn(
+        BATCH, 16, smoke.flow.env_width, generator=g
+    )
 
 
 @torch.no_grad()
@@ -203,7 +218,8 @@ def test_one_key_makes_attention_a_constant_over_places(smoke):
 
 @torch.no_grad()
 def test_pooled_guidance_does_not_know_places_and_tokens_do(smoke):
-    """Shuffle the cells of the latent that guides: only the order of places changes, not what is in them."""
+    """Shuffle the cells of the latent that guides: only the order of places changes, not what is in
+    them."""
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     h, tokens = random_layer_input(smoke)
     pooled = layer(smoke, guidance="pooled")
@@ -232,10 +248,14 @@ def test_the_environment_encoder_hears_the_noise_level_and_the_contrast(model):
     ones = torch.ones(BATCH)
     clean = model.environment("mri_t1", z, 0 * ones, ones).tokens
     assert not torch.allclose(clean, model.environment("mri_t1", z, ones, ones).tokens, atol=1e-3)
-    assert not torch.allclose(clean, model.environment("mri_t2", z, 0 * ones, ones).tokens, atol=1e-3)
+    assert not torch.allclose(
+        clean, model.environment("mri_t2", z, 0 * ones, ones).tokens, atol=1e-3
+    )
 
 
-def attention_near(processor: CrossGuidedAttnProcessor, query: tuple[int, int], key: tuple[int, int]) -> float:
+def attention_near(
+    processor: CrossGuidedAttnProcessor, query: tuple[int, int], key: tuple[int, int]
+) -> float:
     """Mean attention mass within one key cell of the query's own place, for random content."""
     g = torch.Generator().manual_seed(5)
     n, m = query[0] * query[1], key[0] * key[1]
@@ -268,10 +288,15 @@ def test_tied_positions_look_at_the_same_place_before_training(smoke, seed, quer
 
 @torch.no_grad()
 def test_all_grids_share_one_frame():
-    """The centre of a 2 x 2 block of cells has the phase of the coarse cell: sines agree in the mean direction."""
+    """The centre of a 2 x 2 block of cells has the phase of the coarse cell: sines agree in the
+    mean direction."""
     fine, coarse = grid_positions((8, 8)), grid_positions((4, 4))
-    block = fine.unflatten(0, (8, 8)).unfold(0, 2, 2).unfold(1, 2, 2).mean((-1, -2)).flatten(0, 1)  # (16, 32)
-    similarity = torch.nn.functional.normalize(coarse, dim=1) @ torch.nn.functional.normalize(block, dim=1).T
+    block = (
+        fine.unflatten(0, (8, 8)).unfold(0, 2, 2).unfold(1, 2, 2).mean((-1, -2)).flatten(0, 1)
+    )  # (16, 32)
+    similarity = (
+        torch.nn.functional.normalize(coarse, dim=1) @ torch.nn.functional.normalize(block, dim=1).T
+    )
     assert (similarity.argmax(1) == torch.arange(16)).all()
     assert grid_positions((3, 5)).shape == (15, 32)
 
@@ -314,7 +339,9 @@ def test_a_profile_without_attention_is_refused():
 
 
 def test_install_is_per_module(smoke):
-    module = torch.nn.Sequential(Attention(query_dim=32, cross_attention_dim=24, heads=2, dim_head=16))
+    module = torch.nn.Sequential(
+        Attention(query_dim=32, cross_attention_dim=24, heads=2, dim_head=16)
+    )
     install(module, smoke.flow, is_grid=True)
     assert isinstance(module[0].processor, CrossGuidedAttnProcessor)
 
@@ -336,14 +363,17 @@ def test_the_joint_call_agrees_on_cpu_and_cuda(model):
 
 
 def test_maps_at_the_first_convolution_are_channel_concatenation(model):
-    """One convolution over the channels of the latent and of both maps gives what the parts give together."""
+    """One convolution over the channels of the latent and of both maps gives what the parts give
+    together."""
     flow = model.flows["mri"]
     first, kernels = flow.unet.conv_in, [flow.maps["ct"], flow.maps["mri"]]
     g = torch.Generator().manual_seed(0)
     z = torch.randn(BATCH, first.in_channels, 8, 8, generator=g)
     maps = [torch.randn(BATCH, k.in_channels, 8, 8, generator=g) for k in kernels]
     added = sum(k(x) for k, x in zip(kernels, maps, strict=True))
-    weight = torch.cat([first.weight, *[torch.nn.functional.pad(k.weight, (1, 1, 1, 1)) for k in kernels]], 1)
+    weight = torch.cat(
+        [first.weight, *[torch.nn.functional.pad(k.weight, (1, 1, 1, 1)) for k in kernels]], 1
+    )
     bias = first.bias + sum(k.bias for k in kernels)
     whole = torch.nn.functional.conv2d(torch.cat([z, *maps], 1), weight, bias, padding=1)
     assert torch.allclose(first(torch.cat([z, added], 1)), whole, atol=1e-5)
@@ -352,7 +382,8 @@ def test_maps_at_the_first_convolution_are_channel_concatenation(model):
 
 @torch.no_grad()
 def test_a_map_acts_where_it_lies_and_not_before_it_is_trained(smoke):
-    """With attention off the map is the only way for a guide; a change in one corner is seen there first."""
+    """With attention off the map is the only way for a guide; a change in one corner is seen there
+    first."""
     quiet = untrained(smoke.replace(flow={"guidance": "off"}))
     names = ("ct", "mri_t2")
     z, t = latents(quiet, names), levels(names)

@@ -24,11 +24,16 @@ TASK = Translation("brain", ("mri_t1",), "mri_t2")
 
 @pytest.fixture(scope="module")
 def pairs() -> Corpus:
-    """Four smooth pictures whose T2 is the negative of their T1, and a PD that has nothing to do with it."""
+    """Four smooth pictures whose T2 is the negative of their T1, and a PD that has nothing to do
+    with it."""
     g = torch.Generator().manual_seed(0)
     coarse = torch.rand(4, 1, 4, 4, generator=g) * 2 - 1
     x = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic").clamp(-1, 1)
-    return Corpus("brain", {"mri_t1": x.half(), "mri_t2": (-x).half(), "mri_pd": x.roll(1, 0).half()}, [["a"]] * 4)
+    return Corpus(
+        "brain",
+        {"mri_t1": x.half(), "mri_t2": (-x).half(), "mri_pd": x.roll(1, 0).half()},
+        [["a"]] * 4,
+    )
 
 
 def small(adversarial: bool = False, steps: int = 150, **changes) -> RegressionSettings:
@@ -61,7 +66,8 @@ def test_a_cached_baseline_is_the_same_network_and_a_damaged_one_is_trained_agai
 
 
 def test_an_absent_stream_says_only_that_it_is_absent():
-    """What stands in the slot of a stream that is not given cannot matter, and that it is missing does."""
+    """What stands in the slot of a stream that is not given cannot matter, and that it is missing
+    does."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Translator((16, 24)).eval()
@@ -89,9 +95,10 @@ def test_pix2pix_trains_both_players(pairs, tmp_path):
     net = train_translator(small(True, 60), {"brain": pairs}, cache=tmp_path, progress=False)
     given, truth = pairs.images["mri_t1"].float(), pairs.images["mri_t2"].float()
     untrained = Translator((16, 24)).eval()
-    assert psnr(net.translate({"mri_t1": given}, "mri_t2"), truth).mean() > 3 + psnr(
-        untrained.translate({"mri_t1": given}, "mri_t2"), truth
-    ).mean()
+    assert (
+        psnr(net.translate({"mri_t1": given}, "mri_t2"), truth).mean()
+        > 3 + psnr(untrained.translate({"mri_t1": given}, "mri_t2"), truth).mean()
+    )
 
 
 def test_every_translation_belongs_to_one_group_of_one_target_modality():
@@ -100,22 +107,35 @@ def test_every_translation_belongs_to_one_group_of_one_target_modality():
 
 
 def test_baselines_are_trained_again_without_drawing_again(model, monkeypatch, tmp_path) -> None:
-    """Only the rows of the networks that are named move, and they become what a whole measurement gives."""
+    """Only the rows of the networks that are named move, and they become what a whole measurement
+    gives."""
     monkeypatch.setattr("medm2g_core.evaluation.baselines.translator.cache_dir", lambda: tmp_path)
     pipe = MedM2GPipeline(model)
     bench = Bench(pipe, n_chest=4, n_brain=4, reference=4, steps=1, progress=False)
     tasks = (TASKS[0], TASKS[5])
     size = model.profile.resolution
     streams = {t.region: (*t.given, t.target) for t in tasks}
-    images = {r: {n: pictures(6, size, i).half() for i, n in enumerate(own)} for r, own in streams.items()}
+    images = {
+        r: {n: pictures(6, size, i).half() for i, n in enumerate(own)} for r, own in streams.items()
+    }
     corpora = {r: Corpus(r, own, [[]] * 6) for r, own in images.items()}
     short, long = {"mri": 0.2}, {"mri": 0.6}
     options = {"threads": 1, "tasks": tasks}
     before = translation(bench, {}, corpora, seconds=short, means=2, **options)
     whole = translation(bench, {}, corpora, seconds=long, critic_seconds=short, means=2, **options)
-    monkeypatch.setattr(MedM2GPipeline, "__call__", lambda *_, **__: pytest.fail("something was drawn"))
-    renewed = retrained(bench, {}, corpora, before, seconds=long, critic_seconds=short,
-                        renew=[("mri", REGRESSION)], **options)  # fmt: skip
+    monkeypatch.setattr(
+        MedM2GPipeline, "__call__", lambda *_, **__: pytest.fail("something was drawn")
+    )
+    renewed = retrained(
+        bench,
+        {},
+        corpora,
+        before,
+        seconds=long,
+        critic_seconds=short,
+        renew=[("mri", REGRESSION)],
+        **options,
+    )
     assert renewed.rows == whole.rows and renewed.rows != before.rows
     moved = {r.who for r, old in zip(renewed.rows, before.rows, strict=True) if r != old}
     assert moved == {REGRESSION}

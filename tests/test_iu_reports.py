@@ -1,4 +1,5 @@
-"""The real IU reports: the facts of the set, and how the labeller agrees with its manual annotation."""
+"""The real IU reports: the facts of the set, and how the labeller agrees with its manual
+annotation."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ from medm2g_core.data.iu_reports import (
 from medm2g_core.data.labeller import label_report, presence
 
 XML = (
-    '<?xml version="1.0"?><eCitation><uId id="{uid}"/><MedlineCitation><Article><Abstract>'
-    '<AbstractText Label="COMPARISON"/><AbstractText Label="INDICATION">Cough</AbstractText>'
-    '<AbstractText Label="FINDINGS">Clear &lt;2 cm.</AbstractText><AbstractText Label="IMPRESSION"> </AbstractText>'
-    "</Abstract></Article></MedlineCitation><MeSH><major>Nodule/lung/left</major><automatic>x</automatic></MeSH>"
-    '<parentImage id="{uid}_IM-1"><figureId>F1</figureId></parentImage></eCitation>'
+    '<?xml version="1.0"?><eCitation><uId'
+    ' id="{uid}"/><MedlineCitation><Article><Abstract><AbstractText'
+    ' Label="COMPARISON"/><AbstractText Label="INDICATION">Cough</AbstractText><AbstractText'
+    ' Label="FINDINGS">Clear &lt;2 cm.</AbstractText><AbstractText Label="IMPRESSION">'
+    " </AbstractText></Abstract></Article></MedlineCitation><MeSH><major>Nodule/lung/left</major>"
+    "<automatic>x</automatic></MeSH><parentImage"
+    ' id="{uid}_IM-1"><figureId>F1</figureId></parentImage></eCitation>'
 )
 
 
@@ -63,7 +66,14 @@ def test_ids_are_attributes_between_1_and_3999_with_44_missing(reports):
 
 
 def test_images_a_report_are_none_to_five(reports):
-    assert Counter(len(r.image_ids) for r in reports) == {0: 104, 1: 446, 2: 3208, 3: 181, 4: 15, 5: 1}
+    assert Counter(len(r.image_ids) for r in reports) == {
+        0: 104,
+        1: 446,
+        2: 3208,
+        3: 181,
+        4: 15,
+        5: 1,
+    }
 
 
 def test_r2gen_filter_gives_its_published_number(reports):
@@ -80,11 +90,16 @@ def test_cleaned_text_has_one_token_for_removed_words(reports):
 def test_mesh_headings_of_the_real_set(reports):
     headings = Counter(h for r in reports for h in {parse_mesh(t).heading for t in r.mesh})
     assert len(headings) == 122
-    assert headings["normal"] == 1391 and headings["Cardiomegaly"] == 375 and headings["Calcified Granuloma"] == 274
+    assert (
+        headings["normal"] == 1391
+        and headings["Cardiomegaly"] == 375
+        and headings["Calcified Granuloma"] == 274
+    )
     assert sum(mesh_presence(r)["cardiomegaly"] for r in reports) == 375
 
 
-# (precision, recall) floors, well below what was measured; mass and pneumothorax are rare (17 and 27 reports).
+# (precision, recall) floors, well below what was measured; mass and pneumothorax are rare (17 and
+# 27 reports).
 FLOORS = {
     "pleural_effusion": (0.90, 0.90),
     "pneumothorax": (0.75, 0.75),
@@ -97,7 +112,9 @@ FLOORS = {
 }
 
 
-def agreement(pairs: list[tuple[dict[str, bool], dict[str, bool]]], name: str) -> tuple[float, float]:
+def agreement(
+    pairs: list[tuple[dict[str, bool], dict[str, bool]]], name: str
+) -> tuple[float, float]:
     both = sum(p[name] and m[name] for p, m in pairs)
     said, true = sum(p[name] for p, _ in pairs), sum(m[name] for _, m in pairs)
     return both / max(said, 1), both / max(true, 1)
@@ -111,7 +128,9 @@ def test_labeller_agrees_with_the_manual_annotation(reports):
     for name, (precision, recall) in scores.items():
         assert precision >= FLOORS[name][0] and recall >= FLOORS[name][1], scores
     # Control: reports paired with another report's annotation do not agree.
-    shifted = [agreement(list(zip(said, true[1:] + true[:1], strict=True)), name)[1] for name in CHEST]
+    shifted = [
+        agreement(list(zip(said, true[1:] + true[:1], strict=True)), name)[1] for name in CHEST
+    ]
     assert max(shifted) < 0.4
 
 
@@ -127,7 +146,9 @@ def test_clean_text_joins_removed_runs_and_white_space():
 
 
 def test_mesh_terms_are_split_at_slashes_only():
-    assert parse_mesh("Catheters, Indwelling/right") == MeshTerm("Catheters, Indwelling", ("right",))
+    assert parse_mesh("Catheters, Indwelling/right") == MeshTerm(
+        "Catheters, Indwelling", ("right",)
+    )
     assert parse_mesh("normal") == MeshTerm("normal")
     with pytest.raises(IUReportError, match="no heading"):
         parse_mesh("/left")
@@ -140,12 +161,20 @@ def test_mesh_presence_of_round_opacities_and_blunted_angles():
 
 
 def test_archive_is_read_in_memory_and_ordered_by_number(tmp_path):
-    members = {"../../evil/10.xml": XML.format(uid="CXR10"), "x/9.xml": XML.format(uid="CXR9"), "x/readme.txt": "no"}
+    members = {
+        "../../evil/10.xml": XML.format(uid="CXR10"),
+        "x/9.xml": XML.format(uid="CXR9"),
+        "x/readme.txt": "no",
+    }
     archive = write_archive(tmp_path / "a.tgz", members)
     first, second = read_iu_archive(archive, progress=False)
     assert (first.uid, second.uid) == ("CXR9", "CXR10")
     assert first.findings == "Clear <2 cm." and first.impression == "" and first.comparison == ""
-    assert first.indication == "Cough" and first.mesh == ("Nodule/lung/left",) and first.image_ids == ("CXR9_IM-1",)
+    assert (
+        first.indication == "Cough"
+        and first.mesh == ("Nodule/lung/left",)
+        and first.image_ids == ("CXR9_IM-1",)
+    )
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.tgz"]
 
 

@@ -44,19 +44,28 @@ def shipped() -> Judges:
 
 
 def test_a_finding_on_both_sides_is_on_each_and_a_lobe_belongs_to_its_finding() -> None:
-    findings = [Finding("pleural_effusion", "both", "", "small"), Finding("nodule", "right", "upper", "small", 12)]
+    findings = [
+        Finding("pleural_effusion", "both", "", "small"),
+        Finding("nodule", "right", "upper", "small", 12),
+    ]
     yes = {label for label in labels_of("chest") if label.holds(findings)}
     assert yes == {
-        Label("pleural_effusion"), Label("pleural_effusion", "left"), Label("pleural_effusion", "right"),
-        Label("nodule"), Label("nodule", "right"), Label("nodule", location="upper"),
-    }  # fmt: skip
+        Label("pleural_effusion"),
+        Label("pleural_effusion", "left"),
+        Label("pleural_effusion", "right"),
+        Label("nodule"),
+        Label("nodule", "right"),
+        Label("nodule", location="upper"),
+    }
 
 
 def test_presence_of_every_finding_comes_first() -> None:
     for region, names in (("chest", CHEST), ("brain", BRAIN)):
         assert tuple(label.finding for label in labels_of(region)[: len(names)]) == names
     cohort = VirtualCohort("test", "chest", 16)
-    assert torch.equal(label_matrix(cohort.findings, "chest")[:, : len(CHEST)], cohort.finding_matrix())
+    assert torch.equal(
+        label_matrix(cohort.findings, "chest")[:, : len(CHEST)], cohort.finding_matrix()
+    )
 
 
 def test_auc_is_that_of_torchmetrics_also_with_ties() -> None:
@@ -89,7 +98,10 @@ def test_training_again_gives_the_same_judge_and_leaves_the_global_generator_alo
     assert torch.equal(before, torch.random.get_rng_state())
     x = pictures(3)
     assert np.array_equal(a.logits(x), b.logits(x))
-    assert a.probabilities(x).shape == (3, len(labels_of("brain"))) and a.features(x).shape == (3, 64)
+    assert a.probabilities(x).shape == (3, len(labels_of("brain"))) and a.features(x).shape == (
+        3,
+        64,
+    )
     with pytest.raises(StreamError, match="judges exist for"):
         train_judge("xray", "brain", FEW)
 
@@ -97,7 +109,9 @@ def test_training_again_gives_the_same_judge_and_leaves_the_global_generator_alo
 def test_a_prediction_does_not_depend_on_the_batch() -> None:
     judge = train_judge("ct", "chest", FEW, resolution=32, progress=False)
     x = pictures(5)
-    assert np.allclose(judge.logits(x), np.concatenate([judge.logits(x[:2]), judge.logits(x[2:])]), atol=1e-5)
+    assert np.allclose(
+        judge.logits(x), np.concatenate([judge.logits(x[:2]), judge.logits(x[2:])]), atol=1e-5
+    )
     with pytest.raises(StreamError, match="N from 1"):
         judge.read(x[:0])
 
@@ -105,7 +119,18 @@ def test_a_prediction_does_not_depend_on_the_batch() -> None:
 def test_command_trains_what_is_missing_or_damaged_and_only_that(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--out", str(tmp_path), "--only", "brain/mri_pd", "--steps", "2", "--train", "80", "--held-out", "16"]
+    arguments = [
+        "--out",
+        str(tmp_path),
+        "--only",
+        "brain/mri_pd",
+        "--steps",
+        "2",
+        "--train",
+        "80",
+        "--held-out",
+        "16",
+    ]
     weights = tmp_path / "brain_mri_pd.safetensors"
 
     def trained() -> int:
@@ -135,7 +160,10 @@ def test_saved_judge_says_the_same(tmp_path: Path) -> None:
         (lambda w, f: w.unlink(), "missing"),
         (lambda w, f: f.unlink(), "missing"),
         (lambda w, f: f.write_text("{"), "damaged"),
-        (lambda w, f: shutil.copy(SHIPPED_JUDGES / "chest_ct.safetensors", w), "another version or stream"),
+        (
+            lambda w, f: shutil.copy(SHIPPED_JUDGES / "chest_ct.safetensors", w),
+            "another version or stream",
+        ),
     ],
 )
 def test_damaged_files_are_named(damage, message: str, tmp_path: Path) -> None:
@@ -147,7 +175,9 @@ def test_damaged_files_are_named(damage, message: str, tmp_path: Path) -> None:
         load_judge(tmp_path, "chest", "xray")
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_of_another_network_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for suffix in ("safetensors", "json"):
         shutil.copy(SHIPPED_JUDGES / f"chest_xray.{suffix}", tmp_path)
     monkeypatch.setattr(JudgeNet, "FEATURES", 32)
@@ -166,6 +196,8 @@ def test_shipped_judges_know_the_findings_of_new_patients_and_nothing_of_shuffle
 ) -> None:
     cohort = VirtualCohort("test", region, 96)
     reading = Reading.of(shipped[region, stream], cohort.stack(stream), cohort.findings)
-    moved = Reading.of(shipped[region, stream], cohort.stack(stream), cohort.findings[7:] + cohort.findings[:7])
+    moved = Reading.of(
+        shipped[region, stream], cohort.stack(stream), cohort.findings[7:] + cohort.findings[:7]
+    )
     assert macro_auc(reading) > 0.8
     assert macro_auc(moved) == pytest.approx(0.5, abs=0.12)

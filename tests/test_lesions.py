@@ -1,4 +1,5 @@
-"""Lesions on FLAIR by a threshold: found where the renderer drew them, on the side that the report names."""
+"""Lesions on FLAIR by a threshold: found where the renderer drew them, on the side that the report
+names."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ def test_lesions_are_found_in_the_studies_that_have_some(brains: VirtualCohort) 
     has = np.array([any(f.name in LESIONS for f in fs) for fs in brains.findings])
     assert auc(area, has) > 0.95
     assert np.median(area[~has]) == 0
-    assert auc(area, np.random.default_rng(0).permutation(has)) < 0.7  # the control: other patients' truths
+    assert (
+        auc(area, np.random.default_rng(0).permutation(has)) < 0.7
+    )  # the control: other patients' truths
 
 
 def test_tumours_lie_on_the_side_that_the_report_names(brains: VirtualCohort) -> None:
@@ -41,7 +44,10 @@ def test_dice_is_one_for_equal_masks_nothing_for_separate_ones_and_one_for_two_e
     half = a.clone()
     half[..., 2, :] = False
     empty = torch.zeros_like(a)
-    values = [dice(x, y).item() for x, y in ((a, a), (a, a.flip(-1)), (a, half), (empty, empty), (a, empty))]
+    values = [
+        dice(x, y).item()
+        for x, y in ((a, a), (a, a.flip(-1)), (a, half), (empty, empty), (a, empty))
+    ]
     assert values == pytest.approx([1.0, 0.0, 2 * 2 / (4 + 2), 1.0, 0.0])
 
 

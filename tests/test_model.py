@@ -20,7 +20,9 @@ from medm2g_core.streams import STREAMS, StreamError
 def outputs(model: MedM2G) -> dict[str, torch.Tensor]:
     """Something of every part: embeddings, latents, pictures, predictions."""
     raw = {"text": reports(2), "ct": pictures(2)}
-    z = {n: model.encode(n, v) for n, v in raw.items()} | {"xray": model.encode("xray", pictures(2, seed=1))}
+    z = {n: model.encode(n, v) for n, v in raw.items()} | {
+        "xray": model.encode("xray", pictures(2, seed=1))
+    }
     t = {n: torch.full((2,), 0.5, dtype=model.dtype) for n in z}
     out = model.predict(z, t, list(z), mix(model.embed(raw)))
     out |= {f"z.{n}": x for n, x in z.items()} | {"picture": model.decode("ct", z["ct"])}
@@ -51,10 +53,15 @@ def test_a_loaded_model_gives_identical_outputs(standardised, folder):
 
 def test_half_precision_on_disk_is_half_the_size_and_close(standardised, folder, tmp_path):
     standardised.save_pretrained(tmp_path / "half", dtype=torch.float16)
-    size = {f: sum(p.stat().st_size for p in f.glob("*.safetensors")) for f in (folder, tmp_path / "half")}
+    size = {
+        f: sum(p.stat().st_size for p in f.glob("*.safetensors"))
+        for f in (folder, tmp_path / "half")
+    }
     assert size[tmp_path / "half"] < 0.6 * size[folder]
     again = MedM2G.from_pretrained(tmp_path / "half")
-    assert torch.equal(again.latent_scale, standardised.latent_scale)  # standardisation is kept exactly
+    assert torch.equal(
+        again.latent_scale, standardised.latent_scale
+    )  # standardisation is kept exactly
     a, b = outputs(standardised), outputs(again)
     assert all(torch.allclose(a[k], b[k], atol=2e-2, rtol=2e-2) for k in a)
 
@@ -68,7 +75,9 @@ def test_a_model_can_run_in_half_precision(folder):
 def test_every_tensor_lies_in_exactly_one_file(model):
     names = [k for p in PARTS for k in model.part(p)]
     decoder = model.text_codec.decoder
-    assert decoder.lm_head.weight is decoder.transformer.wte.weight  # tied, so it lies in the file under one name
+    assert (
+        decoder.lm_head.weight is decoder.transformer.wte.weight
+    )  # tied, so it lies in the file under one name
     assert sorted([*names, "text_codec.decoder.lm_head.weight"]) == sorted(model.state_dict())
     with pytest.raises(KeyError, match="unknown part"):
         model.part("decoder")
@@ -93,7 +102,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
     assert file.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
-# ---------------------------------------------------------------- damaged folders
+# ---- damaged folders
 
 
 def test_an_empty_folder_is_no_model(tmp_path):
@@ -108,7 +117,9 @@ def test_a_missing_file_is_named(folder, name):
         MedM2G.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("name", ["ct.safetensors", "image_codec.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize(
+    "name", ["ct.safetensors", "image_codec.safetensors", "tokenizer.json", "config.json"]
+)
 def test_a_truncated_file_is_named(folder, name):
     data = (folder / name).read_bytes()
     (folder / name).write_bytes(data[: len(data) // 2])
@@ -142,9 +153,14 @@ def test_an_unknown_setting_is_refused(folder):
 
 
 def test_other_shapes_are_refused_with_the_first_tensor_named(folder, smoke, tmp_path):
-    untrained(smoke.replace(flow={"env_width": 16})).save_pretrained(tmp_path / "other", parts=["ct"])
+    untrained(smoke.replace(flow={"env_width": 16})).save_pretrained(
+        tmp_path / "other", parts=["ct"]
+    )
     (folder / "ct.safetensors").write_bytes((tmp_path / "other" / "ct.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match=r"ct\.safetensors does not fit this profile: \d+ tensors differ, first "):
+    with pytest.raises(
+        CheckpointError,
+        match=r"ct\.safetensors does not fit this profile: \d+ tensors differ, first ",
+    ):
         MedM2G.from_pretrained(folder)
 
 
@@ -155,7 +171,7 @@ def test_a_latent_scale_of_zero_is_refused(model, tmp_path):
         MedM2G.from_pretrained(tmp_path)
 
 
-# ---------------------------------------------------------------- inputs
+# ---- inputs
 
 
 def test_pictures_and_names_that_do_not_fit_are_refused(model):
@@ -180,10 +196,12 @@ def test_standardisation_makes_unit_latents_and_is_undone_by_decoding(model):
     assert z.mean((0, 2, 3)).abs().max() < 1e-3 and (z.std((0, 2, 3)) - 1).abs().max() < 1e-2
     plain = model.image_codec.decode(model.image_codec.encode(image)).clamp(-1, 1)
     assert torch.allclose(model.decode("ct", z), plain, atol=1e-4)
-    assert torch.equal(model.encode("xray", image), model.image_codec.encode(image))  # others keep their own
+    assert torch.equal(
+        model.encode("xray", image), model.image_codec.encode(image)
+    )  # others keep their own
 
 
-# ---------------------------------------------------------------- profiles
+# ---- profiles
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -205,7 +223,9 @@ def test_an_unknown_profile_is_refused():
 
 
 def test_the_model_of_every_stream_has_a_latent_shape(model):
-    assert {n: len(model.latent_shape(n)) for n in STREAMS} == {n: 3 if s.is_image else 2 for n, s in STREAMS.items()}
+    assert {n: len(model.latent_shape(n)) for n in STREAMS} == {
+        n: 3 if s.is_image else 2 for n, s in STREAMS.items()
+    }
 
 
 @pytest.mark.cuda

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from medm2g_core.data.mri import FULL_SCALE, SEQUENCES, TISSUES, Sequence, bias_field, finish, render, signal
+from medm2g_core.data.mri import (
+    FULL_SCALE,
+    SEQUENCES,
+    TISSUES,
+    Sequence,
+    bias_field,
+    finish,
+    render,
+    signal,
+)
 
 
 def level(tissue: str, contrast: str) -> float:
@@ -67,7 +76,9 @@ def test_signal_matches_the_equations_by_hand() -> None:
     ir = SEQUENCES["flair"]
     assert ir.ti_ms is not None
     mz = abs(1 - 2 * math.exp(-ir.ti_ms / 656) + math.exp(-ir.tr_ms / 656))
-    assert float(signal(656.0, 72.0, 0.7, "flair")) == pytest.approx(0.7 * mz * math.exp(-ir.te_ms / 72), rel=1e-5)
+    assert float(signal(656.0, 72.0, 0.7, "flair")) == pytest.approx(
+        0.7 * mz * math.exp(-ir.te_ms / 72), rel=1e-5
+    )
 
 
 def test_signal_broadcasts() -> None:
@@ -84,7 +95,9 @@ def test_noise_floor_is_rician() -> None:
 
 
 def test_noise_is_nearly_gaussian_where_signal_is_strong() -> None:
-    image = finish(torch.full((200, 200), 0.3), "t2", np.random.default_rng(0), noise=0.02, bias=0.0)
+    image = finish(
+        torch.full((200, 200), 0.3), "t2", np.random.default_rng(0), noise=0.02, bias=0.0
+    )
     level_ = (image + 1) / 2
     assert float(level_.mean()) == pytest.approx(0.5, abs=0.002)
     assert float(level_.std()) == pytest.approx(0.02, rel=0.03)
@@ -94,15 +107,21 @@ def test_scale_is_fixed_and_does_not_depend_on_what_else_is_in_the_image() -> No
     half = torch.zeros(32, 32)
     half[:, :16] = 1.0
     alone = render({"gm": half}, "t1", np.random.default_rng(1), noise=0.0, bias=0.0)
-    beside_fat = render({"gm": half, "fat": 1 - half}, "t1", np.random.default_rng(1), noise=0.0, bias=0.0)
+    beside_fat = render(
+        {"gm": half, "fat": 1 - half}, "t1", np.random.default_rng(1), noise=0.0, bias=0.0
+    )
     assert torch.equal(alone[:, :16], beside_fat[:, :16])
-    assert float(alone[0, 0]) == pytest.approx(2 * level("gm", "t1") / FULL_SCALE["t1"] - 1, abs=1e-5)
+    assert float(alone[0, 0]) == pytest.approx(
+        2 * level("gm", "t1") / FULL_SCALE["t1"] - 1, abs=1e-5
+    )
     assert float(alone[0, -1]) == -1.0
 
 
 def test_partial_volume_is_the_weighted_sum() -> None:
     part = torch.full((8, 8), 0.25)
-    image = render({"wm": part, "csf": 1 - part}, "t2", np.random.default_rng(1), noise=0.0, bias=0.0)
+    image = render(
+        {"wm": part, "csf": 1 - part}, "t2", np.random.default_rng(1), noise=0.0, bias=0.0
+    )
     want = (0.25 * level("wm", "t2") + 0.75 * level("csf", "t2")) / FULL_SCALE["t2"]
     assert float(image[3, 3]) == pytest.approx(2 * want - 1, abs=1e-5)
 

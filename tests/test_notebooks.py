@@ -1,4 +1,5 @@
-"""The contract of the notebooks: what a reader, papermill and nbval may rely on. Their numbers are nbval's job."""
+"""The contract of the notebooks: what a reader, papermill and nbval may rely on. Their numbers are
+nbval's job."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ PATH_MARKS = re.compile(
 )
 SECTIONS = ("What you will learn", "Exercises", "Recap", "Next")
 
-every = pytest.mark.parametrize("path", [*MAIN, *SOLUTIONS], ids=lambda p: p.relative_to(FOLDER).as_posix())
+every = pytest.mark.parametrize(
+    "path", [*MAIN, *SOLUTIONS], ids=lambda p: p.relative_to(FOLDER).as_posix()
+)
 main = pytest.mark.parametrize("path", MAIN, ids=lambda p: p.name)
 
 
@@ -69,7 +72,9 @@ def test_parameters_are_typed_commented_literals_in_one_tagged_cell(path: Path) 
     before = [c for c in notebook.cells[: tagged[0]] if c.cell_type == "code"]
     assert not before, "code runs before the parameters"
     for statement in ast.parse(cell.source).body:
-        assert isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name), ast.unparse(statement)
+        assert isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name), (
+            ast.unparse(statement)
+        )
         assert statement.target.id.isupper()
         assert statement.value is not None
         ast.literal_eval(statement.value)
@@ -110,7 +115,11 @@ def test_outputs_hold_no_errors_no_stderr_no_paths_and_no_widget_state(path: Pat
 def test_metadata_are_those_of_any_machine(path: Path) -> None:
     notebook = _read(path)
     assert set(notebook.metadata) <= {"kernelspec", "language_info"}
-    assert notebook.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"}
+    assert notebook.metadata.kernelspec == {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
     for cell in notebook.cells:
         assert set(cell.metadata) <= {"tags"}, f"{path.name}: {dict(cell.metadata)}"
 
@@ -124,7 +133,9 @@ def test_it_is_small_enough_to_look_at(path: Path) -> None:
 def test_tags_are_known_and_nothing_is_skipped(path: Path) -> None:
     allowed = {"parameters", "nbval-ignore-output", "hide-input"}
     for cell in _read(path).cells:
-        assert set(_tags(cell)) <= allowed, "a skipped or error-tolerant cell needs a reason and a line here"
+        assert set(_tags(cell)) <= allowed, (
+            "a skipped or error-tolerant cell needs a reason and a line here"
+        )
 
 
 @every
@@ -155,7 +166,11 @@ def test_the_arc_is_there(path: Path) -> None:
 
 @main
 def test_exercises_have_checks_and_a_solution_that_runs(path: Path) -> None:
-    checks = set(re.findall(r"^\s*(check_\w+)\(", "\n".join(c.source for c in _code(_read(path))), re.MULTILINE))
+    checks = set(
+        re.findall(
+            r"^\s*(check_\w+)\(", "\n".join(c.source for c in _code(_read(path))), re.MULTILINE
+        )
+    )
     assert len(checks) >= 2
     solution = FOLDER / "solutions" / path.name
     assert solution.is_file(), "no solution"
@@ -174,7 +189,7 @@ def test_figures_come_with_numbers(path: Path) -> None:
     assert pictures >= 1 and numbers >= 2
 
 
-# --- the tools --------------------------------------------------------------------------------------------------------
+# --- the tools
 
 
 def _notebook(folder: Path, *sources: str, tags: dict[int, str] | None = None) -> Path:
@@ -205,7 +220,9 @@ def test_a_failing_notebook_is_not_written(tmp_path: Path) -> None:
 
 
 def test_stderr_in_a_committed_notebook_is_refused(tmp_path: Path) -> None:
-    path = _notebook(tmp_path, "K: int = 3  # a number", "import sys; print('careful', file=sys.stderr)")
+    path = _notebook(
+        tmp_path, "K: int = 3  # a number", "import sys; print('careful', file=sys.stderr)"
+    )
     with pytest.raises(NotebookError, match="stderr"):
         execute(path)
 
@@ -236,7 +253,14 @@ def test_nbval_notices_one_altered_number(tmp_path: Path) -> None:
 
     def nbval() -> int:
         rules = str(ROOT / "tests" / "nbval_sanitize.cfg")
-        options = ["--nbval", "--nbval-sanitize-with", rules, "--nbval-current-env", "-p", "no:cacheprovider"]
+        options = [
+            "--nbval",
+            "--nbval-sanitize-with",
+            rules,
+            "--nbval-current-env",
+            "-p",
+            "no:cacheprovider",
+        ]
         command = [sys.executable, "-m", "pytest", "-q", *options, str(path)]
         return subprocess.run(command, cwd=tmp_path, capture_output=True).returncode
 
@@ -245,7 +269,7 @@ def test_nbval_notices_one_altered_number(tmp_path: Path) -> None:
     assert nbval() == 1
 
 
-# --- the demo ---------------------------------------------------------------------------------------------------------
+# --- the demo
 
 
 def test_the_demo_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,9 +292,13 @@ def test_the_demo_page_needs_no_network_and_folds_the_code(
     monkeypatch.setattr(demo, "QUICKSTART", path)
     page = demo.run_demo(tmp_path / "out", {"MODEL": str(tmp_path)})
     html = page.read_text(encoding="utf-8")
-    assert page == tmp_path / "out" / "index.html" and str(page.resolve()) in capsys.readouterr().out
+    assert (
+        page == tmp_path / "out" / "index.html" and str(page.resolve()) in capsys.readouterr().out
+    )
     assert "forty-two" in html and "data:image/png;base64," in html and "Show the code" in html
     assert not re.findall(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"https?:", html)
     assert not re.findall(r"import\s[^;]*https?://|url\(\"?https?:", html)
-    assert not re.findall(r'<a\b[^>]*href="(?!https?:|#)', html), "a link to a file that is not there"
+    assert not re.findall(r'<a\b[^>]*href="(?!https?:|#)', html), (
+        "a link to a file that is not there"
+    )
     json.loads((tmp_path / "out" / path.name).read_text())

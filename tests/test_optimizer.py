@@ -19,7 +19,11 @@ def network(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(
-            nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Flatten(), nn.Linear(8 * 16, 8), nn.Linear(8, 2)
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.GroupNorm(2, 8),
+            nn.Flatten(),
+            nn.Linear(8 * 16, 8),
+            nn.Linear(8, 2),
         )
 
 
@@ -48,7 +52,8 @@ def test_no_embedding_table_is_a_matrix_not_even_a_tied_one(smoke):
 
 
 def test_an_update_of_a_kernel_is_orthogonal_as_a_matrix():
-    """The gradient has singular values of 1 to 100, the update of one size; its sides are the gradient's."""
+    """The gradient has singular values of 1 to 100, the update of one size; its sides are the
+    gradient's."""
     net = network()
     optimizer = Optimizer(dict(net.named_parameters()), net, MUON)
     g = torch.Generator().manual_seed(0)
@@ -69,7 +74,9 @@ def test_both_learn_and_every_parameter_moves():
     for kind in ("muon", "adamw"):
         net = network()
         before = {n: p.detach().clone() for n, p in net.named_parameters()}
-        optimizer = Optimizer(dict(net.named_parameters()), net, dataclasses.replace(MUON, optimizer=kind, lr=0.01))
+        optimizer = Optimizer(
+            dict(net.named_parameters()), net, dataclasses.replace(MUON, optimizer=kind, lr=0.01)
+        )
         losses = [a_step(net, optimizer) for _ in range(60)]
         assert losses[-1] < 0.5 * losses[0]
         assert all(not torch.equal(p, before[n]) for n, p in net.named_parameters())
@@ -104,12 +111,18 @@ def test_state_that_was_stored_goes_on_as_if_nothing_had_happened():
         a_step(control, forgotten, i)
         if i >= 2:
             a_step(broken, resumed, i)
-    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), broken.parameters(), strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(straight.parameters(), control.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(straight.parameters(), broken.parameters(), strict=True)
+    )
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(straight.parameters(), control.parameters(), strict=True)
+    )
 
 
 def test_batched_muon_moves_matrices_as_torchs_own_does():
-    """Several of one shape, one lying and one standing of the same sides, one alone; a control with half the rate."""
+    """Several of one shape, one lying and one standing of the same sides, one alone; a control with
+    half the rate."""
     g = torch.Generator().manual_seed(0)
     shapes = [(16, 16)] * 3 + [(16, 40), (40, 16), (24, 8)]
     start = [torch.randn(s, generator=g) for s in shapes]
@@ -123,9 +136,11 @@ def test_batched_muon_moves_matrices_as_torchs_own_does():
         for step in range(3):
             for i, p in enumerate(parameters):
                 gradient = torch.randn(p.shape, generator=draw)
-                p.grad = None if (step, i) == (1, 2) else gradient             # one has no gradient once
+                p.grad = None if (step, i) == (1, 2) else gradient  # one has no gradient once
             optimizer.step()
-        runs.append(torch.cat([(p - s).detach().flatten() for p, s in zip(parameters, start, strict=True)]))
+        runs.append(
+            torch.cat([(p - s).detach().flatten() for p, s in zip(parameters, start, strict=True)])
+        )
     theirs, ours, control = runs
     size = theirs.square().mean().sqrt()
     assert (ours - theirs).abs().max() < 0.05 * size  # both iterate in bf16, whose step is 0.4 %

@@ -1,8 +1,9 @@
-"""The ``paper`` profile has the published sizes, and Stable Diffusion's weights fit; nothing is downloaded.
+"""The ``paper`` profile has the published sizes, and Stable Diffusion's weights fit; nothing is
+downloaded.
 
-Counted on the meta device, so no memory is used. Figures: Stable Diffusion 1.x UNet 859,520,964 and autoencoder
-83,653,863; CLIP ViT-L/14 text transformer 123,060,480 and vision transformer 303,179,776; BERT-base 109,482,240 with
-its pooler; GPT-2 124,439,808.
+Counted on the meta device, so no memory is used. Figures: Stable Diffusion 1.x UNet 859,520,964 and
+autoencoder 83,653,863; CLIP ViT-L/14 text transformer 123,060,480 and vision transformer
+303,179,776; BERT-base 109,482,240 with its pooler; GPT-2 124,439,808.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def test_the_prompt_encoders_are_clip_vit_l_14(paper):
 
 
 def test_the_text_codec_is_bert_base_and_gpt2_with_cross_attention(paper):
-    """BERT-base has 30,522 word pieces and 512 positions; ours shares GPT-2's 50,257 and 1,024, and has no pooler."""
+    """BERT-base has 30,522 word pieces and 512 positions; ours shares GPT-2's 50,257 and 1,024, and
+    has no pooler."""
     codec, d = paper.text_codec, 768
     pooler = d * d + d
     assert count(codec.encoder) == 109_482_240 - pooler + (50_257 - 30_522 + 1024 - 512) * d
@@ -70,7 +72,9 @@ def test_the_text_codec_is_bert_base_and_gpt2_with_cross_attention(paper):
     cross = ("crossattention", "ln_cross_attn")
     assert count(gpt2, *cross) == 124_439_808
     # query d x d, key and value d x 2d, output d x d, each with a bias, and a layer norm
-    assert count(gpt2) - count(gpt2, *cross) == 12 * (d * d + d + 2 * d * d + 2 * d + d * d + d + 2 * d)
+    assert count(gpt2) - count(gpt2, *cross) == 12 * (
+        d * d + d + 2 * d * d + 2 * d + d * d + d + 2 * d
+    )
 
 
 def test_the_text_latent_is_one_vector_of_768_in_four_pseudo_tokens(paper):
@@ -78,11 +82,24 @@ def test_the_text_latent_is_one_vector_of_768_in_four_pseudo_tokens(paper):
     assert paper.latent_shape("ct") == (4, 64, 64)
 
 
-# ---------------------------------------------------------------- Stable Diffusion folders
+# ---- Stable Diffusion folders
 
 
-UNET = {"channels": (8, 16), "attention": (True, False), "layers": 2, "head_dim": 2, "norm_groups": 4}
-VAE = {"unshuffle": 1, "pixel_channels": 3, "channels": (8, 16), "layers": 2, "norm_groups": 4, "mid_attention": True}
+UNET = {
+    "channels": (8, 16),
+    "attention": (True, False),
+    "layers": 2,
+    "head_dim": 2,
+    "norm_groups": 4,
+}
+VAE = {
+    "unshuffle": 1,
+    "pixel_channels": 3,
+    "channels": (8, 16),
+    "layers": 2,
+    "norm_groups": 4,
+    "mid_attention": True,
+}
 
 
 @pytest.fixture
@@ -90,15 +107,28 @@ def stable_diffusion(tmp_path):
     """A small folder laid out like Stable Diffusion's, written by diffusers."""
     torch.manual_seed(5)
     UNet2DConditionModel(
-        sample_size=16, in_channels=4, out_channels=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), block_out_channels=(8, 16), layers_per_block=2,
-        cross_attention_dim=32, attention_head_dim=2, norm_num_groups=4,
-    ).save_pretrained(tmp_path / "unet")  # fmt: skip
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=2,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    ).save_pretrained(tmp_path / "unet")
     AutoencoderKL(
-        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 16), layers_per_block=2, latent_channels=4,
-        norm_num_groups=4, sample_size=32,
-    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        layers_per_block=2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+    ).save_pretrained(tmp_path / "vae")
     return tmp_path
 
 

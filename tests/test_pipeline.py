@@ -43,15 +43,24 @@ def test_all_five_tasks_are_one_call(pipe, given, want):
         if name == "text":
             assert len(out[name]) == 1 and isinstance(out[name][0], str)
         else:
-            assert out[name].shape == (1, 1, 32, 32) and out[name].abs().max() <= 1 and out[name].isfinite().all()
+            assert (
+                out[name].shape == (1, 1, 32, 32)
+                and out[name].abs().max() <= 1
+                and out[name].isfinite().all()
+            )
         assert out.latents[name].shape[1:] == pipe.model.latent_shape(name)
 
 
 @pytest.mark.parametrize("order", ["joint", "cascade"])
 def test_the_same_seed_gives_the_same_streams(pipe, order):
     def draw(seed):
-        return pipe({"text": REPORT}, ["xray", "ct"], num_inference_steps=2, order=order,
-                    generator=seeded(seed))  # fmt: skip
+        return pipe(
+            {"text": REPORT},
+            ["xray", "ct"],
+            num_inference_steps=2,
+            order=order,
+            generator=seeded(seed),
+        )
 
     a, b, c = draw(0), draw(0), draw(1)
     assert torch.equal(a["xray"], b["xray"]) and torch.equal(a["ct"], b["ct"])
@@ -67,10 +76,20 @@ def test_given_images_are_not_modified(pipe):
 
 def test_samples_come_study_by_study_and_do_not_depend_on_the_batch(pipe):
     texts = reports(2)
-    many = pipe({"text": texts}, ["ct"], num_inference_steps=2, num_samples=2,
-                generator=[seeded(i) for i in range(4)])["ct"]  # fmt: skip
-    second = pipe({"text": texts[1]}, ["ct"], num_inference_steps=2, num_samples=2,
-                  generator=[seeded(2), seeded(3)])["ct"]  # fmt: skip
+    many = pipe(
+        {"text": texts},
+        ["ct"],
+        num_inference_steps=2,
+        num_samples=2,
+        generator=[seeded(i) for i in range(4)],
+    )["ct"]
+    second = pipe(
+        {"text": texts[1]},
+        ["ct"],
+        num_inference_steps=2,
+        num_samples=2,
+        generator=[seeded(2), seeded(3)],
+    )["ct"]
     assert many.shape[0] == 4 and torch.allclose(many[2:], second, atol=1e-3)
     assert not torch.allclose(many[0], many[1], atol=1e-2)
 
@@ -86,12 +105,17 @@ def test_the_best_of_several_is_one_of_them_and_the_nearest_to_what_is_given(pip
         return [seeded(i) for i in range(3)]
 
     g = generators()  # drawn one after the other from the same generators: the candidates
-    each = torch.stack([pipe(given, ["xray"], num_inference_steps=2, generator=g)["xray"] for _ in range(4)])
-    scores = torch.stack([nearness(x) for x in each])                          # (4, 3)
+    each = torch.stack(
+        [pipe(given, ["xray"], num_inference_steps=2, generator=g)["xray"] for _ in range(4)]
+    )
+    scores = torch.stack([nearness(x) for x in each])  # (4, 3)
     best = pipe(given, ["xray"], num_inference_steps=2, generator=generators(), best_of=4)
     expected = torch.stack([each[k, i] for i, k in enumerate(scores.argmax(0).tolist())])
     assert torch.allclose(best["xray"], expected, atol=1e-5)
-    assert len(set(scores.argmax(0).tolist())) > 1 and (scores.max(0).values > scores.min(0).values).all()
+    assert (
+        len(set(scores.argmax(0).tolist())) > 1
+        and (scores.max(0).values > scores.min(0).values).all()
+    )
     assert torch.allclose(pipe.model.decode("xray", best.latents["xray"]), expected, atol=1e-5)
 
 
@@ -102,8 +126,13 @@ def test_several_streams_and_reports_can_be_the_best_of_several(pipe):
 
 def test_the_callback_sees_every_step(pipe):
     seen = []
-    pipe({"ct": CT}, ["xray", "mri_t1"], num_inference_steps=3, generator=seeded(),
-         callback_on_step_end=lambda p, step, level, state: seen.append((p, step, level, state)))  # fmt: skip
+    pipe(
+        {"ct": CT},
+        ["xray", "mri_t1"],
+        num_inference_steps=3,
+        generator=seeded(),
+        callback_on_step_end=lambda p, step, level, state: seen.append((p, step, level, state)),
+    )
     assert [s[1] for s in seen] == [0, 1, 2] and all(s[0] is pipe for s in seen)
     assert [s[2] for s in seen] == sorted((s[2] for s in seen), reverse=True) and seen[0][2] == 1.0
     for *_, state in seen:
@@ -112,8 +141,14 @@ def test_the_callback_sees_every_step(pipe):
 
 def test_a_weight_of_zero_silences_a_prompt_but_its_stream_still_guides(pipe):
     def draw(report: str, scale: float):
-        return pipe({"text": report, "ct": CT}, ["xray"], num_inference_steps=2, guidance_scale=1.0,
-                    prompt_weights={"text": scale, "ct": 1.0}, generator=seeded())["xray"]  # fmt: skip
+        return pipe(
+            {"text": report, "ct": CT},
+            ["xray"],
+            num_inference_steps=2,
+            guidance_scale=1.0,
+            prompt_weights={"text": scale, "ct": 1.0},
+            generator=seeded(),
+        )["xray"]
 
     other = reports(4)[3]
     assert not torch.allclose(draw(REPORT, 1.0), draw(other, 1.0), atol=1e-4)
@@ -125,7 +160,10 @@ def test_a_weight_of_zero_silences_a_prompt_but_its_stream_still_guides(pipe):
 def test_a_saved_pipeline_draws_the_same(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = MedM2GPipeline.from_pretrained(tmp_path)
-    a, b = (p({"text": REPORT}, ["ct", "mri_t2"], num_inference_steps=2, generator=seeded()) for p in (pipe, again))
+    a, b = (
+        p({"text": REPORT}, ["ct", "mri_t2"], num_inference_steps=2, generator=seeded())
+        for p in (pipe, again)
+    )
     assert torch.equal(a["ct"], b["ct"]) and torch.equal(a["mri_t2"], b["mri_t2"])
 
 
@@ -178,8 +216,18 @@ def test_bad_numbers_are_refused(pipe):
 @pytest.mark.parametrize("name", IMAGE_STREAMS)
 def test_every_image_stream_can_be_given_and_wanted(pipe, name):
     other = next(n for n in IMAGE_STREAMS if n != name)
-    assert pipe({name: CT}, [other], num_inference_steps=1, generator=seeded())[other].shape == (1, 1, 32, 32)
-    assert pipe({other: CT}, [name], num_inference_steps=1, generator=seeded())[name].shape == (1, 1, 32, 32)
+    assert pipe({name: CT}, [other], num_inference_steps=1, generator=seeded())[other].shape == (
+        1,
+        1,
+        32,
+        32,
+    )
+    assert pipe({other: CT}, [name], num_inference_steps=1, generator=seeded())[name].shape == (
+        1,
+        1,
+        32,
+        32,
+    )
 
 
 @pytest.mark.cuda

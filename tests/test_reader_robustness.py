@@ -1,6 +1,8 @@
-"""Every test file inside the pydicom and nibabel wheels either loads or is refused with one sentence.
+"""Every test file inside the pydicom and nibabel wheels either loads or is refused with one
+sentence.
 
-The files are oddities on purpose: compressed, truncated, big-endian, colour, without pixels, other formats, plain text.
+The files are oddities on purpose: compressed, truncated, big-endian, colour, without pixels, other
+    formats, plain text.
 """
 
 from __future__ import annotations
@@ -24,9 +26,12 @@ from medm2g_core.data.files import read_stream, read_volume
 from medm2g_core.data.volumes import FileError
 from medm2g_core.streams import StreamError, check_image
 
-SECONDS_A_FILE = 60.0  # a hang, not slowness, is what it tells; the slowest file takes about one second
+SECONDS_A_FILE = (
+    60.0  # a hang, not slowness, is what it tells; the slowest file takes about one second
+)
 ROOTS = {"pydicom": Path(pydicom.data.__file__).parent, "nibabel": Path(nib.__file__).parent}
-# Measured with pydicom 3.0, nibabel 5.4 and pydicom's own decoders: how many files must go on loading.
+# Measured with pydicom 3.0, nibabel 5.4 and pydicom's own decoders: how many files must go on
+# loading.
 LOADED = {
     "pydicom": {"volume": 64, "ct": 9, "mri_t1": 38, "xray": 16},
     "nibabel": {"volume": 10, "ct": 0, "mri_t1": 7, "xray": 0},
@@ -35,7 +40,11 @@ LOADED = {
 
 def shipped(library: str) -> list[Path]:
     """All files of the library that are no program."""
-    files = (p for p in ROOTS[library].rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc", ".pyi", ".so"))
+    files = (
+        p
+        for p in ROOTS[library].rglob("*")
+        if p.is_file() and p.suffix not in (".py", ".pyc", ".pyi", ".so")
+    )
     return sorted(files)
 
 
@@ -70,10 +79,18 @@ def outcome(doing: Callable[[], Any]) -> tuple[str, Any]:
 def wrong_picture(kind: str, result: Any) -> str:
     """What is wrong with a result, or nothing."""
     if kind == "volume":
-        fine = result.array.dtype == np.float32 and result.array.ndim in (2, 3) and result.array.size > 0
+        fine = (
+            result.array.dtype == np.float32
+            and result.array.ndim in (2, 3)
+            and result.array.size > 0
+        )
         return "" if fine else f"an array of {result.array.dtype} {result.array.shape}"
     image = check_image(result.image, kind)
-    return "" if image.shape == (1, 48, 48) and np.ptp(image.numpy()) > 0.1 else "a blank or misshapen picture"
+    return (
+        ""
+        if image.shape == (1, 48, 48) and np.ptp(image.numpy()) > 0.1
+        else "a blank or misshapen picture"
+    )
 
 
 @pytest.mark.parametrize("library", list(ROOTS))

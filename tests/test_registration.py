@@ -23,15 +23,26 @@ def grid(shape: tuple[int, int, int], step: tuple[float, float, float]) -> Grid:
     return Grid(shape, affine)
 
 
-TISSUES = {"scalp": (900, 350), "bone": (80, 60), "fluid": (150, 950), "grey": (500, 550), "white": (750, 350)}
+TISSUES = {
+    "scalp": (900, 350),
+    "bone": (80, 60),
+    "fluid": (150, 950),
+    "grey": (500, 550),
+    "white": (750, 350),
+}
 """Signal in T1 and in T2."""
 
 PARTS: list[tuple[tuple[float, ...], tuple[float, ...], str]] = [
-    ((0, 0, 0), (62, 74, 66), "scalp"), ((0, 0, 0), (54, 66, 58), "bone"), ((0, 0, 0), (48, 60, 52), "fluid"),
-    ((0, 0, 0), (45, 57, 49), "grey"), ((4, 6, 4), (34, 44, 38), "white"), ((-14, -8, 10), (8, 24, 14), "fluid"),
+    ((0, 0, 0), (62, 74, 66), "scalp"),
+    ((0, 0, 0), (54, 66, 58), "bone"),
+    ((0, 0, 0), (48, 60, 52), "fluid"),
+    ((0, 0, 0), (45, 57, 49), "grey"),
+    ((4, 6, 4), (34, 44, 38), "white"),
+    ((-14, -8, 10), (8, 24, 14), "fluid"),
     ((16, -4, 8), (7, 20, 12), "fluid"),
-]  # fmt: skip
-"""Centre, half axes (mm, LPS) and tissue, painted in order; folds of grey matter and fluid are added."""
+]
+"""Centre, half axes (mm, LPS) and tissue, painted in order; folds of grey matter and fluid are
+added."""
 for place in np.random.default_rng(1).normal(size=(24, 3)):
     place *= np.array((36, 46, 40)) / np.linalg.norm(place)
     PARTS.append((tuple(place), (9, 8, 10), ("fluid", "grey", "white")[len(PARTS) % 3]))
@@ -72,7 +83,8 @@ def pair() -> tuple[sitk.Image, sitk.Image]:
     there = points_of(moving) @ matrix.T + np.array(back.GetTranslation()) + _centre_term(back)
     rng = np.random.default_rng(0)
     noisy = [
-        signal(p, t2) + 10 * rng.standard_normal(p.shape[:-1]) for p, t2 in ((points_of(fixed), False), (there, True))
+        signal(p, t2) + 10 * rng.standard_normal(p.shape[:-1])
+        for p, t2 in ((points_of(fixed), False), (there, True))
     ]
     return itk_image(noisy[0], fixed), itk_image(noisy[1], moving)
 
@@ -86,7 +98,9 @@ def error_mm(transform: sitk.Transform) -> float:
     """Largest distance from the known transform, over points of the head."""
     points = [(x, y, z) for x in (-45, 0, 45) for y in (-55, 0, 55) for z in (-50, 0, 50)]
     gaps = [
-        np.subtract(transform.TransformPoint(p), known().TransformPoint(p)) for p in points if np.linalg.norm(p) < 72
+        np.subtract(transform.TransformPoint(p), known().TransformPoint(p))
+        for p in points
+        if np.linalg.norm(p) < 72
     ]
     return float(np.linalg.norm(gaps, axis=1).max())
 
@@ -94,7 +108,9 @@ def error_mm(transform: sitk.Transform) -> float:
 def test_a_known_affine_is_recovered_to_under_a_voxel(pair: tuple[sitk.Image, sitk.Image]) -> None:
     found = register_affine(*pair)
     assert error_mm(found.transform) < 0.5 * VOXEL_MM
-    assert error_mm(sitk.AffineTransform(3)) > 2 * VOXEL_MM  # the control: without it they are far apart
+    assert (
+        error_mm(sitk.AffineTransform(3)) > 2 * VOXEL_MM
+    )  # the control: without it they are far apart
     assert found.information > 1.2 * found.before
     moved = resample(pair[1], pair[0], found.transform)
     assert moved.shape == FIXED and moved.dtype == np.float32
@@ -104,14 +120,20 @@ def test_a_known_affine_is_recovered_to_under_a_voxel(pair: tuple[sitk.Image, si
     assert np.corrcoef(unmoved.ravel(), expected.ravel())[0, 1] < 0.9
 
 
-def test_the_same_seed_gives_the_same_transform_bit_for_bit(pair: tuple[sitk.Image, sitk.Image]) -> None:
+def test_the_same_seed_gives_the_same_transform_bit_for_bit(
+    pair: tuple[sitk.Image, sitk.Image],
+) -> None:
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    first, again, other = (register_affine(*pair, seed=s, iterations=3).transform.GetParameters() for s in (3, 3, 4))
+    first, again, other = (
+        register_affine(*pair, seed=s, iterations=3).transform.GetParameters() for s in (3, 3, 4)
+    )
     assert first == again and first != other
     assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == threads  # put back
 
 
-def test_volumes_that_cannot_be_of_one_session_are_refused(pair: tuple[sitk.Image, sitk.Image]) -> None:
+def test_volumes_that_cannot_be_of_one_session_are_refused(
+    pair: tuple[sitk.Image, sitk.Image],
+) -> None:
     far = sitk.Image(pair[1])
     far.SetOrigin((900, 900, 900))
     with pytest.raises(FileError, match="do not overlap"):
@@ -123,4 +145,6 @@ def test_an_image_keeps_its_place_in_the_scanner() -> None:
     image = itk_image(np.zeros(g.shape), g)
     for index in ((0, 0, 0), (19, 2, 27)):
         ras = g.affine @ [*index, 1]
-        assert image.TransformIndexToPhysicalPoint(index[::-1]) == pytest.approx((-ras[0], -ras[1], ras[2]))
+        assert image.TransformIndexToPhysicalPoint(index[::-1]) == pytest.approx(
+            (-ras[0], -ras[1], ras[2])
+        )

@@ -1,4 +1,5 @@
-"""Report baselines: retrieval finds itself, the decoder reads its image, and kept weights are trusted only if whole."""
+"""Report baselines: retrieval finds itself, the decoder reads its image, and kept weights are
+trusted only if whole."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.reports import write_report
 from medm2g_core.data.wheels import DataUnavailableError
 from medm2g_core.evaluation import report_generation as section
-from medm2g_core.evaluation.baselines.report_decoder import DecoderSettings, decoder_file, train_decoder
+from medm2g_core.evaluation.baselines.report_decoder import (
+    DecoderSettings,
+    decoder_file,
+    train_decoder,
+)
 from medm2g_core.evaluation.baselines.reports import (
     constant_reports,
     embed_images,
@@ -44,12 +49,16 @@ FINDINGS = [(EFFUSION,), (NODULE,), (EDEMA,), (EDEMA, EFFUSION)] * 2
 def corpus() -> Corpus:
     """Eight studies of random pictures, two wordings each."""
     rngs = np.random.default_rng(0).spawn(16)
-    reports = [[write_report(f, "chest", 30 + 5 * i, "male", rngs[2 * i + w]) for w in range(2)]
-               for i, f in enumerate(FINDINGS)]  # fmt: skip
+    reports = [
+        [write_report(f, "chest", 30 + 5 * i, "male", rngs[2 * i + w]) for w in range(2)]
+        for i, f in enumerate(FINDINGS)
+    ]
     return Corpus("chest", {"xray": pictures(8, seed=4).half()}, reports)
 
 
-def test_retrieval_of_a_study_from_itself_finds_itself_and_from_others_does_not(model: MedM2G) -> None:
+def test_retrieval_of_a_study_from_itself_finds_itself_and_from_others_does_not(
+    model: MedM2G,
+) -> None:
     c = corpus()
     own = [r[0] for r in c.reports]
     images = c.images["xray"].float()
@@ -59,7 +68,9 @@ def test_retrieval_of_a_study_from_itself_finds_itself_and_from_others_does_not(
     assert image_retrieval(seen, seen, c) == own
     texts = [t for r in c.reports for t in r]
     read = embed_reports(model, texts)
-    assert seen.shape[1] == read.shape[1] and torch.allclose(read.norm(dim=1), torch.ones(16), atol=1e-4)
+    assert seen.shape[1] == read.shape[1] and torch.allclose(
+        read.norm(dim=1), torch.ones(16), atol=1e-4
+    )
     assert report_retrieval(read, read, c) == texts
     assert image_retrieval(seen.roll(1, 0), seen, c) == own[-1:] + own[:-1]
 
@@ -74,17 +85,29 @@ def test_simple_reports_are_constant_or_random() -> None:
 def test_a_corpus_has_the_wordings_of_training_and_one_region(tmp_path: Path) -> None:
     cohort = VirtualCohort("val", "chest", 2, resolution=32)
     c = report_corpus(cohort, "xray")
-    assert c.reports[0][0] == cohort.texts[0] and len(set(c.reports[0])) == 4 and list(c.images) == ["xray"]
-    assert finding_summary([r[3] for r in c.reports], Truth("chest", cohort.texts, cohort.findings))["strict"] in (0, 1)
+    assert (
+        c.reports[0][0] == cohort.texts[0]
+        and len(set(c.reports[0])) == 4
+        and list(c.images) == ["xray"]
+    )
+    assert finding_summary(
+        [r[3] for r in c.reports], Truth("chest", cohort.texts, cohort.findings)
+    )["strict"] in (0, 1)
     with pytest.raises(StreamError, match="both regions"):
         report_corpus(VirtualCohort("val", "both", 2, resolution=32), "xray")
 
 
 @pytest.mark.parametrize("encoder", ["frozen", "fresh"])
-def test_the_decoder_learns_eight_studies_by_their_pictures(model: MedM2G, tmp_path: Path, encoder: str) -> None:
+def test_the_decoder_learns_eight_studies_by_their_pictures(
+    model: MedM2G, tmp_path: Path, encoder: str
+) -> None:
     c = corpus()
-    how = {"lr": 5e-3} if encoder == "frozen" else {"lr": 3e-3, "optimizer": "muon"}  # both learn on any processor
-    settings = DecoderSettings(stream="xray", seconds=299, steps=500, encoder=encoder, batch=16, dropout=0.0, **how)  # type: ignore[arg-type]
+    how = (
+        {"lr": 5e-3} if encoder == "frozen" else {"lr": 3e-3, "optimizer": "muon"}
+    )  # both learn on any processor
+    settings = DecoderSettings(
+        stream="xray", seconds=299, steps=500, encoder=encoder, batch=16, dropout=0.0, **how
+    )  # type: ignore[arg-type]
     torch.manual_seed(5)
     before = torch.rand(1)
     torch.manual_seed(5)
@@ -94,25 +117,37 @@ def test_the_decoder_learns_eight_studies_by_their_pictures(model: MedM2G, tmp_p
     images = c.images["xray"].float()
     greedy = decoder.write(images)
     right = finding_summary(greedy, truth)["strict"]
-    # An encoder of its own sees augmented pictures and starts from nothing: it is less sure after these steps.
+    # An encoder of its own sees augmented pictures and starts from nothing: it is less sure after
+    # these steps.
     assert right > (0.9 if encoder == "frozen" else 0.6)
-    assert encoder == "fresh" or finding_summary(decoder.write(images, sample=True, seed=1), truth)["strict"] > 0.45
+    assert (
+        encoder == "fresh"
+        or finding_summary(decoder.write(images, sample=True, seed=1), truth)["strict"] > 0.45
+    )
     assert decoder.write(images, sample=True, seed=1) == decoder.write(images, sample=True, seed=1)
-    # The control: it reads the picture, so another patient's picture gives another patient's report.
+    # The control: it reads the picture, so another patient's picture gives another patient's
+    # report.
     assert finding_summary(decoder.write(images.roll(1, 0)), truth)["strict"] < 0.75 * right
 
 
-def test_a_decoder_whose_pictures_were_shuffled_cannot_tell_them_apart(model: MedM2G, tmp_path: Path) -> None:
+def test_a_decoder_whose_pictures_were_shuffled_cannot_tell_them_apart(
+    model: MedM2G, tmp_path: Path
+) -> None:
     c = corpus()
     same = Corpus("chest", {"xray": c.images["xray"][:1].expand(8, -1, -1, -1).clone()}, c.reports)
     settings = DecoderSettings(stream="xray", seconds=99, steps=100, lr=1e-2, batch=16, dropout=0.0)
     decoder = train_decoder(model, same, settings, cache=tmp_path, progress=False)
     written = decoder.write(same.images["xray"].float())
     assert len(set(written)) == 1
-    assert finding_summary(written, Truth("chest", [r[0] for r in c.reports], FINDINGS))["strict"] < 0.7
+    assert (
+        finding_summary(written, Truth("chest", [r[0] for r in c.reports], FINDINGS))["strict"]
+        < 0.7
+    )
 
 
-def test_a_kept_decoder_is_loaded_and_a_damaged_one_trained_again(model: MedM2G, tmp_path: Path) -> None:
+def test_a_kept_decoder_is_loaded_and_a_damaged_one_trained_again(
+    model: MedM2G, tmp_path: Path
+) -> None:
     c = corpus()
     settings = DecoderSettings(stream="xray", seconds=99, steps=4)
     images = c.images["xray"].float()
@@ -127,20 +162,27 @@ def test_a_kept_decoder_is_loaded_and_a_damaged_one_trained_again(model: MedM2G,
     file = decoder_file(model, c, settings, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
     whole, stamp = file.read_bytes(), file.stat().st_mtime_ns
-    assert train()[0] == train()[0] and file.stat().st_mtime_ns == stamp, "the kept file was not used"
+    assert train()[0] == train()[0] and file.stat().st_mtime_ns == stamp, (
+        "the kept file was not used"
+    )
     for damage in (whole[: len(whole) // 2], b"", b"not a safetensors file at all"):
         file.write_bytes(damage)
         train()
         assert len(file.read_bytes()) == pytest.approx(len(whole), rel=0.01)
 
 
-@pytest.mark.parametrize("change", [
-    lambda m, c, s: (m, c, DecoderSettings(stream="xray", seconds=s.seconds, seed=1)),
-    lambda m, c, s: (m, c, DecoderSettings(stream="xray", seconds=s.seconds + 1)),
-    lambda m, c, s: (m, Corpus(c.region, c.images, c.reports[1:] + c.reports[:1]), s),
-    lambda m, c, s: (_moved(m), c, s),
-])  # fmt: skip
-def test_other_settings_studies_or_weights_mean_another_file(model: MedM2G, change: Callable) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m, c, s: (m, c, DecoderSettings(stream="xray", seconds=s.seconds, seed=1)),
+        lambda m, c, s: (m, c, DecoderSettings(stream="xray", seconds=s.seconds + 1)),
+        lambda m, c, s: (m, Corpus(c.region, c.images, c.reports[1:] + c.reports[:1]), s),
+        lambda m, c, s: (_moved(m), c, s),
+    ],
+)
+def test_other_settings_studies_or_weights_mean_another_file(
+    model: MedM2G, change: Callable
+) -> None:
     c, s = corpus(), DecoderSettings(stream="xray", seconds=1)
     before = decoder_file(model, c, s)
     assert decoder_file(model, corpus(), DecoderSettings(stream="xray", seconds=1)) == before
@@ -164,25 +206,42 @@ def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validatio
     monkeypatch.setattr("medm2g_core.evaluation.report_scores.meteor", lambda a, b: None)
     bench = Bench(MedM2GPipeline(model), n_chest=4, n_brain=2, reference=3, steps=1, progress=False)
     train = VirtualCohort("train", "chest", 6, resolution=32)
-    piece = section.report_generation(bench, "xray", decoder_seconds=0.2, train=train, cache=tmp_path)
+    piece = section.report_generation(
+        bench, "xray", decoder_seconds=0.2, train=train, cache=tmp_path
+    )
     strict = {r.who: r for r in piece.rows if r.metric == "finding F1, strict"}
     kinds = [who.split(":")[0].split(",")[0] for who in strict]
-    assert kinds.count("baseline") >= 7 and kinds.count("ceiling") == 2 and kinds.count("control") == 1
+    assert (
+        kinds.count("baseline") >= 7 and kinds.count("ceiling") == 2 and kinds.count("control") == 1
+    )
     assert strict["ceiling: true findings in other words"].value == 1.0
     assert {"model", "model, consensus of 5"} <= strict.keys() and len(piece.checks) == 2
-    assert len(piece.facts["grid on validation"]) == len(section.GRID) and piece.facts["validation studies"] == 3
+    assert (
+        len(piece.facts["grid on validation"]) == len(section.GRID)
+        and piece.facts["validation studies"] == 3
+    )
     drawn = [k for k in bench._drawn if k[0] != "codec"]
     grid = {(k[5], k[9]) for k in drawn if k[-1] == "val"}
     assert grid == set(section.GRID), "the grid is drawn on the validation split"
-    assert all((k[5], k[9]) in {(float(g), float(n)) for n, g in
-                                piece.facts["guidance chosen for each noise scale"].items()}
-               for k in drawn if k[-1] == "test"), "test studies see the chosen settings only"  # fmt: skip
+    assert all(
+        (k[5], k[9])
+        in {
+            (float(g), float(n))
+            for n, g in piece.facts["guidance chosen for each noise scale"].items()
+        }
+        for k in drawn
+        if k[-1] == "test"
+    ), "test studies see the chosen settings only"
 
     monkeypatch.setattr(bench, "draw", lambda *_, **__: pytest.fail("something was drawn"))
-    again = section.report_generation(bench, "xray", decoder_seconds=2.0, train=train, cache=tmp_path, known=piece)
+    again = section.report_generation(
+        bench, "xray", decoder_seconds=2.0, train=train, cache=tmp_path, known=piece
+    )
     decoders = {who for who in strict if "autoregressive" in who}
     moved = {r.who for r, old in zip(again.rows, piece.rows, strict=True) if r != old}
-    assert len(decoders) == 2 and moved and moved <= decoders, "only the decoders were trained again"
+    assert len(decoders) == 2 and moved and moved <= decoders, (
+        "only the decoders were trained again"
+    )
     steps = [p.facts["decoders"][0]["steps"] for p in (piece, again)]
     assert steps[1] > steps[0] and again.facts.keys() == piece.facts.keys()
 
@@ -205,8 +264,12 @@ def test_reports_are_scored_the_same_whatever_the_weights_that_their_key_leaves_
     train = VirtualCohort("train", "chest", 6, resolution=32)
 
     def measured(of: MedM2G) -> tuple[list[tuple[str, str, float]], dict[str, str]]:
-        bench = Bench(MedM2GPipeline(of), n_chest=4, n_brain=2, reference=3, steps=1, progress=False)
-        piece = section.report_generation(bench, given, decoder_seconds=0.2, train=train, cache=tmp_path)
+        bench = Bench(
+            MedM2GPipeline(of), n_chest=4, n_brain=2, reference=3, steps=1, progress=False
+        )
+        piece = section.report_generation(
+            bench, given, decoder_seconds=0.2, train=train, cache=tmp_path
+        )
         untimed = [(r.who, r.metric, r.value) for r in piece.rows if "autoregressive" not in r.who]
         return untimed, {str(k): str(v) for k, v in bench._drawn.items()}
 
@@ -226,12 +289,15 @@ def test_codecs_and_alignment_are_scored_the_same_whatever_the_weights_that_thei
 
     monkeypatch.setattr(section, "load_iu_reports", gone)
     measure = {
-        "alignment": alignment_section, "text_codec": section.text_codec_section,
+        "alignment": alignment_section,
+        "text_codec": section.text_codec_section,
         "image_codec": lambda bench: image_codec_section(bench, None),
-    }[name]  # fmt: skip
+    }[name]
 
     def rows(of: MedM2G) -> list[tuple[str, str, str, float]]:
-        piece = measure(Bench(MedM2GPipeline(of), n_chest=3, n_brain=2, reference=2, progress=False))
+        piece = measure(
+            Bench(MedM2GPipeline(of), n_chest=3, n_brain=2, reference=2, progress=False)
+        )
         return [(r.task, r.who, r.metric, r.value) for r in piece.rows]
 
     assert rows(ruin_all_but(model, READS[name])) == rows(model)
@@ -241,10 +307,15 @@ def test_the_control_check_fails_where_another_patients_image_does_as_well_as_th
     from medm2g_core.evaluation.table import Row
 
     def rows(control: float) -> list[Row]:
-        return [Row("t", m, who, v, v - 0.05, v + 0.05, 50)
-                for m in ("finding F1, strict", "finding F1, presence")
-                for who, v in (("model", 0.6), ("baseline: random report", 0.1),
-                               ("control: another patient's image", control))]  # fmt: skip
+        return [
+            Row("t", m, who, v, v - 0.05, v + 0.05, 50)
+            for m in ("finding F1, strict", "finding F1, presence")
+            for who, v in (
+                ("model", 0.6),
+                ("baseline: random report", 0.1),
+                ("control: another patient's image", control),
+            )
+        ]
 
     assert all(c.passed for c in section._falls_to_chance(rows(0.12), "t"))
     assert not any(c.passed for c in section._falls_to_chance(rows(0.5), "t"))
@@ -260,8 +331,13 @@ def test_the_text_codec_section_skips_real_reports_that_cannot_be_had(
     bench = Bench(MedM2GPipeline(model), n_chest=3, n_brain=2, reference=2, progress=False)
     piece = section.text_codec_section(bench)
     assert "left out" in piece.facts["real IU findings"]
-    assert {r.task for r in piece.rows} == {"text codec: Report (chest)", "text codec: Report (brain)"}
-    assert {"exact match, share", "BLEU-4, corpus", "finding F1, strict"} <= {r.metric for r in piece.rows}
+    assert {r.task for r in piece.rows} == {
+        "text codec: Report (chest)",
+        "text codec: Report (brain)",
+    }
+    assert {"exact match, share", "BLEU-4, corpus", "finding F1, strict"} <= {
+        r.metric for r in piece.rows
+    }
 
 
 def test_the_better_half_are_the_draws_most_like_the_image_and_the_rest_has_no_vote():

@@ -1,4 +1,5 @@
-"""Report scores: what equal, shuffled and partly right reports score, and agreement with the libraries."""
+"""Report scores: what equal, shuffled and partly right reports score, and agreement with the
+libraries."""
 
 from __future__ import annotations
 
@@ -36,8 +37,12 @@ def truth(n: int = 60, seed: int = 0) -> Truth:
     rng = np.random.default_rng(seed)
     pool = [(), (EFFUSION,), (NODULE,), (EDEMA, EFFUSION)]
     findings = [pool[int(i)] for i in rng.integers(len(pool), size=n)]
-    texts = [write_report(f, "chest", int(rng.integers(20, 90)), ("female", "male")[int(rng.integers(2))], rng)
-             for f in findings]  # fmt: skip
+    texts = [
+        write_report(
+            f, "chest", int(rng.integers(20, 90)), ("female", "male")[int(rng.integers(2))], rng
+        )
+        for f in findings
+    ]
     return Truth("chest", texts, findings)
 
 
@@ -58,15 +63,27 @@ def test_identical_reports_score_one_everywhere_with_no_spread() -> None:
     for (metric, _), r in rows.items():
         if metric != "METEOR":
             assert r.value == 1.0 and r.n == len(t), metric
-            if "finding sets" not in metric:  # several patients share their findings, so a draw of patients varies
+            if (
+                "finding sets" not in metric
+            ):  # several patients share their findings, so a draw of patients varies
                 assert r.low == r.high == 1.0, metric
     assert {f"BLEU-{n}, corpus" for n in (1, 2, 3, 4)} < {m for m, _ in rows}
 
 
 def test_shuffled_reports_score_what_random_ones_do() -> None:
     t, other = truth(200), truth(200, seed=1)
-    rows = by(report_rows("x", {"shuffled": t.texts[7:] + t.texts[:7], "random": other.texts, "own": t.texts}, t))
-    for metric in ("finding F1, strict", "finding F1, presence", "BLEU-4, corpus", "ROUGE-L", "sex right, share"):
+    rows = by(
+        report_rows(
+            "x", {"shuffled": t.texts[7:] + t.texts[:7], "random": other.texts, "own": t.texts}, t
+        )
+    )
+    for metric in (
+        "finding F1, strict",
+        "finding F1, presence",
+        "BLEU-4, corpus",
+        "ROUGE-L",
+        "sex right, share",
+    ):
         shuffled, random, own = (rows[metric, who] for who in ("shuffled", "random", "own"))
         assert shuffled.low <= random.high and random.low <= shuffled.high, metric
         assert shuffled.high < own.low, metric
@@ -76,34 +93,57 @@ def test_strict_is_never_above_presence_and_partial_scores_lie_between() -> None
     t = truth(100)
     wrong = {
         EFFUSION: Finding("pleural_effusion", "right", "", "small"),  # side
-        NODULE: Finding("nodule", "right", "lower", "small", 14),     # lobe
-        EDEMA: Finding("pulmonary_edema", "", "", "large"),           # size
+        NODULE: Finding("nodule", "right", "lower", "small", 14),  # lobe
+        EDEMA: Finding("pulmonary_edema", "", "", "large"),  # size
     }
     rng = np.random.default_rng(3)
     said = [tuple(wrong[f] if rng.random() < 0.5 else f for f in fs) for fs in t.findings]
     texts = [write_report(f, "chest", 50, "male", rng) for f in said]
     rows = by(report_rows("x", {"m": texts}, t))
     for kind in ("F1", "precision", "recall"):
-        assert rows[f"finding {kind}, strict", "m"].value < rows[f"finding {kind}, presence", "m"].value == 1.0
+        assert (
+            rows[f"finding {kind}, strict", "m"].value
+            < rows[f"finding {kind}, presence", "m"].value
+            == 1.0
+        )
     for part in ("side", "lobe", "size"):
         assert 0 < rows[f"finding F1, name and {part}", "m"].value < 1
-    assert rows["age right, share", "m"].value < 0.2 < rows["age within 10 years, share", "m"].value < 0.6
+    assert (
+        rows["age right, share", "m"].value
+        < 0.2
+        < rows["age within 10 years, share", "m"].value
+        < 0.6
+    )
 
 
 def test_partial_counts_leave_out_findings_without_the_attribute() -> None:
     heart = Finding("cardiomegaly", size="small")
     assert partial_counts([heart, EFFUSION], [heart, EFFUSION], "side") == (1, 0, 0)
     assert partial_counts([heart, EFFUSION], [heart, EFFUSION], "size") == (2, 0, 0)
-    assert partial_counts([NODULE], [Finding("nodule", "left", "upper", "small", 14)], "location") == (1, 0, 0)
-    assert partial_counts([NODULE], [Finding("nodule", "left", "upper", "small", 14)], "side") == (0, 1, 1)
+    assert partial_counts(
+        [NODULE], [Finding("nodule", "left", "upper", "small", 14)], "location"
+    ) == (1, 0, 0)
+    assert partial_counts([NODULE], [Finding("nodule", "left", "upper", "small", 14)], "side") == (
+        0,
+        1,
+        1,
+    )
 
 
 def test_a_normal_report_for_everyone_finds_nothing() -> None:
     t = truth()
-    rows = by(report_rows("x", {"m": [write_report((), "chest", 60, "male", np.random.default_rng(0))] * len(t)}, t))
+    rows = by(
+        report_rows(
+            "x",
+            {"m": [write_report((), "chest", 60, "male", np.random.default_rng(0))] * len(t)},
+            t,
+        )
+    )
     for metric in ("F1", "precision", "recall"):
         assert rows[f"finding {metric}, presence", "m"].value == 0.0
-    assert rows["distinct reports / real ones", "m"].value == pytest.approx(1 / len(set(t.texts)), abs=1e-4)
+    assert rows["distinct reports / real ones", "m"].value == pytest.approx(
+        1 / len(set(t.texts)), abs=1e-4
+    )
 
 
 def test_bleu_equals_sacrebleu_on_the_corpus_and_on_a_report() -> None:
@@ -113,7 +153,9 @@ def test_bleu_equals_sacrebleu_on_the_corpus_and_on_a_report() -> None:
         metric = BLEU(lowercase=True, max_ngram_order=n)
         whole = metric.corpus_score(list(other.texts), [list(t.texts)]).score
         assert 100 * bleu(stats.sum(0), n) == pytest.approx(whole)
-        one = BLEU(lowercase=True, max_ngram_order=n, effective_order=True).sentence_score(other.texts[0], [t.texts[0]])
+        one = BLEU(lowercase=True, max_ngram_order=n, effective_order=True).sentence_score(
+            other.texts[0], [t.texts[0]]
+        )
         assert 100 * bleu(stats[0], n, sentence=True) == pytest.approx(one.score)
     assert "tok:13a" in tokenization() and "case:lc" in tokenization()
     with pytest.raises(ValueError, match="one of each"):
@@ -121,9 +163,12 @@ def test_bleu_equals_sacrebleu_on_the_corpus_and_on_a_report() -> None:
 
 
 def test_rouge_l_follows_its_formula_and_survives_empty_reports() -> None:
-    # Longest common subsequence "the heart enlarged": 3 of 3 generated tokens, 3 of 4 of the reference.
+    # Longest common subsequence "the heart enlarged": 3 of 3 generated tokens, 3 of 4 of the
+    # reference.
     p, r = 1.0, 0.75
-    assert rouge_l("The heart enlarged", "the heart is enlarged") == pytest.approx(2.44 * p * r / (r + 1.44 * p))
+    assert rouge_l("The heart enlarged", "the heart is enlarged") == pytest.approx(
+        2.44 * p * r / (r + 1.44 * p)
+    )
     assert rouge_l("", "the heart") == rouge_l("lungs", "the heart") == 0.0
     assert bleu(bleu_counts([""], ["the heart"])[0]) == 0.0
 
@@ -136,7 +181,9 @@ def test_java_meteor_is_one_for_equal_reports_and_low_for_others() -> None:
     assert scores[:6] == [pytest.approx(1.0)] * 6 and scores[6] < 0.1
 
 
-def test_without_java_meteor_is_left_out_and_the_rest_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_java_meteor_is_left_out_and_the_rest_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(report_scores.shutil, "which", lambda name: None)
     t = truth(8)
     rows = report_rows("x", {"model": t.texts}, t)
@@ -145,7 +192,9 @@ def test_without_java_meteor_is_left_out_and_the_rest_is_there(monkeypatch: pyte
     assert len(rows) > 15
 
 
-def test_a_java_that_fails_leaves_meteor_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_java_that_fails_leaves_meteor_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     fake = tmp_path / "java"
     fake.write_text("#!/bin/sh\nexit 1\n")
     fake.chmod(0o755)
@@ -163,12 +212,23 @@ def test_consensus_picks_the_majority_and_leaves_the_odd_one_out() -> None:
     def write(*findings: Finding) -> str:
         return write_report(findings, "chest", 40, "male", rng)
 
-    draws = [[write(NODULE), write()], [write(EFFUSION), write()], [write(EDEMA), write()], [write(EFFUSION), write()],
-             [write(EFFUSION), write(NODULE)]]  # fmt: skip
+    draws = [
+        [write(NODULE), write()],
+        [write(EFFUSION), write()],
+        [write(EDEMA), write()],
+        [write(EFFUSION), write()],
+        [write(EFFUSION), write(NODULE)],
+    ]
     assert consensus(draws, "chest") == [draws[1][0], draws[0][1]]
     assert medoid([write(EDEMA), write(EFFUSION)], "chest") == 0
     half = Finding("pleural_effusion", "right", "", "small")
-    assert agreement([EFFUSION], [EFFUSION]) == 1 > agreement([EFFUSION], [half]) == 0.5 > agreement([EFFUSION], [])
+    assert (
+        agreement([EFFUSION], [EFFUSION])
+        == 1
+        > agreement([EFFUSION], [half])
+        == 0.5
+        > agreement([EFFUSION], [])
+    )
 
 
 def test_reworded_reports_say_the_same_in_other_words() -> None:

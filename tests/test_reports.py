@@ -26,9 +26,15 @@ def draw_findings(region: str, rng: np.random.Generator, most: int = 3) -> tuple
         side = "right" if location == "middle" else str(rng.choice(kind.sides))
         if any(name == kind.name and "both" in (side, other) for name, other, _ in out):
             continue
-        mm = None if kind.millimetres is None else int(rng.integers(kind.millimetres[0], kind.millimetres[1] + 1))
+        mm = (
+            None
+            if kind.millimetres is None
+            else int(rng.integers(kind.millimetres[0], kind.millimetres[1] + 1))
+        )
         size = str(rng.choice(kind.sizes)) if mm is None else size_class(kind.name, mm)
-        out.setdefault((kind.name, side, location), check_finding(Finding(kind.name, side, location, size, mm)))
+        out.setdefault(
+            (kind.name, side, location), check_finding(Finding(kind.name, side, location, size, mm))
+        )
     return tuple(out.values())
 
 
@@ -62,13 +68,16 @@ def test_region_is_guessed_from_the_words(drawn):
 def test_no_true_finding_is_ever_denied_or_hedged(drawn):
     for text, region, findings, _, _ in drawn:
         true = {f.name for f in findings}
-        assert not [m for m in find_mentions(text, region) if (m.negated or m.uncertain) and m.finding.name in true], (
-            text
-        )
+        assert not [
+            m
+            for m in find_mentions(text, region)
+            if (m.negated or m.uncertain) and m.finding.name in true
+        ], text
 
 
 def test_every_single_finding_is_recovered_from_every_wording():
-    """Each (kind, side, location, size) many times: no wording of the grammar loses an attribute."""
+    """Each (kind, side, location, size) many times: no wording of the grammar loses an
+    attribute."""
     rng = np.random.default_rng(5)
     for kind in FINDINGS.values():
         for side in kind.sides:
@@ -79,7 +88,15 @@ def test_every_single_finding_is_recovered_from_every_wording():
                     mm = None
                     if kind.millimetres is not None:
                         low, high = kind.millimetres
-                        mm = int(rng.choice([m for m in range(low, high + 1) if size_class(kind.name, m) == size]))
+                        mm = int(
+                            rng.choice(
+                                [
+                                    m
+                                    for m in range(low, high + 1)
+                                    if size_class(kind.name, m) == size
+                                ]
+                            )
+                        )
                     finding = Finding(kind.name, side, location, size, mm)
                     for _ in range(8):
                         text = write_report((finding,), kind.region, 50, "male", rng)
@@ -92,15 +109,24 @@ def test_a_changed_word_changes_the_label():
     assert label_report(text, "chest").findings == (EFFUSION,)
     assert label_report(text.replace("small", "large"), "chest").findings[0].size == "large"
     assert label_report(re.sub("[Ll]eft", "right", text), "chest").findings[0].side == "right"
-    assert label_report(text.replace("There is a small", "No").replace("Left", "No left"), "chest").findings == ()
+    assert (
+        label_report(
+            text.replace("There is a small", "No").replace("Left", "No left"), "chest"
+        ).findings
+        == ()
+    )
 
 
 def test_text_is_plain_and_of_the_promised_form_and_length(drawn):
     lengths = []
     for text, _, findings, _, _ in drawn:
         assert text.isascii() and "  " not in text and "\n" not in text and "{" not in text
-        assert text.count("Findings: ") == text.count(" Impression: ") == 1 or text.startswith("Findings: ")
-        assert text.endswith(".") and not re.search(r"\. [a-z]|: [a-z]|\b[Aa] (?:[aeiou8]|11\b|18\b)", text), text
+        assert text.count("Findings: ") == text.count(" Impression: ") == 1 or text.startswith(
+            "Findings: "
+        )
+        assert text.endswith(".") and not re.search(
+            r"\. [a-z]|: [a-z]|\b[Aa] (?:[aeiou8]|11\b|18\b)", text
+        ), text
         lengths.append((len(findings), len(text.split())))
     words = np.array([n for _, n in lengths])
     assert 35 <= words.mean() <= 45
@@ -108,7 +134,9 @@ def test_text_is_plain_and_of_the_promised_form_and_length(drawn):
 
 
 def test_wording_varies_and_the_vocabulary_stays_small(drawn):
-    vocabulary = Counter(w for text, *_ in drawn for w in re.findall(r"[a-z]+(?:-[a-z]+)*|\d+", text.lower()))
+    vocabulary = Counter(
+        w for text, *_ in drawn for w in re.findall(r"[a-z]+(?:-[a-z]+)*|\d+", text.lower())
+    )
     assert 200 <= len(vocabulary) <= 450
     rng = np.random.default_rng(0)
     same = {write_report((EFFUSION,), "chest", 63, "female", rng) for _ in range(200)}
@@ -117,7 +145,9 @@ def test_wording_varies_and_the_vocabulary_stays_small(drawn):
 
 
 def test_the_same_seed_writes_the_same_report():
-    a, b, c = (write_report((NODULE,), "chest", 63, "male", np.random.default_rng(s)) for s in (1, 1, 2))
+    a, b, c = (
+        write_report((NODULE,), "chest", 63, "male", np.random.default_rng(s)) for s in (1, 1, 2)
+    )
     assert a == b != c
 
 
@@ -127,7 +157,13 @@ def test_the_same_seed_writes_the_same_report():
         ((Finding("gout"),), "chest", 1, "", "unknown finding"),
         ((Finding("mass", "left", "middle", "large", 60),), "chest", 1, "", "middle lobe"),
         ((EFFUSION,), "brain", 1, "", "chest finding"),
-        ((EFFUSION, Finding("pleural_effusion", "both", "", "large")), "chest", 1, "", "tell them apart"),
+        (
+            (EFFUSION, Finding("pleural_effusion", "both", "", "large")),
+            "chest",
+            1,
+            "",
+            "tell them apart",
+        ),
         ((), "pelvis", 1, "", "no grammar"),
         ((), "chest", 130, "", "age"),
         ((), "chest", 1, "F", "sex"),
@@ -140,14 +176,23 @@ def test_what_cannot_be_reported_is_refused(findings, region, age, sex, message)
 
 POSITIVE = [
     ("No change in the moderate left effusion.", [("pleural_effusion", "left", "", "moderate")]),
-    ("Without significant interval change in the large right pneumothorax.", [("pneumothorax", "right", "", "large")]),
-    ("The effusion has not resolved and is moderate on the right.", [("pleural_effusion", "right", "", "moderate")]),
+    (
+        "Without significant interval change in the large right pneumothorax.",
+        [("pneumothorax", "right", "", "large")],
+    ),
+    (
+        "The effusion has not resolved and is moderate on the right.",
+        [("pleural_effusion", "right", "", "moderate")],
+    ),
     ("Enlarged cardiac silhouette.", [("cardiomegaly", "", "", "")]),
     ("The heart is markedly enlarged.", [("cardiomegaly", "", "", "large")]),
     ("Blunting of the left costophrenic angle.", [("pleural_effusion", "left", "", "")]),
     ("No pneumothorax, small left pleural effusion.", [("pleural_effusion", "left", "", "small")]),
     ("No pneumothorax but a large right effusion.", [("pleural_effusion", "right", "", "large")]),
-    ("No abnormality other than a small left effusion.", [("pleural_effusion", "left", "", "small")]),
+    (
+        "No abnormality other than a small left effusion.",
+        [("pleural_effusion", "left", "", "small")],
+    ),
     ("Without pleural effusion, there is mild cardiomegaly.", [("cardiomegaly", "", "", "small")]),
     (
         "Moderate left pleural effusion with left lower lobe atelectasis and no pneumothorax.",
@@ -165,7 +210,10 @@ POSITIVE = [
         "Consolidation in the right middle and lower lobes.",
         [("consolidation", "right", "lower", ""), ("consolidation", "right", "middle", "")],
     ),
-    ("Bibasilar atelectasis.", [("atelectasis", "left", "lower", ""), ("atelectasis", "right", "lower", "")]),
+    (
+        "Bibasilar atelectasis.",
+        [("atelectasis", "left", "lower", ""), ("atelectasis", "right", "lower", "")],
+    ),
     ("Hazy opacity in the lingula.", [("consolidation", "left", "upper", "")]),
     ("2.4 cm nodule in the right upper lobe.", [("nodule", "right", "upper", "moderate")]),
     (
@@ -188,7 +236,10 @@ def test_free_text_that_asserts(text, keys):
             "No focal consolidation, large pleural effusion or pneumothorax.",
             "consolidation pleural_effusion pneumothorax",
         ),
-        ("No focal consolidation, pleural effusion, pneumothorax.", "consolidation pleural_effusion pneumothorax"),
+        (
+            "No focal consolidation, pleural effusion, pneumothorax.",
+            "consolidation pleural_effusion pneumothorax",
+        ),
         ("Neither effusion nor pneumothorax is seen.", "pleural_effusion pneumothorax"),
         ("Negative for effusion. Absence of pneumothorax.", "pleural_effusion pneumothorax"),
         ("Lungs are free of consolidation and edema.", "consolidation pulmonary_edema"),
@@ -222,7 +273,8 @@ def test_what_is_only_considered_is_neither(text):
 
 def test_brain_words_are_read_as_brain():
     labels = label_report(
-        "No mass effect. No hydrocephalus. 3 cm left frontal mass. Mild small vessel disease.", "brain"
+        "No mass effect. No hydrocephalus. 3 cm left frontal mass. Mild small vessel disease.",
+        "brain",
     )
     assert labels.findings == (
         Finding("tumor", "left", "frontal", "moderate", 30),
@@ -232,8 +284,13 @@ def test_brain_words_are_read_as_brain():
 
 
 def test_findings_and_impression_are_one_finding_and_contradictions_are_two():
-    text = "Findings: A nodule lies in the left upper lobe. It measures 12 mm. Impression: Left upper lobe nodule."
-    assert label_report(text, "chest").findings == (Finding("nodule", "left", "upper", "small", 12),)
+    text = (
+        "Findings: A nodule lies in the left upper lobe. It measures 12 mm. Impression: Left upper"
+        " lobe nodule."
+    )
+    assert label_report(text, "chest").findings == (
+        Finding("nodule", "left", "upper", "small", 12),
+    )
     assert len(label_report("Small left effusion. Right effusion, large.", "chest").findings) == 2
 
 
@@ -244,7 +301,14 @@ def test_garbled_attributes_are_left_empty():
 
 def test_no_text_makes_the_labeller_raise(drawn):
     rng = np.random.default_rng(3)
-    texts = ["", " ", "...:;,,", "no no no not without", "\x00\u00e9\u2028 mm cm", "5 x x 5 cm mass " * 50]
+    texts = [
+        "",
+        " ",
+        "...:;,,",
+        "no no no not without",
+        "\x00\u00e9\u2028 mm cm",
+        "5 x x 5 cm mass " * 50,
+    ]
     for text, *_ in drawn[:400]:
         words = text.split()
         texts.append(" ".join(words[i] for i in rng.permutation(len(words))))
@@ -261,5 +325,7 @@ def test_unknown_region_is_refused_with_the_known_ones():
 
 
 def test_presence_lists_every_finding_of_the_region():
-    assert presence((EFFUSION,), "chest") == {n: n == "pleural_effusion" for n in findings_of("chest")}
+    assert presence((EFFUSION,), "chest") == {
+        n: n == "pleural_effusion" for n in findings_of("chest")
+    }
     assert set(presence(())) == set(FINDINGS) and not any(presence(()).values())

@@ -1,4 +1,5 @@
-"""The noise schedule and the sampler: exact ends, one joint call a step, seeds, guidance algebra."""
+"""The noise schedule and the sampler: exact ends, one joint call a step, seeds, guidance
+algebra."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# ---------------------------------------------------------------- schedule
+# ---- schedule
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -33,7 +34,9 @@ def test_level_one_is_nearly_pure_noise(objective):
     z0, eps = torch.randn(2, 5, 3, 4, generator=seeded())
     a, s = NoiseSchedule(objective).coefficients(torch.ones(5), z0)
     assert (a < 0.07).all() and (s > 0.99).all()
-    assert objective != "flow" or torch.equal(NoiseSchedule(objective).add_noise(z0, eps, torch.ones(5)), eps)
+    assert objective != "flow" or torch.equal(
+        NoiseSchedule(objective).add_noise(z0, eps, torch.ones(5)), eps
+    )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -56,7 +59,8 @@ def test_the_scheduler_with_a_perfect_predictor_recovers_the_clean_latent(object
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_number_of_steps_that_does_not_divide_1000_is_off_by_less_than_a_training_step(objective):
-    """diffusers' DDIM walks in whole training steps, so 7 steps of 142 end just short of the clean latent."""
+    """diffusers' DDIM walks in whole training steps, so 7 steps of 142 end just short of the clean
+    latent."""
     z, z0 = run_perfect_predictor(objective, 7)
     assert torch.allclose(z, z0, atol=2e-4 if objective == "flow" else 0.1)
 
@@ -125,7 +129,7 @@ def test_bad_schedules_are_refused():
         NoiseSchedule().scheduler(0)
 
 
-# ---------------------------------------------------------------- sampler
+# ---- sampler
 
 
 @pytest.fixture(scope="module")
@@ -159,34 +163,55 @@ class Counter:
 
     def predict(self, latents, levels, want, prompt, present=None):
         self.calls.append(
-            (tuple(latents), len(prompt.pooled), tuple(want), {n: t.tolist() for n, t in levels.items()},
-             {n: z.clone() for n, z in latents.items()})
-        )  # fmt: skip
+            (
+                tuple(latents),
+                len(prompt.pooled),
+                tuple(want),
+                {n: t.tolist() for n, t in levels.items()},
+                {n: z.clone() for n, z in latents.items()},
+            )
+        )
         return self.model.predict(latents, levels, want, prompt, present)
 
 
 @pytest.mark.parametrize("order", ["joint", "cascade"])
 def test_given_latents_are_left_alone_and_not_returned(speaker, text_prompt, given, order):
     before = {n: z.clone() for n, z in given.items()}
-    out = sample_latents(speaker, given, ["xray", "mri_t1"], text_prompt, steps=3, order=order, generator=seeded())
+    out = sample_latents(
+        speaker, given, ["xray", "mri_t1"], text_prompt, steps=3, order=order, generator=seeded()
+    )
     assert list(out) == ["xray", "mri_t1"]
     assert all(torch.equal(given[n], before[n]) for n in given)
 
 
 def test_given_streams_enter_every_step_clean_and_bit_identical(speaker, text_prompt, given):
     counter = Counter(speaker)
-    sample_latents(counter, given, ["xray"], text_prompt, steps=3, guidance_scale=2.0, generator=seeded())
+    sample_latents(
+        counter, given, ["xray"], text_prompt, steps=3, guidance_scale=2.0, generator=seeded()
+    )
     for _, _, _, levels, latents in counter.calls:
         assert levels["text"] == levels["ct"] == [0.0] * (2 * B)
         for n in given:
             assert torch.equal(latents[n], given[n].repeat(2, *[1] * (given[n].ndim - 1)))
 
 
-@pytest.mark.parametrize(("scale", "cross", "copies"), [(1.0, None, 1), (1.0, 1.0, 1), (2.0, None, 2), (2.0, 3.0, 3)])
-def test_joint_sampling_makes_one_joint_call_a_step(speaker, text_prompt, given, scale, cross, copies):
+@pytest.mark.parametrize(
+    ("scale", "cross", "copies"), [(1.0, None, 1), (1.0, 1.0, 1), (2.0, None, 2), (2.0, 3.0, 3)]
+)
+def test_joint_sampling_makes_one_joint_call_a_step(
+    speaker, text_prompt, given, scale, cross, copies
+):
     counter = Counter(speaker)
-    sample_latents(counter, given, ["xray", "mri_t1"], text_prompt, steps=4, guidance_scale=scale,
-                   cross_guidance_scale=cross, generator=seeded())  # fmt: skip
+    sample_latents(
+        counter,
+        given,
+        ["xray", "mri_t1"],
+        text_prompt,
+        steps=4,
+        guidance_scale=scale,
+        cross_guidance_scale=cross,
+        generator=seeded(),
+    )
     assert len(counter.calls) == 4
     assert all(batch == copies * B for _, batch, *_ in counter.calls)
     assert all(want == ("xray", "mri_t1") for _, _, want, *_ in counter.calls)
@@ -195,7 +220,9 @@ def test_joint_sampling_makes_one_joint_call_a_step(speaker, text_prompt, given,
 
 def test_without_any_condition_no_copy_of_the_batch_is_made(speaker):
     counter = Counter(speaker)
-    sample_latents(counter, {}, ["xray"], nothing(speaker), steps=2, guidance_scale=5.0, generator=seeded())
+    sample_latents(
+        counter, {}, ["xray"], nothing(speaker), steps=2, guidance_scale=5.0, generator=seeded()
+    )
     assert [batch for _, batch, *_ in counter.calls] == [B, B]
 
 
@@ -207,8 +234,16 @@ def test_wanted_streams_share_their_noise_level_in_joint_order(speaker):
 
 def test_cascade_uses_the_finished_stream_as_a_clean_guide(speaker, text_prompt, given):
     counter = Counter(speaker)
-    out = sample_latents(counter, {"text": given["text"]}, ["ct", "xray"], text_prompt, steps=3, guidance_scale=1.0,
-                         order="cascade", generator=seeded())  # fmt: skip
+    out = sample_latents(
+        counter,
+        {"text": given["text"]},
+        ["ct", "xray"],
+        text_prompt,
+        steps=3,
+        guidance_scale=1.0,
+        order="cascade",
+        generator=seeded(),
+    )
     assert [want for _, _, want, *_ in counter.calls] == [("ct",)] * 3 + [("xray",)] * 3
     for seen, _, _, levels, latents in counter.calls[3:]:
         assert set(seen) == {"text", "ct", "xray"}
@@ -219,7 +254,9 @@ def test_cascade_uses_the_finished_stream_as_a_clean_guide(speaker, text_prompt,
 
 def test_the_same_seed_draws_the_same_sample_and_another_seed_another(speaker, text_prompt):
     def draw(seed):
-        return sample_latents(speaker, {}, ["ct", "text"], text_prompt, steps=3, generator=seeded(seed))
+        return sample_latents(
+            speaker, {}, ["ct", "text"], text_prompt, steps=3, generator=seeded(seed)
+        )
 
     a, b, c = draw(0), draw(0), draw(1)
     assert all(torch.equal(a[n], b[n]) and not torch.allclose(a[n], c[n], atol=1e-2) for n in a)
@@ -237,8 +274,15 @@ def test_with_a_generator_each_a_sample_does_not_depend_on_its_batch(speaker, or
 
     def draw(which: list[int]) -> dict[str, torch.Tensor]:
         prompt = mix(speaker.embed({"text": [texts[i] for i in which]}))
-        return sample_latents(speaker, {}, ["xray", "text"], prompt, steps=3, order=order,
-                              generator=[seeded(100 + i) for i in which])  # fmt: skip
+        return sample_latents(
+            speaker,
+            {},
+            ["xray", "text"],
+            prompt,
+            steps=3,
+            order=order,
+            generator=[seeded(100 + i) for i in which],
+        )
 
     together, alone = draw([0, 1, 2]), draw([1])
     for n in alone:
@@ -253,10 +297,14 @@ def test_the_number_of_generators_must_match_the_batch():
 
 def test_the_callback_sees_every_step_and_finite_latents(speaker, text_prompt, given):
     seen: list[SampleStep] = []
-    out = sample_latents(speaker, given, ["xray"], text_prompt, steps=6, generator=seeded(), callback=seen.append)
+    out = sample_latents(
+        speaker, given, ["xray"], text_prompt, steps=6, generator=seeded(), callback=seen.append
+    )
     assert [s.step for s in seen] == list(range(6)) and {s.total for s in seen} == {6}
     assert [s.level for s in seen] == sorted((s.level for s in seen), reverse=True)
-    assert all(s.latents["xray"].isfinite().all() and s.denoised["xray"].isfinite().all() for s in seen)
+    assert all(
+        s.latents["xray"].isfinite().all() and s.denoised["xray"].isfinite().all() for s in seen
+    )
     assert torch.equal(seen[-1].latents["xray"], out["xray"])
     assert not torch.equal(seen[0].latents["xray"], seen[-1].latents["xray"])
 
@@ -264,8 +312,16 @@ def test_the_callback_sees_every_step_and_finite_latents(speaker, text_prompt, g
 @pytest.mark.parametrize("scale", [0.5, 2.0, 4.0])
 def test_three_way_guidance_with_equal_scales_is_the_two_way(speaker, text_prompt, given, scale):
     def draw(cross: float | None) -> torch.Tensor:
-        return sample_latents(speaker, given, ["xray"], text_prompt, steps=3, guidance_scale=scale,
-                              cross_guidance_scale=cross, generator=seeded())["xray"]  # fmt: skip
+        return sample_latents(
+            speaker,
+            given,
+            ["xray"],
+            text_prompt,
+            steps=3,
+            guidance_scale=scale,
+            cross_guidance_scale=cross,
+            generator=seeded(),
+        )["xray"]
 
     assert torch.allclose(draw(None), draw(scale), atol=1e-4)
     assert not torch.allclose(draw(None), draw(scale + 2), atol=1e-2)
@@ -273,19 +329,29 @@ def test_three_way_guidance_with_equal_scales_is_the_two_way(speaker, text_promp
 
 def test_guidance_scale_one_is_the_conditional_prediction(speaker, text_prompt, given):
     """The guided formula at scale 1 (forced through three copies) equals the single call."""
-    out = [sample_latents(speaker, given, ["xray"], text_prompt, steps=2, guidance_scale=g, generator=seeded())["xray"]
-           for g in (1.0, 1.0 + 1e-6)]  # fmt: skip
+    out = [
+        sample_latents(
+            speaker, given, ["xray"], text_prompt, steps=2, guidance_scale=g, generator=seeded()
+        )["xray"]
+        for g in (1.0, 1.0 + 1e-6)
+    ]
     assert torch.allclose(*out, atol=1e-4)
 
 
 def test_guidance_scale_zero_ignores_everything_given(speaker, text_prompt, given):
-    free = sample_latents(speaker, {}, ["xray"], nothing(speaker), steps=2, generator=seeded())["xray"]
-    bound = sample_latents(speaker, given, ["xray"], text_prompt, steps=2, guidance_scale=0.0, generator=seeded())
+    free = sample_latents(speaker, {}, ["xray"], nothing(speaker), steps=2, generator=seeded())[
+        "xray"
+    ]
+    bound = sample_latents(
+        speaker, given, ["xray"], text_prompt, steps=2, guidance_scale=0.0, generator=seeded()
+    )
     assert torch.allclose(free, bound["xray"], atol=1e-4)
 
 
 def test_noise_scale_zero_starts_every_sample_at_the_same_point(speaker):
-    out = sample_latents(speaker, {}, ["ct"], nothing(speaker), steps=2, noise_scale=0.0, generator=seeded())["ct"]
+    out = sample_latents(
+        speaker, {}, ["ct"], nothing(speaker), steps=2, noise_scale=0.0, generator=seeded()
+    )["ct"]
     assert torch.allclose(out[0], out[1], atol=1e-5)
 
 
@@ -298,7 +364,9 @@ def test_an_unknown_order_is_refused(speaker, text_prompt):
 def test_every_objective_samples_finite_latents(smoke, objective):
     model = speak_up(untrained(smoke.replace(flow={"objective": objective})))
     prompt = mix(model.embed({"text": reports(B)}))
-    out = sample_latents(model, {}, ["ct", "text"], prompt, steps=4, guidance_scale=1.5, generator=seeded())
+    out = sample_latents(
+        model, {}, ["ct", "text"], prompt, steps=4, guidance_scale=1.5, generator=seeded()
+    )
     assert all(z.isfinite().all() for z in out.values())
 
 

@@ -1,4 +1,5 @@
-"""Scores on real data sets: the right tasks, rivals for each, and the paper's figures never among our own."""
+"""Scores on real data sets: the right tasks, rivals for each, and the paper's figures never among
+our own."""
 
 from __future__ import annotations
 
@@ -49,17 +50,23 @@ def measured(pipe, name, root, work, **options):
     data = SourceData(name, root, work, 32, workers=0, allow_missing=True)
     data.fit(pipe.model)
     judges = load_judges()
-    return evaluate_source(pipe, data, judges, seconds=SECONDS, means=2, steps=2, progress=False, **options)
+    return evaluate_source(
+        pipe, data, judges, seconds=SECONDS, means=2, steps=2, progress=False, **options
+    )
 
 
-# --------------------------------------------------------------------------------------------------------- tasks
+# ---- tasks
 
 
 def test_streams_say_what_can_be_asked():
     assert tasks_of(["text", "xray"]) == [Task(("text",), "xray"), Task(("xray",), "text")]
-    assert tasks_of(["mri_t1", "mri_t2", "mri_pd"])[0] == Task(("mri_t2", "mri_pd"), "mri_t1"), "the paper's IXI task"
+    assert tasks_of(["mri_t1", "mri_t2", "mri_pd"])[0] == Task(("mri_t2", "mri_pd"), "mri_t1"), (
+        "the paper's IXI task"
+    )
     pelvis = tasks_of(["ct", "mri_t1", "mri_t2"])
-    assert {Task(("mri_t2",), "ct"), Task(("ct",), "mri_t2"), Task(("mri_t2",), "mri_t1")} <= set(pelvis)
+    assert {Task(("mri_t2",), "ct"), Task(("ct",), "mri_t2"), Task(("mri_t2",), "mri_t1")} <= set(
+        pelvis
+    )
     assert tasks_of(["xray", "ct"]) == [Task(("xray",), "ct"), Task(("ct",), "xray")]
     assert tasks_of(["ct"]) == [Task((), "ct")]
 
@@ -68,20 +75,32 @@ def test_streams_say_what_can_be_asked():
 def test_every_quoted_figure_belongs_to_a_task_that_its_data_set_allows(figure):
     streams = SOURCES[figure.source].streams
     tasks = tasks_of(streams)
-    assert any(t.target == figure.target and figure.given in (None, t.given) for t in tasks), (streams, figure)
+    assert any(t.target == figure.target and figure.given in (None, t.given) for t in tasks), (
+        streams,
+        figure,
+    )
     assert figure.differs
 
 
-# ------------------------------------------------------------------------------------------------------ the rows
+# ---- the rows
 
 
 def test_image_tasks_have_baselines_a_control_and_a_ceiling(pipe, tmp_path):
-    piece, examples = measured(pipe, "brain_mri_ct", write_brain_mri_ct(tmp_path / "root"), tmp_path / "work")
+    piece, examples = measured(
+        pipe, "brain_mri_ct", write_brain_mri_ct(tmp_path / "root"), tmp_path / "work"
+    )
     assert set(examples) == {Task(("mri_t1",), "ct"), Task(("ct",), "mri_t1")}
     for task in examples:
         own = {r.who for r in piece.rows if r.task == task.title and r.metric == "PSNR, dB"}
-        assert own >= {"model", "model, mean of 2", CONTROL, REGRESSION, CODEC, "baseline: mean image",
-                       "baseline: nearest training study"}  # fmt: skip
+        assert own >= {
+            "model",
+            "model, mean of 2",
+            CONTROL,
+            REGRESSION,
+            CODEC,
+            "baseline: mean image",
+            "baseline: nearest training study",
+        }
         hu = {r.who for r in piece.rows if r.task == task.title and r.metric == "MAE, HU"}
         assert bool(hu) == (task.target == "ct")
     assert len(piece.checks) == 2 and all(r.n == 3 for r in piece.rows)
@@ -90,12 +109,22 @@ def test_image_tasks_have_baselines_a_control_and_a_ceiling(pipe, tmp_path):
 
 
 def test_report_tasks_compare_with_reports_of_the_training_split(pipe, tmp_path):
-    piece, examples = measured(pipe, "chestxray14", chestxray14(tmp_path / "root"), tmp_path / "work")
+    piece, examples = measured(
+        pipe, "chestxray14", chestxray14(tmp_path / "root"), tmp_path / "work"
+    )
     (task,) = [t for t in examples if t.target == "text"]
     own = {r.who for r in piece.rows if r.task == task.title and r.metric == "BLEU-4, corpus"}
-    assert own == {"model", CONTROL, NEAREST, "baseline: commonest training report", "baseline: random training report",
-                   "ceiling: text codec"}  # fmt: skip
-    assert not any("finding" in r.metric for r in piece.rows), "the labeller knows the grammar, not real reports"
+    assert own == {
+        "model",
+        CONTROL,
+        NEAREST,
+        "baseline: commonest training report",
+        "baseline: random training report",
+        "ceiling: text codec",
+    }
+    assert not any("finding" in r.metric for r in piece.rows), (
+        "the labeller knows the grammar, not real reports"
+    )
 
 
 def test_a_lone_stream_is_drawn_from_nothing_and_has_a_floor(pipe, tmp_path):
@@ -104,13 +133,21 @@ def test_a_lone_stream_is_drawn_from_nothing_and_has_a_floor(pipe, tmp_path):
     (task,) = examples
     assert task == Task((), "ct") and not piece.rows and not piece.checks
     page = source_page("sliver07", piece)
-    assert "the paper's FID 6.89 (CT): nothing was measured to stand beside it" in page and "64" in page
+    assert (
+        "the paper's FID 6.89 (CT): nothing was measured to stand beside it" in page
+        and "64" in page
+    )
 
 
 def test_distances_have_the_floor_of_real_images(pipe, tmp_path):
     """With eyes of few features a replica has studies enough."""
     data = SourceData(
-        "sliver07", write_sliver07(tmp_path / "root"), tmp_path / "work", 32, workers=0, allow_missing=True
+        "sliver07",
+        write_sliver07(tmp_path / "root"),
+        tmp_path / "work",
+        32,
+        workers=0,
+        allow_missing=True,
     )
     data.fit(pipe.model)
 
@@ -135,19 +172,29 @@ def test_distances_have_the_floor_of_real_images(pipe, tmp_path):
 
 def test_a_data_set_without_a_test_split_is_an_error(pipe, tmp_path):
     root = write_ixi(tmp_path / "root")
-    prepare_source("ixi", root, tmp_path / "shards", size=32, workers=0, allow_missing=True, shares=(0.6, 0.4, 0.0))
+    prepare_source(
+        "ixi",
+        root,
+        tmp_path / "shards",
+        size=32,
+        workers=0,
+        allow_missing=True,
+        shares=(0.6, 0.4, 0.0),
+    )
     data = SourceData("ixi", tmp_path / "shards", tmp_path / "work", 32)
     data.fit(pipe.model)
     with pytest.raises(SourceError, match="no study in the test split"):
         evaluate_source(pipe, data, {}, seconds=SECONDS, progress=False)
 
 
-# --------------------------------------------------------------------------------------------------------- pages
+# ---- pages
 
 
 def test_the_papers_figure_stands_in_its_own_column_with_its_mark_and_what_differs():
-    rows = [Row(Task(("mri_t2", "mri_pd"), "mri_t1").title, "PSNR, dB", "model", 21.0, 20.0, 22.0, 9),
-            Row(Task(("mri_t2", "mri_pd"), "mri_t1").title, "SSIM", "model", 0.5, 0.4, 0.6, 9)]  # fmt: skip
+    rows = [
+        Row(Task(("mri_t2", "mri_pd"), "mri_t1").title, "PSNR, dB", "model", 21.0, 20.0, 22.0, 9),
+        Row(Task(("mri_t2", "mri_pd"), "mri_t1").title, "SSIM", "model", 0.5, 0.4, 0.6, 9),
+    ]
     head, _, first, second = source_table("ixi", rows).splitlines()
     columns = [c.strip() for c in head.split("|")]
     assert "[S]" in columns[7] and columns[4] == "model"
@@ -161,22 +208,28 @@ def _piece(rows):
     return Piece(rows=rows, facts=facts)
 
 
-# ------------------------------------------------------------------------------------------------------- command
+# ---- command
 
 
 def test_the_command_writes_table_and_sheets_and_measures_once(pipe, tmp_path, capsys, monkeypatch):
     pipe.model.save_pretrained(tmp_path / "model")
     root = chestxray14(tmp_path / "root")
     out = tmp_path / "out"
-    words = f"evaluate --source chestxray14 --root {root} --allow-missing --workers 0 --model {tmp_path / 'model'}"
+    words = (
+        f"evaluate --source chestxray14 --root {root} --allow-missing --workers 0 --model"
+        f" {tmp_path / 'model'}"
+    )
     words += f" --out {out} --steps 2 --time-fraction 0.001 --device cpu"
     assert main(words.split()) == 0
     assert {p.name for p in out.glob("*.png")} == {
-        "source_chestxray14_text_to_xray.png", "source_chestxray14_xray_to_text.png",
-    }  # fmt: skip
+        "source_chestxray14_text_to_xray.png",
+        "source_chestxray14_xray_to_text.png",
+    }
     page = (out / "source_chestxray14.md").read_text(encoding="utf-8")
     assert "BLEU-4" in page and "FID 1.84" in page and str(tmp_path) not in page
-    assert json.loads((out / "source_chestxray14.json").read_text(encoding="utf-8"))["piece"]["rows"]
+    assert json.loads((out / "source_chestxray14.json").read_text(encoding="utf-8"))["piece"][
+        "rows"
+    ]
     monkeypatch.setattr("medm2g_core.evaluation.source_scores.evaluate_source", None)
     assert main(words.split()) == 0, "the second call takes what is stored"
     assert page in capsys.readouterr().out
@@ -184,7 +237,11 @@ def test_the_command_writes_table_and_sheets_and_measures_once(pipe, tmp_path, c
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [("--source ixi", "belong together"), ("--root .", "belong together"), ("--limit 3", "--source")],
+    [
+        ("--source ixi", "belong together"),
+        ("--root .", "belong together"),
+        ("--limit 3", "--source"),
+    ],
 )
 def test_words_that_do_not_fit_together_are_explained(words, message, tmp_path, capsys):
     assert main([*f"evaluate --out {tmp_path / 'out'}".split(), *words.split()]) == 2

@@ -1,4 +1,5 @@
-"""Training on real data sets: each trains what its streams allow, nothing is cut in silence, nothing is read twice."""
+"""Training on real data sets: each trains what its streams allow, nothing is cut in silence,
+nothing is read twice."""
 
 from __future__ import annotations
 
@@ -47,14 +48,17 @@ REPLICAS: dict[str, tuple[Callable[[Path], Path], set[str]]] = {
     "sliver07": (write_sliver07, ALL - NO_TEXT - {"round1", "round3"}),
     "synthrad2023": (write_synthrad2023, ALL - NO_TEXT - {"round1"}),
 }
-"""What each replica's streams allow. MedICaT's has one captioned training figure, an MR: alignment needs two."""
+"""What each replica's streams allow. MedICaT's has one captioned training figure, an MR: alignment
+needs two."""
 
 
 @pytest.fixture
 def short() -> Profile:
     """Two steps a stage."""
     base = profile("smoke")
-    return base.replace(stages={n: StageConfig(steps=2, batch=4, warmup=1, ema=0.5) for n in base.stages})
+    return base.replace(
+        stages={n: StageConfig(steps=2, batch=4, warmup=1, ema=0.5) for n in base.stages}
+    )
 
 
 def data_of(name: str, root: Path, work: Path, **options) -> SourceData:
@@ -62,7 +66,9 @@ def data_of(name: str, root: Path, work: Path, **options) -> SourceData:
 
 
 def test_there_is_a_replica_of_every_data_set():
-    assert set(REPLICAS) == set(SOURCES) - {"brain_mri_ct_inputs"}  # the inputs of the look-alike have no replica
+    assert set(REPLICAS) == set(SOURCES) - {
+        "brain_mri_ct_inputs"
+    }  # the inputs of the look-alike have no replica
 
 
 @pytest.mark.parametrize("name", sorted(REPLICAS))
@@ -73,25 +79,42 @@ def test_a_data_set_trains_every_stage_that_its_streams_allow(name, tmp_path, sh
     model = train(short, tmp_path / "out", data=data, precision="fp32", progress=False)
     record = json.loads((tmp_path / "out" / "training.json").read_text(encoding="utf-8"))
     assert set(record["stages"]) == expected
-    assert set(record["left out"]) - {"all_pairs"} == ALL - expected and record["source"]["name"] == name
+    assert (
+        set(record["left out"]) - {"all_pairs"} == ALL - expected
+        and record["source"]["name"] == name
+    )
     said = capsys.readouterr().out
     assert all(f"{stage} is left out: no " in said for stage in ALL - expected)
     again = MedM2G.from_pretrained(tmp_path / "out")
     for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b)
     have = {n for c in data.corpora("train") for n in c.streams} - {"text"}
-    fitted = {n for n, row in zip(STREAMS, again.latent_scale, strict=True) if not torch.all(row == 1)}
-    assert fitted == have, "the latents of every stream that occurs are standardised, and of no other"
+    fitted = {
+        n for n, row in zip(STREAMS, again.latent_scale, strict=True) if not torch.all(row == 1)
+    }
+    assert fitted == have, (
+        "the latents of every stream that occurs are standardised, and of no other"
+    )
 
 
 def test_a_second_call_trains_nothing_and_reads_no_shard_again(tmp_path, short, monkeypatch):
     root = write_ixi(tmp_path / "root")
-    train(short, tmp_path / "out", data=data_of("ixi", root, tmp_path / "out" / "work"), progress=False)
+    train(
+        short,
+        tmp_path / "out",
+        data=data_of("ixi", root, tmp_path / "out" / "work"),
+        progress=False,
+    )
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.f16")}
     assert before
     monkeypatch.setattr("medm2g_core.training.data.ShardDataset", None)
     monkeypatch.setattr("medm2g_core.training.run.run_stage", None)
-    train(short, tmp_path / "out", data=data_of("ixi", root, tmp_path / "out" / "work"), progress=False)
+    train(
+        short,
+        tmp_path / "out",
+        data=data_of("ixi", root, tmp_path / "out" / "work"),
+        progress=False,
+    )
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.f16")} == before
 
 
@@ -106,14 +129,23 @@ def test_pictures_are_mapped_from_files_and_are_those_of_the_shards(tmp_path):
         for name, images in corpus.images.items():
             assert torch.equal(images.float(), torch.stack([s.images[name] for s in own]))
     files = sorted((tmp_path / "work" / "studies_train").glob("*.f16"))
-    assert sum(f.stat().st_size for f in files) == 2 * sum(x.numel() for c in corpora for x in c.images.values())
+    assert sum(f.stat().st_size for f in files) == 2 * sum(
+        x.numel() for c in corpora for x in c.images.values()
+    )
     maps = Path("/proc/self/maps")
     if maps.is_file():  # Linux: torch holds the files themselves, not a copy of them
         assert all(str(f) in maps.read_text(encoding="utf-8") for f in files)
 
 
 def test_shards_that_were_prepared_before_are_used_as_they_are(tmp_path):
-    prepare_source("ixi", write_ixi(tmp_path / "root"), tmp_path / "shards", size=32, workers=0, allow_missing=True)
+    prepare_source(
+        "ixi",
+        write_ixi(tmp_path / "root"),
+        tmp_path / "shards",
+        size=32,
+        workers=0,
+        allow_missing=True,
+    )
     data = SourceData("ixi", tmp_path / "shards", tmp_path / "work", 32)
     assert data.shards == tmp_path / "shards" and not (tmp_path / "work" / "shards").exists()
     assert sum(map(len, data.corpora("train"))) == data.manifest["studies"]["train"]
@@ -124,7 +156,9 @@ def test_shards_that_were_prepared_before_are_used_as_they_are(tmp_path):
     with pytest.raises(SourceError, match="no such folder"):
         SourceData("ixi", tmp_path / "nothing", tmp_path / "work", 32)
     manifest = tmp_path / "shards" / "manifest.json"
-    manifest.write_text(manifest.read_text(encoding="utf-8").replace('"complete": true', '"complete": false'))
+    manifest.write_text(
+        manifest.read_text(encoding="utf-8").replace('"complete": true', '"complete": false')
+    )
     with pytest.raises(SourceError, match="interrupted; start it again"):
         SourceData("ixi", tmp_path / "shards", tmp_path / "work", 32)
 
@@ -139,7 +173,7 @@ def test_new_shards_replace_the_mapped_pictures(tmp_path):
     assert sum(map(len, data_of("ixi", root, tmp_path / "work", limit=3).corpora("train"))) == n
 
 
-# ------------------------------------------------------------------------------------------------------- reports
+# ---- reports
 
 
 def by_words(texts):
@@ -166,10 +200,18 @@ def test_reports_that_are_too_long_end_earlier_and_are_counted(tmp_path, short, 
     data.fit(untrained(short))
     (fitted,) = [c for c in data.corpora("train") if c.has_text]
     first, second = fitted.reports[0][0], fitted.reports[1][0]
-    assert first.startswith("Clear lungs. No effusion") and first.endswith("today.") and len(first) < len(long)
+    assert (
+        first.startswith("Clear lungs. No effusion")
+        and first.endswith("today.")
+        and len(first) < len(long)
+    )
     assert second.endswith("word") and len(second) < len(endless)
-    assert data.original(first) == long and data.original(fitted.reports[2][0]) == fitted.reports[2][0]
-    assert all(fitted.images[n] is whole.images[n] for n in whole.images), "the pictures were copied"
+    assert (
+        data.original(first) == long and data.original(fitted.reports[2][0]) == fitted.reports[2][0]
+    )
+    assert all(fitted.images[n] is whole.images[n] for n in whole.images), (
+        "the pictures were copied"
+    )
     said = capsys.readouterr().out
     assert f"2 of {len(whole)} reports have more than 128 tokens" in said
 
@@ -178,10 +220,12 @@ def test_held_out_reports_are_each_used_once(tmp_path):
     data = data_of("iu_xray", write_iu_xray(tmp_path / "root"), tmp_path / "work")
     held_out = [r[0] for c in data.corpora("val") for r in c.reports if r]
     assert sorted(data.reports(100, 0, "val")) == sorted(held_out)
-    assert len(data.reports(100, 0)) == 100 and data.reports(100, 0) == data.reports(100, 0) != data.reports(100, 1)
+    assert len(data.reports(100, 0)) == 100 and data.reports(100, 0) == data.reports(
+        100, 0
+    ) != data.reports(100, 1)
 
 
-# -------------------------------------------------------------------------------------------------------- rounds
+# ---- rounds
 
 
 def corpus(name: str, *streams: str, n: int = 3) -> Corpus:
@@ -193,30 +237,51 @@ def test_a_round_takes_what_trains_it_and_freezes_only_what_it_meets():
     corpora = [corpus("a", "text", "xray"), corpus("b", "ct", "mri_t2", n=5), corpus("c", "mri_t1")]
     first, second, third = (round_for(corpora, f"round{i}") for i in (1, 2, 3))
     assert first.trained == ("text", "xray") and [m.corpus for m in first.mixes] == ["a"]
-    assert second.trained == ("ct",) and second.frozen == () and second.inherits == (("ct", "xray"),)
+    assert (
+        second.trained == ("ct",) and second.frozen == () and second.inherits == (("ct", "xray"),)
+    )
     assert third.trained == ("mri",) and third.frozen == ("ct",)
-    assert [(m.corpus, m.streams, m.weight) for m in third.mixes] == [("b", ("ct", "mri_t2"), 5), ("c", ("mri_t1",), 3)]
-    assert round_for(corpora[2:], "round3").inherits == (), "there is no trained CT flow to start from"
+    assert [(m.corpus, m.streams, m.weight) for m in third.mixes] == [
+        ("b", ("ct", "mri_t2"), 5),
+        ("c", ("mri_t1",), 3),
+    ]
+    assert round_for(corpora[2:], "round3").inherits == (), (
+        "there is no trained CT flow to start from"
+    )
 
 
-# --------------------------------------------------------------------------------- starting from a trained model
+# ---- starting from a
+# trained model
 
 
 def test_a_stage_can_start_from_a_trained_model_and_leaves_its_other_parts_alone(tmp_path, short):
     base = untrained(short, seed=3)
     base.save_pretrained(tmp_path / "base")
     data = data_of("ixi", write_ixi(tmp_path / "root"), tmp_path / "out" / "work")
-    model = train(short, tmp_path / "out", stages=["round3"], data=data, start=tmp_path / "base", progress=False)
+    model = train(
+        short,
+        tmp_path / "out",
+        stages=["round3"],
+        data=data,
+        start=tmp_path / "base",
+        progress=False,
+    )
     before, after = base.state_dict(), model.state_dict()
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert moved and all(k.startswith(("flows.mri.", "environments.mri.")) for k in moved)
     pairs = [(k, k.replace(".mri.", ".ct.", 1)) for k in moved]
     near = [(after[k] - before[k]).abs().sum() for k in moved]
-    far = [(after[k] - before[twin]).abs().sum() for k, twin in pairs
-           if twin in before and before[twin].shape == after[k].shape]  # fmt: skip
+    far = [
+        (after[k] - before[twin]).abs().sum()
+        for k, twin in pairs
+        if twin in before and before[twin].shape == after[k].shape
+    ]
     assert sum(near) < 0.5 * sum(far), "the trained flow was overwritten by that of CT"
     assert model.tokenizer.get_vocab() == base.tokenizer.get_vocab()
-    assert "smoke" in json.loads((tmp_path / "out" / "training.json").read_text(encoding="utf-8"))["start"]
+    assert (
+        "smoke"
+        in json.loads((tmp_path / "out" / "training.json").read_text(encoding="utf-8"))["start"]
+    )
     other = short.replace(flow={"env_width": 16})
     with pytest.raises(CheckpointError, match="another configuration"):
         train(other, tmp_path / "other", data=data, start=tmp_path / "base", progress=False)
@@ -231,21 +296,31 @@ def test_asking_only_for_what_the_data_lacks_is_an_error(tmp_path, short):
     prepare_source("ixi", tmp_path / "root", tmp_path / "test", **options)
     only_test = SourceData("ixi", tmp_path / "test", tmp_path / "test_work", 32)
     assert only_test.corpora("test") and not only_test.corpora("train")
-    with pytest.raises(ValueError, match="nothing to train: image_codec: no study in the train split"):
+    with pytest.raises(
+        ValueError, match="nothing to train: image_codec: no study in the train split"
+    ):
         train(short, tmp_path / "out", stages=["image_codec"], data=only_test, progress=False)
 
 
-# ---------------------------------------------------------------------------------------------- the command line
+# ---- the
+# command line
 
 
 def test_the_command_trains_a_data_set_and_its_card_says_so(tmp_path, capsys):
     root = write_iu_xray(tmp_path / "root")
-    words = f"train --profile smoke --source iu_xray --root {root} --allow-missing --workers 0 --device cpu"
+    words = (
+        f"train --profile smoke --source iu_xray --root {root} --allow-missing --workers 0"
+        " --device cpu"
+    )
     words += f" --out {tmp_path / 'out'} --export {tmp_path / 'card'} --precision fp32"
     steps = [f"stages.{s}.steps=2" for s in STAGES]
     assert main([*words.split(), "--set", *steps]) == 0
     card = (tmp_path / "card" / "README.md").read_text(encoding="utf-8")
-    assert "trained on the data set" in card and "license: other" in card and "round2: no stream of ct" in card
+    assert (
+        "trained on the data set" in card
+        and "license: other" in card
+        and "round2: no stream of ct" in card
+    )
     assert "virtual" not in card and "MNI152" not in card and str(tmp_path) not in card
     assert "--source iu_xray --root DIR" in card and "round3 is left out" in capsys.readouterr().out
 
@@ -253,12 +328,20 @@ def test_the_command_trains_a_data_set_and_its_card_says_so(tmp_path, capsys):
 def test_a_folder_keeps_to_the_data_that_it_was_trained_on(tmp_path, short, monkeypatch, capsys):
     data = data_of("ixi", write_ixi(tmp_path / "root"), tmp_path / "out" / "work")
     train(short, tmp_path / "out", stages=["image_codec"], data=data, progress=False)
-    with pytest.raises(CheckpointError, match=r"was trained on ixi, and now it would be virtual patients: .* --start"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"was trained on ixi, and now it would be virtual patients: .* --start",
+    ):
         train(short, tmp_path / "out", stages=["text_codec"], progress=False)
     monkeypatch.chdir(tmp_path)
-    words = "train --profile smoke --stage image_codec --allow-missing --workers 0 --set stages.image_codec.steps=2"
+    words = (
+        "train --profile smoke --stage image_codec --allow-missing --workers 0 --set"
+        " stages.image_codec.steps=2"
+    )
     assert main([*words.split(), "--source", "ixi", "--root", str(tmp_path / "root")]) == 0
-    assert (tmp_path / "outputs" / "train-smoke-ixi" / "training.json").is_file(), "not where virtual patients train"
+    assert (tmp_path / "outputs" / "train-smoke-ixi" / "training.json").is_file(), (
+        "not where virtual patients train"
+    )
 
 
 @pytest.mark.parametrize(

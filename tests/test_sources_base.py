@@ -1,4 +1,5 @@
-"""What all real data sets share: seeded splits, the report, limits, refusals, on a made-up data set."""
+"""What all real data sets share: seeded splits, the report, limits, refusals, on a made-up data
+set."""
 
 from __future__ import annotations
 
@@ -33,12 +34,15 @@ NAMES = [f"subject{i:03d}" for i in range(50)]
 
 
 class Paper(Source):
-    """Text files ``<subject>_<study>.txt``: ``broken`` cannot be read, ``empty`` is left out, ``N`` is N slices."""
+    """Text files ``<subject>_<study>.txt``: ``broken`` cannot be read, ``empty`` is left out, ``N``
+    is N slices."""
 
     name: ClassVar[str] = "paper"
     region: ClassVar[str] = "any"
     streams: ClassVar[tuple[str, ...]] = ("text", "ct")
-    card: ClassVar[DataCard] = DataCard("Paper", "", "none", "none", "none", (), (), "  <subject>_<study>.txt")
+    card: ClassVar[DataCard] = DataCard(
+        "Paper", "", "none", "none", "none", (), (), "  <subject>_<study>.txt"
+    )
 
     def scan(self, root: Path) -> Found:
         entries, skips = [], []
@@ -49,8 +53,14 @@ class Paper(Source):
             if words == "empty":
                 skips.append(Skip("empty report", path.name, "no word in it"))
             else:
-                entries.append(Entry(path.stem, subject, split, {"ct": path}, text=words if split else None))
-        return Found(tuple(entries), tuple(skips), (Expectation.count("studies", 4, len(entries), "of paper"),))
+                entries.append(
+                    Entry(path.stem, subject, split, {"ct": path}, text=words if split else None)
+                )
+        return Found(
+            tuple(entries),
+            tuple(skips),
+            (Expectation.count("studies", 4, len(entries), "of paper"),),
+        )
 
     def slices(self, entry: Entry) -> Sequence[Entry]:
         words = entry.files["ct"].read_text()
@@ -65,7 +75,14 @@ class Paper(Source):
             raise FileError(f"{entry.id}: broken")
         image = torch.zeros(1, size, size)
         return SourceStudy(
-            entry.id, entry.subject, entry.subject, "any", entry.text, {"ct": image}, source="paper", split=entry.split
+            entry.id,
+            entry.subject,
+            entry.subject,
+            "any",
+            entry.text,
+            {"ct": image},
+            source="paper",
+            split=entry.split,
         )
 
 
@@ -88,7 +105,9 @@ def test_a_seeded_split_depends_on_names_and_seed_alone() -> None:
 
 @pytest.mark.parametrize("count", range(3, 30))
 @pytest.mark.parametrize("shares", [(0.8, 0.1, 0.1), (0.98, 0.01, 0.01), (0.4, 0.3, 0.3)])
-def test_with_three_subjects_every_split_gets_one(count: int, shares: tuple[float, float, float]) -> None:
+def test_with_three_subjects_every_split_gets_one(
+    count: int, shares: tuple[float, float, float]
+) -> None:
     counts = Counter(seeded_split(NAMES[:count], shares=shares).values())
     assert all(counts[s] >= 1 for s in SPLITS) and counts.total() == count
 
@@ -100,7 +119,9 @@ def test_a_share_of_nothing_gets_nothing_and_few_subjects_are_no_error() -> None
     assert len(seeded_split(["a", "b"])) == 2
 
 
-@pytest.mark.parametrize("shares", [(0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0.0, 0.0, 0.0), (float("nan"), 0.5, 0.5)])
+@pytest.mark.parametrize(
+    "shares", [(0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0.0, 0.0, 0.0), (float("nan"), 0.5, 0.5)]
+)
 def test_shares_that_make_no_whole_are_refused(shares: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="sum to 1"):
         seeded_split(NAMES, shares=shares)
@@ -110,8 +131,12 @@ def test_all_studies_and_slices_of_a_subject_are_in_one_split(tmp_path: Path) ->
     folder(tmp_path, **{f"{n}_{k}": "3" for n in NAMES[:12] for k in "ab"})
     whole = SourceDataset(Paper(), tmp_path)
     subjects = whole.subjects()
-    assert set(subjects) == set(SPLITS) and len(whole) == 12 * 2 * 3 
-    assert sum(len(s) for s in subjects.values()) == len({n for s in subjects.values() for n in s}) == 12
+    assert set(subjects) == set(SPLITS) and len(whole) == 12 * 2 * 3
+    assert (
+        sum(len(s) for s in subjects.values())
+        == len({n for s in subjects.values() for n in s})
+        == 12
+    )
     parts = [SourceDataset(Paper(), tmp_path, split=s) for s in SPLITS]
     assert sum(len(p) for p in parts) == len(whole)
     for part, split in zip(parts, SPLITS, strict=True):
@@ -119,7 +144,11 @@ def test_all_studies_and_slices_of_a_subject_are_in_one_split(tmp_path: Path) ->
 
 
 def test_a_published_split_wins_over_the_seed(tmp_path: Path) -> None:
-    folder(tmp_path, **{f"{n}_a": "split test" for n in NAMES[:5]}, **{f"{n}_a": "1" for n in NAMES[5:10]})
+    folder(
+        tmp_path,
+        **{f"{n}_a": "split test" for n in NAMES[:5]},
+        **{f"{n}_a": "1" for n in NAMES[5:10]},
+    )
     data = SourceDataset(Paper(), tmp_path, shares=(1.0, 0.0, 0.0))
     assert data.subjects() == {"test": tuple(NAMES[:5]), "train": tuple(NAMES[5:10])}
     assert all(s.split == ("test" if s.subject in NAMES[:5] else "train") for s in data.studies())
@@ -137,7 +166,9 @@ def test_the_report_counts_what_is_there_and_what_is_not(tmp_path: Path) -> None
     assert "  left out, unreadable volume: 1 (first: e_1: e_1: torn)" in lines
     assert "  left out, unreadable file: 1 (first: f_1: f_1: broken)" in lines
     assert sum(e.split in SPLITS for e in data.entries) == 4
-    with pytest.raises(FileError, match="broken"):  # asked for by number it is an error, never an empty picture
+    with pytest.raises(
+        FileError, match="broken"
+    ):  # asked for by number it is an error, never an empty picture
         data[3]
 
 
@@ -146,7 +177,9 @@ def test_found_counts_its_skips_by_kind() -> None:
     assert found.counts() == {"x": 2, "y": 1}
 
 
-@pytest.mark.parametrize(("found", "state"), [(5, "ok"), (4, "surprising"), (6, "surprising"), (0, "missing")])
+@pytest.mark.parametrize(
+    ("found", "state"), [(5, "ok"), (4, "surprising"), (6, "surprising"), (0, "missing")]
+)
 def test_a_count_is_ok_surprising_or_missing(found: int, state: str) -> None:
     assert Expectation.count("studies", 5, found).state == state
 
@@ -157,12 +190,18 @@ def test_limit_counts_subjects_and_keeps_all_of_each(tmp_path: Path) -> None:
     split_of = {e.subject: e.split for e in whole.entries}
     data = SourceDataset(Paper(), tmp_path, limit=2)
     first = [n for n in NAMES[:6] if split_of[n] == "train"][:2]
-    assert len(data) == 2 * 2 * 2 and {e.subject: e.split for e in data.entries} == dict.fromkeys(first, "train")
+    assert len(data) == 2 * 2 * 2 and {e.subject: e.split for e in data.entries} == dict.fromkeys(
+        first, "train"
+    )
     three = SourceDataset(Paper(), tmp_path, limit=3)
-    assert {e.split for e in three.entries} == {"train", "val", "test"} and len({e.subject for e in three.entries}) == 3
+    assert {e.split for e in three.entries} == {"train", "val", "test"} and len(
+        {e.subject for e in three.entries}
+    ) == 3
     assert {e.subject: e.split for e in three.entries}.items() <= split_of.items()
     train = SourceDataset(Paper(), tmp_path, split="train", limit=1)
-    assert len({e.subject for e in train.entries}) == 1 and {e.split for e in train.entries} == {"train"}
+    assert len({e.subject for e in train.entries}) == 1 and {e.split for e in train.entries} == {
+        "train"
+    }
     assert len(SourceDataset(Paper(), tmp_path, limit=100)) == len(whole)
 
 
@@ -175,7 +214,9 @@ def test_a_missing_or_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such folder"):
         SourceDataset(Paper(), tmp_path / "none")
     folder(tmp_path, a_1="empty", b_1="empty")
-    with pytest.raises(SourceError, match=r"no usable study \(2 x empty report\)[\s\S]*<subject>_<study>\.txt"):
+    with pytest.raises(
+        SourceError, match=r"no usable study \(2 x empty report\)[\s\S]*<subject>_<study>\.txt"
+    ):
         SourceDataset(Paper(), tmp_path)
     (tmp_path / "x").mkdir()
     with pytest.raises(SourceError, match=r"no usable study \(no files\)"):
@@ -188,9 +229,18 @@ def test_an_unknown_data_set_is_refused_with_the_known_ones(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_every_registered_data_set_tells_what_it_is_and_refuses_an_empty_folder(source: Source, tmp_path: Path) -> None:
+def test_every_registered_data_set_tells_what_it_is_and_refuses_an_empty_folder(
+    source: Source, tmp_path: Path
+) -> None:
     card = source.card
-    assert card.title and card.licence and card.access and card.paper_use and card.layout and card.faults
+    assert (
+        card.title
+        and card.licence
+        and card.access
+        and card.paper_use
+        and card.layout
+        and card.faults
+    )
     assert set(source.streams) <= {"text", "xray", "ct", "mri_t1", "mri_t2", "mri_pd", "mri_flair"}
     assert "[P]" in card.paper_use or "[S]" in card.paper_use
     with pytest.raises(SourceError) as caught:

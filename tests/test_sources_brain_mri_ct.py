@@ -47,7 +47,9 @@ def test_missing_patient_ids_are_said_in_card_and_report(tree: Path) -> None:
 
 def test_nearly_empty_targets_fail_loudly_and_inputs_alone_load(tmp_path: Path) -> None:
     tree = replica.build(tmp_path, empty_targets=True)
-    with pytest.raises(SourceError, match=r"train_output\.npy: 6 of 6 images.*nearly empty.*brain_mri_ct_inputs"):
+    with pytest.raises(
+        SourceError, match=r"train_output\.npy: 6 of 6 images.*nearly empty.*brain_mri_ct_inputs"
+    ):
         SourceDataset(BrainMRICT(), tree)
     data = open_source("brain_mri_ct_inputs", tree)
     assert len(data) == 11 and all(s.streams == ("mri_t1",) for s in data.studies())
@@ -56,7 +58,9 @@ def test_nearly_empty_targets_fail_loudly_and_inputs_alone_load(tmp_path: Path) 
 @pytest.mark.parametrize("value", [0.0, 7.0, np.nan, 1e-9])
 def test_constant_nan_and_tiny_targets_are_empty(tree: Path, value: float) -> None:
     noise = np.random.default_rng(0).normal(0, 1, (6, replica.SIZE, replica.SIZE))
-    np.save(array(tree, "train_output"), noise * 1e-9 if value == 1e-9 else np.full(noise.shape, value))
+    np.save(
+        array(tree, "train_output"), noise * 1e-9 if value == 1e-9 else np.full(noise.shape, value)
+    )
     with pytest.raises(SourceError, match="nearly empty"):
         SourceDataset(BrainMRICT(), tree)
 
@@ -67,7 +71,12 @@ def test_a_blank_image_in_a_good_array_is_counted_and_never_shown(tree: Path) ->
     targets[4, 3, 3] = np.nan
     np.save(array(tree, "train_output"), targets)
     data = SourceDataset(BrainMRICT(), tree, split="train")
-    assert [s.id for s in data.studies()] == ["train_0000", "train_0001", "train_0003", "train_0005"]
+    assert [s.id for s in data.studies()] == [
+        "train_0000",
+        "train_0001",
+        "train_0003",
+        "train_0005",
+    ]
     assert [s.where for s in data.skipped] == ["train_0002", "train_0004"]
     with pytest.raises(FileError, match="image 2 is blank"):
         data[2]
@@ -99,7 +108,11 @@ def test_pickled_and_broken_arrays_are_counted_and_the_rest_still_loads(tree: Pa
     objects = np.empty((3, 1, 1), dtype=object)
     np.save(array(tree, "test_output"), objects, allow_pickle=True)
     data = SourceDataset(BrainMRICT(), tree)
-    assert sorted(s.where for s in data.skipped) == ["test_output.npy", "train_input.npy", "val_output.npy"]
+    assert sorted(s.where for s in data.skipped) == [
+        "test_output.npy",
+        "train_input.npy",
+        "val_output.npy",
+    ]
     streams = {s.split: s.streams for s in data.studies()}  # what is left of each split
     assert streams == {"train": ("ct",), "val": ("mri_t1",), "test": ("mri_t1",)}
     assert "missing     train images: found 0, published 570" in data.report()
@@ -111,14 +124,19 @@ def test_a_last_axis_of_one_is_squeezed_and_colours_are_not(tree: Path) -> None:
     assert len(SourceDataset(BrainMRICTInputs(), tree, split="train")) == 6
     other = array(tree, "val_input")
     np.save(other, np.repeat(np.load(other)[..., None], 3, axis=-1))
-    assert any("needed (images, rows, columns)" in s.why for s in SourceDataset(BrainMRICTInputs(), tree).skipped)
+    assert any(
+        "needed (images, rows, columns)" in s.why
+        for s in SourceDataset(BrainMRICTInputs(), tree).skipped
+    )
 
 
 def test_the_look_alike_is_recognised_its_duplicates_counted_and_refused(tmp_path: Path) -> None:
     other = replica.build_look_alike(tmp_path)
     for root in (other, tmp_path, other / "Brain Tumor CT scan Images"):
         pictures, twice = (7, 1) if root.name.startswith("Brain") else (14, 2)
-        with pytest.raises(SourceError, match=rf"{pictures} pictures, {twice} exact duplicates.*not paired"):
+        with pytest.raises(
+            SourceError, match=rf"{pictures} pictures, {twice} exact duplicates.*not paired"
+        ):
             SourceDataset(BrainMRICT(), root)
 
 

@@ -31,9 +31,13 @@ def test_every_image_is_a_study_with_xray_and_text(tmp_path: Path) -> None:
         assert study.streams == ("text", "xray") and image.shape == (1, 64, 64)
         assert -1 <= image.min() < image.max() <= 1
         row, column = divmod(int(image.argmax()), 64)
-        assert row < 12 and column > 40  # the marker at the patient's upper left stays on the picture's right
+        assert (
+            row < 12 and column > 40
+        )  # the marker at the patient's upper left stays on the picture's right
     assert studies["00000001_000"].age == 57 and studies["00000001_000"].sex == "male"
-    assert studies["00000001_000"].spacing_mm == pytest.approx((2749 * 0.143 / 64, 2682 * 0.143 / 64))
+    assert studies["00000001_000"].spacing_mm == pytest.approx(
+        (2749 * 0.143 / 64, 2682 * 0.143 / 64)
+    )
 
 
 def test_text_comes_from_the_labels_and_says_so(tmp_path: Path) -> None:
@@ -73,13 +77,19 @@ def test_both_releases_of_the_table_read_alike(tmp_path: Path, old: bool) -> Non
     assert [studies[n].sex for n in ("00000001_000", "00000002_000")] == ["male", "female"]
     assert studies["00000002_000"].age == 80
     assert studies["00000003_000"].age is None  # 412 years
-    assert studies["00000002_000"].spacing_mm[0] == pytest.approx(2749 * 0.143 / 64)  # behind the header's commas
+    assert studies["00000002_000"].spacing_mm[0] == pytest.approx(
+        2749 * 0.143 / 64
+    )  # behind the header's commas
 
 
 def test_boxes_survive_the_broken_header_and_the_other_spelling(tmp_path: Path) -> None:
-    entry = next(e for e in ChestXray14().scan(chestxray14(tmp_path)).entries if e.id == "00000004_000")
+    entry = next(
+        e for e in ChestXray14().scan(chestxray14(tmp_path)).entries if e.id == "00000004_000"
+    )
     ((label, box),) = entry.extra["boxes"]
-    assert label == "Infiltration" and box == pytest.approx((225.0847, 547.0192, 86.7797, 79.1864), abs=1e-3)
+    assert label == "Infiltration" and box == pytest.approx(
+        (225.0847, 547.0192, 86.7797, 79.1864), abs=1e-3
+    )
 
 
 def test_kaggles_twelve_folders_give_the_same_entries(tmp_path: Path) -> None:
@@ -117,7 +127,9 @@ def test_missing_and_corrupt_images_are_counted_and_the_rest_loads(tmp_path: Pat
     (images / "00000002_000.png").unlink()
     whole = (images / "00000005_000.png").read_bytes()
     (images / "00000005_000.png").write_bytes(whole[: len(whole) // 2])
-    shutil.copy(save(tmp_path / "x.jpg", frontal(64, 64), kind="JPEG"), images / "00000006_000.png")  # wrong extension
+    shutil.copy(
+        save(tmp_path / "x.jpg", frontal(64, 64), kind="JPEG"), images / "00000006_000.png"
+    )  # wrong extension
     data, studies = load(tmp_path)
     assert Counter(s.kind for s in data.skipped) == {"image missing": 1, "unreadable file": 1}
     assert len(studies) == len(ROWS) - 2 and "00000006_000" in studies
@@ -155,5 +167,8 @@ def test_scan_of_the_real_table_without_images_says_what_is_missing() -> None:
         pytest.skip(f"the real table cannot be had: {error}")
     found = ChestXray14().scan(path.parent)
     states = {e.what: e.state for e in found.table}
-    assert states["images in the table"] == states["patients"] == "ok" and states["image files"] == "missing"
+    assert (
+        states["images in the table"] == states["patients"] == "ok"
+        and states["image files"] == "missing"
+    )
     assert not found.entries and found.counts() == {"image missing": 112_120}

@@ -50,7 +50,9 @@ def describe(folder: Path, description: str, **tags: object) -> None:
 def test_mixed_series_are_grouped_and_told_apart(shared: Path) -> None:
     data = SourceDataset(GoldAtlas(), shared, size=SIZE)
     assert {e.subject for e in data.entries} == {"1_01_P", "2_03_P", "3_02_P"}
-    assert all(set(e.files) == {"ct", "mri_t1", "mri_t2"} for e in data.entries) and not data.skipped
+    assert (
+        all(set(e.files) == {"ct", "mri_t1", "mri_t2"} for e in data.entries) and not data.skipped
+    )
     names = data.entries[0].extra["names"]
     assert {s: len(n) for s, n in names.items()} == {"ct": 6, "mri_t1": 5, "mri_t2": 6}
     assert "surprising  patients: found 3, published 19" in data.report()
@@ -65,9 +67,13 @@ def test_slices_are_sorted_by_position_and_left_is_on_the_right(shared: Path) ->
     for number, study in enumerate(studies):
         hu = unit_to_hu(study.images["ct"])[0].numpy()
         assert hu[ROW0 + 12, 32] > 500 and hu[ROW0 + 12, 15] < 100  # left front
-        top = hu[ROW0 + 20, 16] > 500  # the bone at the right is only in the uppermost slices (z 20 and 25)
+        top = (
+            hu[ROW0 + 20, 16] > 500
+        )  # the bone at the right is only in the uppermost slices (z 20 and 25)
         assert top == (number < 2), number
-        assert study.orientation == "radiological axial" and study.spacing_mm == pytest.approx((4.0, 4.0))
+        assert study.orientation == "radiological axial" and study.spacing_mm == pytest.approx(
+            (4.0, 4.0)
+        )
         assert study.units == {"ct": "HU", "mri_t1": "signal", "mri_t2": "signal"}
         assert all(i.min() >= -1 and i.max() <= 1 for i in study.images.values())
 
@@ -78,7 +84,13 @@ def test_mr_of_another_grid_lies_on_the_deformed_ct(shared: Path) -> None:
     bone = unit_to_hu(study.images["ct"])[0].numpy() > 500
     for name in ("mri_t1", "mri_t2"):
         image = study.images[name][0].numpy()
-        inner = bone & np.roll(bone, 1, 0) & np.roll(bone, -1, 0) & np.roll(bone, 1, 1) & np.roll(bone, -1, 1)
+        inner = (
+            bone
+            & np.roll(bone, 1, 0)
+            & np.roll(bone, -1, 0)
+            & np.roll(bone, 1, 1)
+            & np.roll(bone, -1, 1)
+        )
         assert image[inner].max() < 0 < image[ROW0 + 20, 24], name  # dark bone in the same place
     assert "mri_t1 resampled in patient space" in study.notes
 
@@ -88,7 +100,10 @@ def test_the_plain_ct_is_never_the_pair(patient: Path) -> None:
         path.unlink()
     data = SourceDataset(GoldAtlas(), patient.parent, size=SIZE)
     assert all(set(e.files) == {"mri_t1", "mri_t2"} for e in data.entries)
-    assert [s.kind for s in data.skipped] == ["no deformed CT"] and data[0].streams == ("mri_t1", "mri_t2")
+    assert [s.kind for s in data.skipped] == ["no deformed CT"] and data[0].streams == (
+        "mri_t1",
+        "mri_t2",
+    )
     assert "missing     patients with T1, T2 and deformed CT: found 0" in data.report()
 
 
@@ -104,11 +119,15 @@ def test_without_descriptions_frame_of_reference_and_echo_time_tell(patient: Pat
 def test_an_mr_that_nothing_tells_is_left_out(patient: Path) -> None:
     describe(patient, "T1w", SeriesDescription="ax", EchoTime=None)
     data = SourceDataset(GoldAtlas(), patient.parent, size=SIZE)
-    assert data[0].streams == ("ct", "mri_t2") and [s.kind for s in data.skipped] == ["unknown series"]
+    assert data[0].streams == ("ct", "mri_t2") and [s.kind for s in data.skipped] == [
+        "unknown series"
+    ]
 
 
 @pytest.mark.parametrize("intercept", [-1024, 0])
-def test_padding_of_the_deformed_ct_and_the_round_field_are_masked_in_all(patient: Path, intercept: int) -> None:
+def test_padding_of_the_deformed_ct_and_the_round_field_are_masked_in_all(
+    patient: Path, intercept: int
+) -> None:
     if intercept == 0:  # HU as stored, without a rescale slope or intercept
         for path in series_of(patient, "CT deformed"):
             ds = pydicom.dcmread(path)
@@ -173,14 +192,20 @@ def test_a_ct_without_its_rescale_is_refused(patient: Path) -> None:
         SourceDataset(GoldAtlas(), patient.parent, size=SIZE)[0]
 
 
-@pytest.mark.parametrize("name", ["../outside.dcm", "/etc/outside.dcm", "a/../../b.dcm", "..\\b.dcm", "C:\\b.dcm"])
-def test_an_archive_with_names_that_lead_out_of_it_is_refused(tmp_path: Path, patient: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["../outside.dcm", "/etc/outside.dcm", "a/../../b.dcm", "..\\b.dcm", "C:\\b.dcm"]
+)
+def test_an_archive_with_names_that_lead_out_of_it_is_refused(
+    tmp_path: Path, patient: Path, name: str
+) -> None:
     archive = replica.pack(patient, tmp_path / "tree" / "2_01_P.zip")
     with zipfile.ZipFile(archive, "a") as packed:
         packed.writestr(name, b"x")
     data = SourceDataset(GoldAtlas(), tmp_path / "tree", size=SIZE)
     assert {e.subject for e in data.entries} == {"1_01_P"}
-    assert [s.kind for s in data.skipped] == ["unreadable archive"] and "leads out" in data.skipped[0].why
+    assert [s.kind for s in data.skipped] == ["unreadable archive"] and "leads out" in data.skipped[
+        0
+    ].why
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tree"]
 
 

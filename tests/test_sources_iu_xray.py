@@ -38,7 +38,9 @@ def raw_root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_raw_and_kaggle_form_give_the_same_studies(raw_root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_raw_and_kaggle_form_give_the_same_studies(
+    raw_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     _, a = load(raw_root)
     _, b = load(kaggle(tmp_path_factory.mktemp("kaggle")))
     assert a.keys() == b.keys() == {f"CXR{n}" for n in STUDIES} - {"CXR77"}
@@ -55,25 +57,38 @@ def test_the_frontal_view_is_taken_and_the_patients_left_is_on_the_right(raw_roo
         image = study.images["xray"]
         assert shows_frontal(study), study.id
         assert image.shape == (1, 64, 64) and image.min() >= -1 and image.max() <= 1
-        assert image[0, 32, 20] < image[0, 32, 32]  # bone bright: the lung is darker than the middle
+        assert (
+            image[0, 32, 20] < image[0, 32, 32]
+        )  # bone bright: the lung is darker than the middle
 
 
 def test_first_image_that_is_lateral_is_not_taken(raw_root: Path) -> None:
     entry = next(e for e in IUXRay().scan(raw_root).entries if e.id == "CXR1")
-    assert entry.files["xray"].name == "CXR1_IM-0001-4001.png"  # fault 14, and 16: the XML says CXR1_1_IM
+    assert (
+        entry.files["xray"].name == "CXR1_IM-0001-4001.png"
+    )  # fault 14, and 16: the XML says CXR1_1_IM
 
 
 def test_one_image_has_one_name_in_all_spellings() -> None:
-    spellings = ("CXR1_1_IM-0001-3001", "CXR1_IM-0001-3001.png", "1_IM-0001-3001.dcm.png", "1_IM-0001-3001.dcm")
+    spellings = (
+        "CXR1_1_IM-0001-3001",
+        "CXR1_IM-0001-3001.png",
+        "1_IM-0001-3001.dcm.png",
+        "1_IM-0001-3001.dcm",
+    )
     assert {image_key(s) for s in spellings} == {"1_IM-0001-3001"}
     assert image_key("CXR11_IM-0067-1001") != image_key("CXR1_IM-0067-1001")
 
 
-def test_reports_without_image_are_text_alone_and_reports_without_text_image_alone(raw_root: Path) -> None:
+def test_reports_without_image_are_text_alone_and_reports_without_text_image_alone(
+    raw_root: Path,
+) -> None:
     data, studies = load(raw_root)
     assert studies["CXR44"].streams == ("text",) and studies["CXR33"].streams == ("xray",)
     assert "CXR77" not in studies and data.found.counts()["empty report"] == 1
-    assert studies["CXR10"].text == "Impression: No acute disease."  # the empty FINDINGS label is not a section
+    assert (
+        studies["CXR10"].text == "Impression: No acute disease."
+    )  # the empty FINDINGS label is not a section
 
 
 def test_a_study_with_a_lateral_view_alone_has_no_xray_and_is_counted(raw_root: Path) -> None:
@@ -123,8 +138,10 @@ def test_symmetry_tells_the_views_of_a_real_chest_apart() -> None:
 def test_removed_personal_data_is_one_token(raw_root: Path) -> None:
     _, studies = load(raw_root)
     text = studies["CXR1"].text
-    assert text == f"Findings: The heart is normal. No {REMOVED} or {REMOVED} of effusion. Impression: Normal chest " \
-        f"x-{REMOVED}."  # fmt: skip
+    assert (
+        text == f"Findings: The heart is normal. No {REMOVED} or {REMOVED} of effusion. Impression:"
+        f" Normal chest x-{REMOVED}."
+    )
 
 
 def test_labels_are_the_manual_annotation_and_nan_without_one(raw_root: Path) -> None:
@@ -144,7 +161,10 @@ def test_r2gen_form_keeps_its_splits_and_takes_the_frontal_film(tmp_path: Path) 
     data, studies = load(r2gen(tmp_path))
     assert {s: len(v) for s, v in data.subjects().items()} == {"train": 2, "val": 1, "test": 1}
     assert all(shows_frontal(s) for s in studies.values())  # one study's 0.png is the lateral view
-    assert studies["CXR7_IM-1"].text == f"Findings: The heart is normal in size. The {REMOVED} are clear."
+    assert (
+        studies["CXR7_IM-1"].text
+        == f"Findings: The heart is normal in size. The {REMOVED} are clear."
+    )
 
 
 def test_published_r2gen_numbers_count_studies_and_not_images(tmp_path: Path) -> None:
@@ -183,7 +203,9 @@ def test_monochrome1_without_rescale_slope_reads_like_the_upright_film(tmp_path:
     upright, inverted = studies["CXR2"], studies["CXR55"]
     assert shows_frontal(upright) and shows_frontal(inverted)
     assert torch.allclose(upright.images["xray"], inverted.images["xray"], atol=0.02)
-    assert any("MONOCHROME1" in n for n in inverted.notes) and any("no rescale slope" in n for n in upright.notes)
+    assert any("MONOCHROME1" in n for n in inverted.notes) and any(
+        "no rescale slope" in n for n in upright.notes
+    )
     assert upright.spacing_mm[0] == pytest.approx(0.15 * 60 / 64)
 
 
@@ -199,7 +221,9 @@ def test_corrupt_files_are_counted_and_the_rest_loads(raw_root: Path) -> None:
     save(raw_root / "NLMCXR_png" / "CXR10_IM-0002-1001.png", np.zeros((50, 50), np.uint8))
     data, studies = load(raw_root)
     kinds = Counter(s.kind for s in data.skipped)
-    assert kinds["unreadable report"] == 1 and kinds["unreadable file"] == 2  # a blank film is never a study
+    assert (
+        kinds["unreadable report"] == 1 and kinds["unreadable file"] == 2
+    )  # a blank film is never a study
     assert "CXR1" in studies and not {"CXR2", "CXR10", "CXR44"} & set(studies)
 
 
@@ -232,7 +256,9 @@ def test_counts_of_the_real_reports_are_the_published_ones() -> None:
     assert headers.parent == archive.parent
     found = IUXRay().scan(archive.parent)
     table = {e.what: e for e in found.table}
-    assert [table[w].state for w in ("reports", "reports with findings", "reports with an impression")] == ["ok"] * 3
+    assert [
+        table[w].state for w in ("reports", "reports with findings", "reports with an impression")
+    ] == ["ok"] * 3
     assert table["studies that pass R2Gen's filter"].found == "2,955"
     assert table["images"].state == "missing"  # texts alone
     assert len(found.entries) == 3955 - 28 and found.counts()["empty report"] == 28

@@ -41,9 +41,14 @@ def test_single_figures_become_the_stream_of_their_caption(tmp_path: Path) -> No
 def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
     data, _ = load(medicat(tmp_path))
     assert data.found.counts() == {
-        "several panels": 1, "MR contrast unknown": 1, "not radiology": 1, "modality unknown": 1, "empty caption": 1,
-        "several modalities": 1, "broken line": 1,
-    }  # fmt: skip
+        "several panels": 1,
+        "MR contrast unknown": 1,
+        "not radiology": 1,
+        "modality unknown": 1,
+        "empty caption": 1,
+        "several modalities": 1,
+        "broken line": 1,
+    }
 
 
 @pytest.mark.parametrize(
@@ -80,10 +85,16 @@ def test_the_articles_licence_is_kept_and_null_is_not_free(tmp_path: Path) -> No
     assert "cc-by 2" in line.found and "not stated 1" in line.found
 
 
-def test_the_other_caption_is_used_when_one_is_null_and_the_number_is_dropped(tmp_path: Path) -> None:
+def test_the_other_caption_is_used_when_one_is_null_and_the_number_is_dropped(
+    tmp_path: Path,
+) -> None:
     _, studies = load(medicat(tmp_path))
-    assert studies[name(1, "3-Figure1-1")].text == "Chest radiograph showing a right pleural effusion."
-    assert caption_text("FIG 3: Two\n lines") == "Two lines" and caption_text("Figures show") == "show"
+    assert (
+        studies[name(1, "3-Figure1-1")].text == "Chest radiograph showing a right pleural effusion."
+    )
+    assert (
+        caption_text("FIG 3: Two\n lines") == "Two lines" and caption_text("Figures show") == "show"
+    )
 
 
 def test_a_ct_figure_does_not_pretend_to_hounsfield_units(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""MIMIC-CXR: small replicas of its JPG and DICOM form, with the faults of its tables and reports."""
+"""MIMIC-CXR: small replicas of its JPG and DICOM form, with the faults of its tables and
+reports."""
 
 from __future__ import annotations
 
@@ -19,34 +20,44 @@ from medm2g_core.data.sources.mimic_cxr import LABELS, MimicCXR, report_text, sp
 USABLE = {f"s{n}" for n in (50000001, 50000002, 50000003, 50000004, 50000008, 50000009)}
 
 
-def load(root: Path, source: MimicCXR | None = None) -> tuple[SourceDataset, dict[str, SourceStudy]]:
+def load(
+    root: Path, source: MimicCXR | None = None
+) -> tuple[SourceDataset, dict[str, SourceStudy]]:
     data = SourceDataset(source or MimicCXR(), root, size=64)
     return data, {s.id: s for s in data.studies()}
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["csv.gz", "csv"])
 @pytest.mark.parametrize("dicom", [False, True], ids=["jpg", "dicom"])
-def test_one_study_has_its_frontal_film_upright_and_its_report(tmp_path: Path, dicom: bool, packed: bool) -> None:
+def test_one_study_has_its_frontal_film_upright_and_its_report(
+    tmp_path: Path, dicom: bool, packed: bool
+) -> None:
     data, studies = load(mimic_cxr(tmp_path / "m", dicom=dicom, packed=packed))
     assert set(studies) == USABLE and len(data) == len(USABLE)
     for study in studies.values():
         image = study.images["xray"]
         assert image.shape == (1, 64, 64) and -1 <= image.min() < image.max() <= 1
         row, column = divmod(int(image.argmax()), 64)
-        assert row < 12 and column > 40, study.id  # the marker of frontal films, at the patient's upper left
+        assert row < 12 and column > 40, (
+            study.id
+        )  # the marker of frontal films, at the patient's upper left
     assert ("equalised" in studies["s50000001"].units["xray"]) is not dicom
     assert any("MONOCHROME1" in n for n in studies["s50000001"].notes) is dicom
 
 
 @pytest.mark.parametrize("place", ["beside", "inside", "own"])
-def test_reports_are_found_beside_inside_and_in_a_folder_of_their_own(tmp_path: Path, place: str) -> None:
+def test_reports_are_found_beside_inside_and_in_a_folder_of_their_own(
+    tmp_path: Path, place: str
+) -> None:
     root = mimic_cxr(tmp_path / "jpg", reports=place)
     _, studies = load(root, MimicCXR(reports=tmp_path / "reports") if place == "own" else None)
     assert studies["s50000008"].text == "Impression: Mild edema."
     assert studies["s50000009"].streams == ("xray",)  # no report: no text stream
 
 
-def test_without_any_report_the_studies_are_images_alone_and_the_table_says_so(tmp_path: Path) -> None:
+def test_without_any_report_the_studies_are_images_alone_and_the_table_says_so(
+    tmp_path: Path,
+) -> None:
     data, studies = load(mimic_cxr(tmp_path / "jpg", reports="none"))
     assert all(s.streams == ("xray",) for s in studies.values()) and "s50000005" in studies
     assert next(e for e in data.found.table if e.what == "report files").state == "missing"
@@ -58,7 +69,9 @@ def test_null_view_position_is_unknown_and_not_frontal(tmp_path: Path) -> None:
     data, studies = load(mimic_cxr(tmp_path / "m"))
     assert "s50000006" not in studies and data.found.counts()["view unknown"] == 1
     entry = next(e for e in data.entries if e.id == "s50000004")
-    assert entry.files["xray"].stem == image_id(50000004, 1)  # the PA image, not the blank one before it
+    assert entry.files["xray"].stem == image_id(
+        50000004, 1
+    )  # the PA image, not the blank one before it
 
 
 def test_lateral_views_alone_are_counted(tmp_path: Path) -> None:
@@ -100,20 +113,30 @@ def test_without_a_split_table_people_are_parted_by_seed(tmp_path: Path) -> None
 
 def test_headers_are_found_by_newline_space_capitals_colon() -> None:
     names = [n for n, _ in split_sections(FULL)]
-    assert names == ["preamble", "examination", "indication", "comparison", "findings", "impression"]
+    assert names == [
+        "preamble",
+        "examination",
+        "indication",
+        "comparison",
+        "findings",
+        "impression",
+    ]
     assert "Seen on" in dict(split_sections(FULL))["findings"]  # a colon in the text is no header
     stripped = "\n".join(line.strip() for line in FULL.splitlines())
     assert [n for n, _ in split_sections(stripped)] == ["preamble"]  # why white space must stay
 
 
 @pytest.mark.parametrize(
-    "header", ["CONCLUSION", "IMPRESSON", "FINDINGS AND IMPRESSION", "IMPRESSION", "FINAL IMPRESSION"]
+    "header",
+    ["CONCLUSION", "IMPRESSON", "FINDINGS AND IMPRESSION", "IMPRESSION", "FINAL IMPRESSION"],
 )
 def test_variants_of_impression_are_one_section(header: str) -> None:
     assert report_text(f" FINAL REPORT\n {header}:  Clear lungs.\n") == "Impression: Clear lungs."
 
 
-@pytest.mark.parametrize("header", ["FINDINGS", "FINDING", "FINDINS", "CHEST, TWO VIEWS", "PORTABLE AP CHEST"])
+@pytest.mark.parametrize(
+    "header", ["FINDINGS", "FINDING", "FINDINS", "CHEST, TWO VIEWS", "PORTABLE AP CHEST"]
+)
 def test_variants_of_findings_are_one_section(header: str) -> None:
     assert report_text(f" FINAL REPORT\n {header}:  Clear lungs.\n") == "Findings: Clear lungs."
 
@@ -136,9 +159,10 @@ def test_a_report_without_headers_gives_its_last_paragraph() -> None:
 
 def test_removed_personal_data_is_one_token(tmp_path: Path) -> None:
     _, studies = load(mimic_cxr(tmp_path / "m"))
-    assert studies["s50000001"].text == (
-        f"Findings: There is a small left pleural effusion. Seen on {REMOVED}: no change of the heart. "
-        "Impression: Small left effusion."
+    assert (
+        studies["s50000001"].text
+        == f"Findings: There is a small left pleural effusion. Seen on {REMOVED}: no change of the"
+        " heart. Impression: Small left effusion."
     )
 
 

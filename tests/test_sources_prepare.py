@@ -55,7 +55,9 @@ def out(tree: Path, tmp_path: Path) -> Path:
 
 def prepare(tree: Path, out: Path, **options: object) -> dict:
     source = options.pop("source", Dots())
-    return prepare_source(source, tree, out, **{"size": 16, "workers": 0, "shard_size": 5} | options)
+    return prepare_source(
+        source, tree, out, **{"size": 16, "workers": 0, "shard_size": 5} | options
+    )
 
 
 def content(out: Path) -> dict[str, bytes]:
@@ -73,13 +75,29 @@ def test_study_to_shard_to_study(tree: Path, straight: Path) -> None:
     direct = {s.id: s for s in SourceDataset(Dots(), tree, size=16).studies()}
     back = {s.id: s for s in every(straight)}
     assert back.keys() == direct.keys()
-    assert {s.streams for s in back.values()} == {("text", "xray", "ct"), ("ct",), ("text",)}  # what lacks stays away
+    assert {s.streams for s in back.values()} == {
+        ("text", "xray", "ct"),
+        ("ct",),
+        ("text",),
+    }  # what lacks stays away
     for name, study in direct.items():
         other = back[name]
         assert other.streams == study.streams and other.text == study.text
-        assert (other.subject, other.split, other.notes) == (study.subject, study.split, study.notes)
-        assert (other.units, other.orientation, other.age) == (study.units, study.orientation, study.age)
-        assert other.labels["dot"] == 1 and other.labels["unsure"] == -1 and math.isnan(other.labels["nobody_said"])
+        assert (other.subject, other.split, other.notes) == (
+            study.subject,
+            study.split,
+            study.notes,
+        )
+        assert (other.units, other.orientation, other.age) == (
+            study.units,
+            study.orientation,
+            study.age,
+        )
+        assert (
+            other.labels["dot"] == 1
+            and other.labels["unsure"] == -1
+            and math.isnan(other.labels["nobody_said"])
+        )
         assert other.spacing_mm[0] == 2.8 and math.isnan(other.spacing_mm[1])
         for stream, image in study.images.items():
             assert other.images[stream].dtype == torch.float32
@@ -94,26 +112,38 @@ def test_unknown_labels_are_null_and_never_zero(straight: Path) -> None:
 
 
 def test_members_are_what_webdataset_expects(straight: Path) -> None:
-    """Its rule: the key ends at the first dot, the members of one key are neighbours, and no key comes twice."""
+    """Its rule: the key ends at the first dot, the members of one key are neighbours, and no key
+    comes twice."""
     for path in straight.glob("*.tar"):
         with tarfile.open(path) as tar:
             names = tar.getnames()
-            assert all((m.mtime, m.uid, m.gid, m.uname, m.isreg()) == (0, 0, 0, "", True) for m in tar)
+            assert all(
+                (m.mtime, m.uid, m.gid, m.uname, m.isreg()) == (0, 0, 0, "", True) for m in tar
+            )
         keys = [n.split(".", 1)[0] for n in names]
         runs = [k for i, k in enumerate(keys) if i == 0 or keys[i - 1] != k]
         assert len(runs) == len(set(runs))
-        assert {n.split(".", 1)[1] for n in names} <= {"ct.npy", "xray.npy", "report.txt", "meta.json"}
+        assert {n.split(".", 1)[1] for n in names} <= {
+            "ct.npy",
+            "xray.npy",
+            "report.txt",
+            "meta.json",
+        }
 
 
 def test_the_webdataset_library_reads_the_same(straight: Path) -> None:
-    webdataset = pytest.importorskip("webdataset", reason="the webdataset library is not installed; nothing needs it")
+    webdataset = pytest.importorskip(
+        "webdataset", reason="the webdataset library is not installed; nothing needs it"
+    )
     urls = [path.as_posix() for path in sorted(straight.glob("train-*.tar"))]
     theirs = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
     ours = list(read_shards(straight, "train"))
     assert [s.id for s in ours] == [s["meta.json"]["id"] for s in theirs]
     for a, b in zip(ours, theirs, strict=True):
         assert a.text == b.get("report.txt")
-        assert all(np.array_equal(x.numpy(), b[f"{n}.npy"].astype(np.float32)) for n, x in a.images.items())
+        assert all(
+            np.array_equal(x.numpy(), b[f"{n}.npy"].astype(np.float32)) for n, x in a.images.items()
+        )
 
 
 def test_no_subject_in_two_splits(straight: Path) -> None:
@@ -136,8 +166,12 @@ def test_a_broken_study_is_counted_and_the_rest_is_there(tree: Path, straight: P
     skips = read_manifest(straight)["skips"]
     assert skips["unreadable file"]["count"] == 1
     example = skips["unreadable file"]["examples"][0]
-    assert example["where"] == BROKEN and f"pictures/{BROKEN}.npy" in example["why"].replace("\\", "/")
-    assert str(tree) not in (straight / "manifest.json").read_text(encoding="utf-8")  # another on every machine
+    assert example["where"] == BROKEN and f"pictures/{BROKEN}.npy" in example["why"].replace(
+        "\\", "/"
+    )
+    assert str(tree) not in (straight / "manifest.json").read_text(
+        encoding="utf-8"
+    )  # another on every machine
     assert len(every(straight)) == 23
 
 
@@ -161,7 +195,9 @@ def test_a_study_read_as_another_subject_s_is_refused(tree: Path, tmp_path: Path
         def read(self, entry, size):  # type: ignore[no-untyped-def]
             return replace(super().read(entry, size), subject="p11")
 
-    with pytest.raises(SourceError, match=r"study dot\.000/a: .* read as study dot\.000/a of subject p11"):
+    with pytest.raises(
+        SourceError, match=r"study dot\.000/a: .* read as study dot\.000/a of subject p11"
+    ):
         prepare(tree, tmp_path / "out", source=Mixed())
 
 
@@ -170,7 +206,9 @@ def test_a_picture_of_another_size_is_refused(tree: Path, tmp_path: Path) -> Non
         prepare(tree, tmp_path / "out", size=32)
 
 
-def test_missing_parts_stop_before_any_work_unless_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_parts_stop_before_any_work_unless_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Incomplete(Dots):
         def scan(self, root):  # type: ignore[no-untyped-def]
             return replace(super().scan(root), table=(Expectation.count("films", 7, 0),))
@@ -189,7 +227,9 @@ def test_another_number_than_published_is_surprising_and_goes_on(
     assert "surprising  studies: found 24, published 99" in capsys.readouterr().out
 
 
-def test_dry_run_writes_nothing(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_writes_nothing(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = sorted(tree.rglob("*"))
     prepare(tree, tmp_path / "out", dry_run=True)
     assert "24 studies would make 6 shards" in capsys.readouterr().out
@@ -200,21 +240,29 @@ def test_dry_run_writes_nothing(tree: Path, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_second_run_changes_nothing(tree: Path, out: Path) -> None:
-    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir() if p.name != ".lock"}
+    before = {
+        p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir() if p.name != ".lock"
+    }
     again = prepare(tree, out)
-    assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir() if p.name != ".lock"} == before
+    assert {
+        p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir() if p.name != ".lock"
+    } == before
     assert again == json.loads(before["manifest.json"][0])
 
 
-def test_killed_in_the_middle_and_resumed_gives_the_bytes_of_one_go(tree: Path, straight: Path, tmp_path: Path) -> None:
+def test_killed_in_the_middle_and_resumed_gives_the_bytes_of_one_go(
+    tree: Path, straight: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     code = (
-        "from replicas.dots import Dots\n"
-        "from medm2g_core.data.sources.prepare import prepare_source\n"
-        f"prepare_source(Dots(dies_at='dot.015/a'), {str(tree)!r}, {str(out)!r}, size=16, workers=0, shard_size=5)\n"
+        "from replicas.dots import Dots\nfrom medm2g_core.data.sources.prepare import"
+        f" prepare_source\nprepare_source(Dots(dies_at='dot.015/a'), {str(tree)!r}, {str(out)!r},"
+        " size=16, workers=0, shard_size=5)\n"
     )
     paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    killed = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, capture_output=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, capture_output=True
+    )
     assert killed.returncode == 9, killed.stderr.decode()
     assert list(out.glob(".*.tmp"))  # the half shard, not under its own name
     with pytest.raises(SourceError, match="interrupted"):
@@ -226,12 +274,16 @@ def test_killed_in_the_middle_and_resumed_gives_the_bytes_of_one_go(tree: Path, 
     assert first.stat().st_mtime_ns == kept
 
 
-def test_processes_give_the_bytes_of_this_process(tree: Path, straight: Path, tmp_path: Path) -> None:
+def test_processes_give_the_bytes_of_this_process(
+    tree: Path, straight: Path, tmp_path: Path
+) -> None:
     prepare(tree, tmp_path / "out", workers=2)
     assert content(tmp_path / "out") == content(straight)
 
 
-def test_a_killed_worker_is_an_error_that_says_what_to_do(tree: Path, straight: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_is_an_error_that_says_what_to_do(
+    tree: Path, straight: Path, tmp_path: Path
+) -> None:
     with pytest.raises(SourceError, match="fewer --workers"):
         prepare(tree, tmp_path / "out", workers=2, source=Dots(dies_at="dot.015/a"))
     prepare(tree, tmp_path / "out")
@@ -279,11 +331,15 @@ def test_moving_the_tree_changes_nothing(tree: Path, straight: Path, tmp_path: P
 def test_retry_makes_shards_with_unreadable_files_again(tree: Path, out: Path) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")}
     with_skips = {r["name"] for r in prepare(tree, out, retry=True)["shards"] if r["skipped"]}
-    assert {p.name for p in out.glob("*.tar") if p.stat().st_mtime_ns != before[p.name]} == with_skips
+    assert {
+        p.name for p in out.glob("*.tar") if p.stat().st_mtime_ns != before[p.name]
+    } == with_skips
 
 
 @pytest.mark.parametrize("options", [{"size": 32}, {"seed": 1}, {"limit": 3}, {"shard_size": 6}])
-def test_another_preparation_is_never_overwritten(tree: Path, straight: Path, options: dict[str, int]) -> None:
+def test_another_preparation_is_never_overwritten(
+    tree: Path, straight: Path, options: dict[str, int]
+) -> None:
     before = content(straight)
     with pytest.raises(SourceError, match="choose another folder"):
         prepare(tree, straight, **options)
@@ -350,11 +406,16 @@ def sign(out: Path) -> None:
     path = out / "train-00000.tar"
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     record = next(r for r in manifest["shards"] if r["name"] == path.name)
-    record |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    record |= {
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
     (out / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["../../evil.meta.json", "/etc/x.meta.json", "..\\evil.ct.npy", "a/b.ct.npy", "x.py"])
+@pytest.mark.parametrize(
+    "name", ["../../evil.meta.json", "/etc/x.meta.json", "..\\evil.ct.npy", "a/b.ct.npy", "x.py"]
+)
 def test_names_that_do_not_belong_are_refused(out: Path, name: str) -> None:
     repack(out, lambda parts: parts.append((tarfile.TarInfo(name), b"{}")))
     with pytest.raises(FileError, match="does not belong in a shard"):
@@ -390,12 +451,16 @@ def test_a_claim_of_more_bytes_than_a_study_has_is_refused(out: Path) -> None:
 
 def test_a_manifest_that_points_elsewhere_is_refused(out: Path) -> None:
     text = (out / "manifest.json").read_text(encoding="utf-8")
-    (out / "manifest.json").write_text(text.replace("train-00000.tar", "../train-00000.tar"), encoding="utf-8")
+    (out / "manifest.json").write_text(
+        text.replace("train-00000.tar", "../train-00000.tar"), encoding="utf-8"
+    )
     with pytest.raises(FileError, match="shard name"):
         read_shards(out, "train")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"format": 1}', '{"format": 1, "shards": [{}], "parameters": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"format": 1}', '{"format": 1, "shards": [{}], "parameters": {}}']
+)
 def test_a_damaged_manifest_is_said_to_be_so(out: Path, text: str) -> None:
     (out / "manifest.json").write_text(text, encoding="utf-8")
     with pytest.raises((FileError, SourceError), match=r"manifest\.json"):
@@ -408,7 +473,9 @@ def test_a_cut_shard_is_an_error_and_not_a_shorter_one(out: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FileError, match="cut off"):
         list(read_shards(out, "train"))
-    for cut in range(512, len(whole) - 10240, 512):  # even where the manifest agrees, at every block
+    for cut in range(
+        512, len(whole) - 10240, 512
+    ):  # even where the manifest agrees, at every block
         path.write_bytes(whole[:cut])
         sign(out)
         with pytest.raises(FileError, match=r"damaged|studies, and"):
@@ -438,11 +505,25 @@ def test_a_lacking_split_or_folder_is_named(tree: Path, tmp_path: Path) -> None:
 
 
 def test_script_prepares_and_reports_errors(
-    tree: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tree: Path,
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(prepare_module, "SOURCES", {"dots": Dots()})
     out = tmp_path / "out"
-    arguments = [str(tree), "--out", str(out), "--size", "16", "--workers", "0", "--shard-size", "5"]
+    arguments = [
+        str(tree),
+        "--out",
+        str(out),
+        "--size",
+        "16",
+        "--workers",
+        "0",
+        "--shard-size",
+        "5",
+    ]
     assert script.main("dots", "Dots.", arguments) == 0
     assert content(out) == content(straight)
     assert script.main("dots", "Dots.", [str(tmp_path), "--out", str(tmp_path.parent / "no")]) == 2
@@ -450,7 +531,10 @@ def test_script_prepares_and_reports_errors(
 
 
 def test_scripts_name_their_data_set_and_say_how_to_get_it() -> None:
-    scripts = {p.stem.removeprefix("prepare_"): p for p in (TESTS.parent / "data_scripts").glob("prepare_*.py")}
+    scripts = {
+        p.stem.removeprefix("prepare_"): p
+        for p in (TESTS.parent / "data_scripts").glob("prepare_*.py")
+    }
     del scripts["embedded"]  # fetches its data itself
     assert set(SOURCES) == set(scripts)
     for name, path in scripts.items():

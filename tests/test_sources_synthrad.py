@@ -29,10 +29,20 @@ def one(root: Path, size: int = 56) -> SourceStudy:
 def test_slices_pair_ct_with_the_mr_contrast_of_the_centre(tree: Path) -> None:
     data = SourceDataset(SynthRAD2023(), tree, size=32)
     streams = {e.subject: (set(e.files), data.source.read(e, 32).region) for e in data.entries}
-    assert streams["1PA001"] == ({"ct", "mri_t1"}, "pelvis") and streams["1BA001"] == ({"ct", "mri_t1"}, "brain")
+    assert streams["1PA001"] == ({"ct", "mri_t1"}, "pelvis") and streams["1BA001"] == (
+        {"ct", "mri_t1"},
+        "brain",
+    )
     assert streams["1PC000"] == ({"ct", "mri_t2"}, "pelvis")
-    assert streams["1PC004"] == ({"mri_t2"}, "pelvis")  # no CT: no such stream, and nothing in its place
-    assert len({e.id for e in data.entries}) == len(data) == 6 * (replica.SHAPE[0] - replica.EMPTY_SLICES)
+    assert streams["1PC004"] == (
+        {"mri_t2"},
+        "pelvis",
+    )  # no CT: no such stream, and nothing in its place
+    assert (
+        len({e.id for e in data.entries})
+        == len(data)
+        == 6 * (replica.SHAPE[0] - replica.EMPTY_SLICES)
+    )
     report = data.report()
     assert "surprising  pelvis cases with MR and CT: found 4, published 180" in report
     assert "surprising  cases with MR or CT alone: found 1" in report
@@ -42,7 +52,9 @@ def test_values_are_in_range_and_left_is_on_the_right_of_the_picture(tmp_path: P
     study = one(replica.case(tmp_path / "1PA001").parent)
     hu = unit_to_hu(study.images["ct"])[0]
     rows, columns = np.nonzero(hu.numpy() > 500)
-    assert columns.mean() > 30 and rows.mean() < 28  # the patient's left front: right of and above the middle
+    assert (
+        columns.mean() > 30 and rows.mean() < 28
+    )  # the patient's left front: right of and above the middle
     dark = study.images["mri_t1"][0].numpy()
     assert dark[rows, columns].mean() < dark[28, 15]  # the same bone in the same place of the MR
     assert hu[28, 15] == pytest.approx(40, abs=25)
@@ -55,7 +67,9 @@ def test_outside_the_mask_is_air_and_background_in_both(tmp_path: Path) -> None:
     study = one(replica.case(tmp_path / "1PA001").parent)
     first = (56 - 40) // 2  # rows are padded to a square
     for image in study.images.values():
-        assert image[0, first + 36 : first + 40].max() == -1  # the table, and the bright MR in its place
+        assert (
+            image[0, first + 36 : first + 40].max() == -1
+        )  # the table, and the bright MR in its place
     assert study.images["mri_t1"][0, 28, 28] > 0
 
 
@@ -92,7 +106,9 @@ def test_padding_of_the_ct_is_air(tmp_path: Path) -> None:
     assert unit_to_hu(one(tmp_path).images["ct"]).min() == -1000
 
 
-def test_slope_of_zero_and_a_fourth_axis_of_one_and_an_unpacked_file_are_read(tmp_path: Path) -> None:
+def test_slope_of_zero_and_a_fourth_axis_of_one_and_an_unpacked_file_are_read(
+    tmp_path: Path,
+) -> None:
     plain = one(replica.case(tmp_path / "a" / "1PA001").parent)
     folder = replica.case(tmp_path / "b" / "1PA001")
     image = nib.Nifti1Image.from_filename(folder / "mr.nii.gz")
@@ -113,7 +129,9 @@ def test_a_broken_volume_is_counted_and_the_rest_still_loads(tree: Path) -> None
     data = SourceDataset(SynthRAD2023(), tree, size=32)
     studies = list(data.studies())
     each = replica.SHAPE[0] - replica.EMPTY_SLICES
-    assert {s.subject for s in studies} == {"1BA001", "1PA001", "1PC000", "1PC004"} and len(studies) == 4 * each
+    assert {s.subject for s in studies} == {"1BA001", "1PA001", "1PC000", "1PC004"} and len(
+        studies
+    ) == 4 * each
     kinds = [s.kind for s in data.skipped]
     assert kinds.count("unreadable file") == each and kinds.count("unreadable volume") == 1
     assert kinds.count("missing file") == 1 and kinds.count("duplicate case") == 1
@@ -123,7 +141,11 @@ def test_a_broken_volume_is_counted_and_the_rest_still_loads(tree: Path) -> None
 def test_no_subject_is_in_two_splits(tree: Path) -> None:
     subjects = SourceDataset(SynthRAD2023(), tree, size=32).subjects()
     assert set(subjects) == {"train", "val", "test"}
-    assert sum(len(s) for s in subjects.values()) == len({n for s in subjects.values() for n in s}) == 6
+    assert (
+        sum(len(s) for s in subjects.values())
+        == len({n for s in subjects.values() for n in s})
+        == 6
+    )
 
 
 def test_a_wrong_folder_shows_the_layout_and_task_2_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Contact sheets: every task has one, patients are not chosen, and the pictures say what they are."""
+"""Contact sheets: every task has one, patients are not chosen, and the pictures say what they
+are."""
 
 from __future__ import annotations
 
@@ -6,7 +7,14 @@ import pytest
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.pipeline import MedM2GPipeline
-from medm2g_core.show.task_sheets import SHEETS, first_with_findings, joint_sheet, main, report_sheet, translation_sheet
+from medm2g_core.show.task_sheets import (
+    SHEETS,
+    first_with_findings,
+    joint_sheet,
+    main,
+    report_sheet,
+    translation_sheet,
+)
 from medm2g_core.streams import STREAMS
 
 
@@ -31,7 +39,11 @@ def test_every_sheet_names_its_task_and_its_purpose_and_is_small(pipe):
     for region, given, target in (SHEETS["t1_t2_to_flair"], SHEETS["text_to_ct"]):
         figure = translation_sheet(pipe, region, given, target)
         text = words(figure)
-        assert STREAMS[target].title in text and "research and teaching only" in text and "truth" in text
+        assert (
+            STREAMS[target].title in text
+            and "research and teaching only" in text
+            and "truth" in text
+        )
         assert len(figure.png()) < 600e3
     for figure in (report_sheet(pipe, "xray"), joint_sheet(pipe)):
         assert "research and teaching only" in words(figure)

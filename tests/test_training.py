@@ -18,7 +18,13 @@ from medm2g_core.model import CheckpointError, MedM2G
 from medm2g_core.profiles import StageConfig
 from medm2g_core.streams import MODALITIES, stream
 from medm2g_core.training.corpus import LatentCorpus
-from medm2g_core.training.loop import StageInterrupted, _step_seed, learning_rate, run_stage, state_file
+from medm2g_core.training.loop import (
+    StageInterrupted,
+    _step_seed,
+    learning_rate,
+    run_stage,
+    state_file,
+)
 from medm2g_core.training.stages import (
     ROUNDS,
     AlignmentStage,
@@ -58,7 +64,7 @@ def changed(model: MedM2G, before: dict[str, torch.Tensor]) -> set[str]:
     return {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
 
 
-# ---------------------------------------------------------------- what moves
+# ---- what moves
 
 
 def may_move(name: str, key: str) -> bool:
@@ -80,8 +86,12 @@ def may_move(name: str, key: str) -> bool:
     return part == "flows" and modality == frozen and hears_new
 
 
-@pytest.mark.parametrize("name", ["image_codec", "text_codec", "alignment", "round1", "round2", "round3"])
-def test_a_stage_moves_exactly_the_parameters_it_should(model, corpora, latent_corpora, tmp_path, name):
+@pytest.mark.parametrize(
+    "name", ["image_codec", "text_codec", "alignment", "round1", "round2", "round3"]
+)
+def test_a_stage_moves_exactly_the_parameters_it_should(
+    model, corpora, latent_corpora, tmp_path, name
+):
     before = snapshot(model)
     stage = make(name, model, corpora, latent_corpora)
     run(stage, tmp_path, StageConfig(steps=6, batch=4, lr=1e-2, warmup=1, ema=0.1))
@@ -89,10 +99,15 @@ def test_a_stage_moves_exactly_the_parameters_it_should(model, corpora, latent_c
     assert {k for k in moved if not may_move(name, k)} == set()
     declared = {n for n, _ in stage.trainable()}
     assert {k for k in declared if not may_move(name, k)} == set()
-    statistics = {k for k in moved if ".running_" in k or k.endswith("num_batches_tracked")}  # of the aligned heads
+    statistics = {
+        k for k in moved if ".running_" in k or k.endswith("num_batches_tracked")
+    }  # of the aligned heads
     assert name == "alignment" or not statistics
-    assert declared >= moved - statistics - {k for k in moved if k.endswith(".met") or "lm_head" in k}
-    # Nearly everything that may move does, the rest being ears for streams that this round does not have.
+    assert declared >= moved - statistics - {
+        k for k in moved if k.endswith(".met") or "lm_head" in k
+    }
+    # Nearly everything that may move does, the rest being ears for streams that this round does not
+    # have.
     ears = (".gate.", ".details.", ".maps.", "temb")
     still = {k for k in declared - moved if not any(ear in k for ear in ears)}
     assert len(still) <= 0.05 * len(declared) + 2, sorted(still)
@@ -103,10 +118,15 @@ def test_round_2_opens_only_the_ears_of_the_frozen_text_flow(model, latent_corpo
     text = {n for n in names if n.startswith(("flows.text.", "environments.text."))}
     assert text and all(".gate.ct" in n or ".prompt.details.ct." in n for n in text)
     assert sum(".gate.ct" in n for n in text) == model.profile.flow.text_layers
-    assert not any(n.startswith(("flows.xray", "environments.xray", "flows.mri", "environments.mri")) for n in names)
+    assert not any(
+        n.startswith(("flows.xray", "environments.xray", "flows.mri", "environments.mri"))
+        for n in names
+    )
 
 
-@pytest.mark.parametrize(("name", "heir", "donor"), [("round2", "ct", "xray"), ("round3", "mri", "ct")])
+@pytest.mark.parametrize(
+    ("name", "heir", "donor"), [("round2", "ct", "xray"), ("round3", "mri", "ct")]
+)
 def test_a_new_flow_starts_as_a_copy_of_a_trained_one(model, name, heir, donor):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     inherit_weights(model, name)
@@ -127,14 +147,21 @@ def test_rounds_are_told_which_modalities_they_meet(model, latent_corpora):
     for name in ("round1", "round2", "round3"):
         RoundStage(model, latent_corpora, name)
     knows = {m: {o for o in MODALITIES if model.prompt_projection(m).knows(o)} for m in MODALITIES}
-    assert knows == {"text": {"xray", "ct"}, "xray": {"text"}, "ct": {"text", "mri"}, "mri": {"ct", "mri"}}
+    assert knows == {
+        "text": {"xray", "ct"},
+        "xray": {"text"},
+        "ct": {"text", "mri"},
+        "mri": {"ct", "mri"},
+    }
 
 
 def test_all_pairs_meets_every_pair(model, latent_corpora):
     RoundStage(model, latent_corpora, "all_pairs")
     for m in MODALITIES:
         own = {m} if m != "mri" else set()
-        assert {o for o in MODALITIES if model.prompt_projection(m).knows(o)} == set(MODALITIES) - own
+        assert {o for o in MODALITIES if model.prompt_projection(m).knows(o)} == set(
+            MODALITIES
+        ) - own
 
 
 def test_no_round_pairs_what_must_emerge():
@@ -173,7 +200,7 @@ def test_in_a_round_no_flow_is_guided_by_itself(model, latent_corpora, name, mon
     assert any(guides for _, guides in seen)
 
 
-# ---------------------------------------------------------------- latents
+# ---- latents
 
 
 def test_given_guides_are_clean_together_in_half_of_the_studies(model, latent_corpora, monkeypatch):
@@ -191,20 +218,21 @@ def test_given_guides_are_clean_together_in_half_of_the_studies(model, latent_co
     t = torch.rand(n, generator=g)
     z = {m: torch.randn(n, *model.latent_shape(m), generator=g) for m in names}
     stage._guides(names, t, z, z, g)
-    s = torch.stack([heard[m] for m in names])                                 # (4, n)
+    s = torch.stack([heard[m] for m in names])  # (4, n)
     clean, same = (s == 0).all(0).float().mean(), (s == t).all(0).float().mean()
     assert clean == pytest.approx(0.5 + 0.3 * 0.5**4, abs=0.07)
     assert same == pytest.approx(0.2 + 0.3 * 0.2**4, abs=0.06)
-    mixed = ((s == 0).any(0) & (s > 0).any(0)).float().mean()                  # some given, others drawn along
+    mixed = ((s == 0).any(0) & (s > 0).any(0)).float().mean()  # some given, others drawn along
     assert mixed > 0.1
-
 
 
 def test_cached_latents_are_those_of_the_model(model, corpora, tmp_path):
     built = LatentCorpus.build(model, corpora[0], tmp_path)
     index, wording = torch.tensor([2, 0]), torch.tensor([1, 0])
     texts = [corpora[0].reports[2][1], corpora[0].reports[0][0]]
-    assert torch.allclose(built.latent("text", index, wording), model.encode("text", texts), atol=5e-3)
+    assert torch.allclose(
+        built.latent("text", index, wording), model.encode("text", texts), atol=5e-3
+    )
     image = corpora[0].images["ct"][index].float()
     assert torch.allclose(built.latent("ct", index, wording), model.encode("ct", image), atol=5e-3)
     e = built.embedding("text", index, wording)
@@ -226,15 +254,19 @@ def test_the_cache_is_used_and_noticed_when_stale(model, corpora, tmp_path, monk
     assert set(calls) == {"text", *BRAIN}
 
 
-# ---------------------------------------------------------------- stop and go on
+# ---- stop and go on
 
 
 def test_every_step_and_process_has_a_seed_of_its_own():
     """Distinct in the 32 bits that torch's CPU generator keeps."""
-    seeds = {_step_seed(0, "round1", step, rank) % 2**32 for step in range(2500) for rank in range(4)}
+    seeds = {
+        _step_seed(0, "round1", step, rank) % 2**32 for step in range(2500) for rank in range(4)
+    }
     assert len(seeds) > 9990
-    first = {torch.rand(1, generator=torch.Generator().manual_seed(_step_seed(0, "round1", s, 0))).item()
-             for s in range(1000)}  # fmt: skip
+    first = {
+        torch.rand(1, generator=torch.Generator().manual_seed(_step_seed(0, "round1", s, 0))).item()
+        for s in range(1000)
+    }
     assert len(first) > 990
 
 
@@ -249,14 +281,19 @@ def test_a_restart_begins_the_schedule_anew_and_a_short_trial_has_none():
     config = StageConfig(steps=100, restart=40, lr=1.0, warmup=10)
     rates = [learning_rate(config, i) for i in range(100)]
     short, long = StageConfig(steps=40, lr=1.0, warmup=10), StageConfig(steps=60, lr=1.0, warmup=10)
-    assert rates == [learning_rate(short, i) for i in range(40)] + [learning_rate(long, i) for i in range(60)]
+    assert rates == [learning_rate(short, i) for i in range(40)] + [
+        learning_rate(long, i) for i in range(60)
+    ]
     assert config.shortened(60).restart == 0
     early = dataclasses.replace(config, steps=40)  # over before the restart: one schedule
     assert [learning_rate(early, i) for i in range(40)] == rates[:40]
 
 
-def test_a_restarted_training_stands_at_the_average_of_its_first_leg(smoke, corpora, latent_corpora, tmp_path):
-    """At the restart it has the very weights that a training of the first leg alone would have ended with."""
+def test_a_restarted_training_stands_at_the_average_of_its_first_leg(
+    smoke, corpora, latent_corpora, tmp_path
+):
+    """At the restart it has the very weights that a training of the first leg alone would have
+    ended with."""
     alone, restarted = untrained(smoke), untrained(smoke)
     run(make("round1", alone, corpora, latent_corpora), tmp_path / "a")
     stage = make("round1", restarted, corpora, latent_corpora)
@@ -271,7 +308,9 @@ def test_a_restarted_training_stands_at_the_average_of_its_first_leg(smoke, corp
     end = alone.state_dict()
     assert len(seen) == 7
     assert [k for k in end if not torch.equal(end[k], seen[4][k])] == []
-    assert any(not torch.equal(end[k], seen[3][k]) for k in end), "the average is not the last step's weights"
+    assert any(not torch.equal(end[k], seen[3][k]) for k in end), (
+        "the average is not the last step's weights"
+    )
     after = restarted.state_dict()
     assert any(not torch.equal(after[k], end[k]) for k in end), "and it goes on from there"
 
@@ -284,7 +323,8 @@ def resume_in_pieces(
             run(make(name, model, corpora, latent_corpora), folder, config, stop_after=1)
             return model
         except StageInterrupted:
-            # What a new process would start from: other weights, everything else from the state file.
+            # What a new process would start from: other weights, everything else from the state
+            # file.
             with torch.no_grad():
                 for _, p in make(name, model, corpora, latent_corpora).trainable():
                     p.add_(1.0)
@@ -292,7 +332,9 @@ def resume_in_pieces(
 
 
 @pytest.mark.parametrize("name", ["image_codec", "text_codec", "round1"])
-def test_interrupted_training_ends_in_the_same_weights(smoke, corpora, latent_corpora, tmp_path, name):
+def test_interrupted_training_ends_in_the_same_weights(
+    smoke, corpora, latent_corpora, tmp_path, name
+):
     straight, pieces = untrained(smoke), untrained(smoke)
     run(make(name, straight, corpora, latent_corpora), tmp_path / "a")
     resume_in_pieces(name, pieces, corpora, latent_corpora, tmp_path / "b")
@@ -303,8 +345,11 @@ def test_interrupted_training_ends_in_the_same_weights(smoke, corpora, latent_co
     assert any(not torch.equal(a[k], v) for k, v in control.state_dict().items() if k in a)
 
 
-def test_training_interrupted_about_its_restart_ends_in_the_same_weights(smoke, corpora, latent_corpora, tmp_path):
-    """Also where it was stopped right before the restart, whose optimiser moments must not come back."""
+def test_training_interrupted_about_its_restart_ends_in_the_same_weights(
+    smoke, corpora, latent_corpora, tmp_path
+):
+    """Also where it was stopped right before the restart, whose optimiser moments must not come
+    back."""
     config = dataclasses.replace(SHORT, restart=2, optimizer="muon")
     straight, pieces = untrained(smoke), untrained(smoke)
     run(make("round1", straight, corpora, latent_corpora), tmp_path / "a", config)
@@ -317,9 +362,13 @@ def test_a_finished_stage_leaves_its_state_for_the_caller_to_delete(model, corpo
     summary = run(ImageCodecStage(model, corpora), tmp_path)
     file = state_file(tmp_path, "image_codec")
     assert summary["steps"] == SHORT.steps and summary["processes"] == 1 and file.is_file()
-    assert len((tmp_path / "image_codec.log.jsonl").read_text().splitlines()) == 2  # first and last step
+    assert (
+        len((tmp_path / "image_codec.log.jsonl").read_text().splitlines()) == 2
+    )  # first and last step
     before = snapshot(model)
-    again = run(ImageCodecStage(model, corpora), tmp_path)  # nothing left to do: the same weights come back
+    again = run(
+        ImageCodecStage(model, corpora), tmp_path
+    )  # nothing left to do: the same weights come back
     assert changed(model, before) == set() and again["steps"] == SHORT.steps
     assert all(p.requires_grad for p in model.parameters()) and not model.training
 
@@ -329,7 +378,9 @@ def test_a_state_of_another_configuration_is_refused(model, corpora, tmp_path, o
     with pytest.raises(StageInterrupted):
         run(ImageCodecStage(model, corpora), tmp_path, stop_after=1)
     options = {"seed": 3} if other == "seed" else {"config": StageConfig(steps=9, batch=4)}
-    with pytest.raises(CheckpointError, match=r"image_codec\.state\.safetensors belongs to another configuration"):
+    with pytest.raises(
+        CheckpointError, match=r"image_codec\.state\.safetensors belongs to another configuration"
+    ):
         run(ImageCodecStage(model, corpora), tmp_path, **options)
 
 
@@ -407,15 +458,17 @@ TWO_PROCESSES = """
     model = untrained(profile("smoke"))
     corpus = Corpus("chest", {{n: pictures(4).half() for n in CHEST}}, [[t] for t in reports(4)])
     start = torch.cat([p.detach().flatten() for p in model.image_codec.parameters()])
-    result = run_stage(ImageCodecStage(model, [corpus]), StageConfig(steps=3, batch=2, warmup=1, ema=0.5),
-                       Path({folder!r}), precision="fp32", progress=False)
+    config = StageConfig(steps=3, batch=2, warmup=1, ema=0.5)
+    result = run_stage(ImageCodecStage(model, [corpus]), config, Path({folder!r}),
+                       precision="fp32", progress=False)
     assert dist.is_initialized() and dist.get_world_size() == 2 == result["processes"]
     mine = torch.cat([p.detach().flatten() for p in model.image_codec.parameters()])
     both = [torch.empty_like(mine) for _ in range(2)]
     dist.all_gather(both, mine)
     assert torch.equal(*both), "the processes ended with different weights"
     assert not torch.equal(mine, start)
-    Path({folder!r}, f"agrees-{{dist.get_rank()}}").touch()  # two processes' prints may run into each other
+    # files, because two processes' prints may run into each other
+    Path({folder!r}, f"agrees-{{dist.get_rank()}}").touch()
     dist.destroy_process_group()
 """
 
@@ -423,11 +476,32 @@ TWO_PROCESSES = """
 @pytest.mark.slow
 def test_two_processes_train_to_equal_weights(tmp_path):
     script = tmp_path / "two.py"
-    script.write_text(textwrap.dedent(TWO_PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path))))
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    script.write_text(
+        textwrap.dedent(
+            TWO_PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+        )
+    )
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
-        capture_output=True, text=True, timeout=300, env=environment, cwd=Path(__file__).parent.parent, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+            str(script),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(f.name for f in tmp_path.glob("agrees-*")) == ["agrees-0", "agrees-1"]

@@ -1,4 +1,5 @@
-"""Leave one person out: nobody's own model sees him, and every study is answered by both kinds of model."""
+"""Leave one person out: nobody's own model sees him, and every study is answered by both kinds of
+model."""
 
 from __future__ import annotations
 
@@ -32,7 +33,12 @@ def test_each_person_is_left_out_once_and_trainings_are_kept(model, tmp_path, mo
     monkeypatch.setattr(unseen, "_train", watch_training)
     judges = {("chest", "xray"): _Judge()}
     piece = unseen_person(
-        tmp_path / "weights", tmp_path / "out", judges, budget=TINY, precision="fp32", progress=False
+        tmp_path / "weights",
+        tmp_path / "out",
+        judges,
+        budget=TINY,
+        precision="fp32",
+        progress=False,
     )
     assert set(given) == set(PERSONS)
     for person, seen in given.items():
@@ -41,17 +47,35 @@ def test_each_person_is_left_out_once_and_trainings_are_kept(model, tmp_path, mo
     assert who == {UNSEEN, SEEN}
     assert all(np.isfinite(r.value) for r in piece.rows if "PSNR" in r.metric)
     table = person_table(piece)
-    assert "| CT → MR T2-weighted (chest) | PSNR, dB | 12 |" in table and "another patient" not in table
+    assert (
+        "| CT → MR T2-weighted (chest) | PSNR, dB | 12 |" in table
+        and "another patient" not in table
+    )
     assert set(piece.facts["CPU seconds"]) == set(PERSONS)
-    assert all(set(s) == {"alignment", "round1", "round2", "round3"} for s in piece.facts["CPU seconds"].values())
+    assert all(
+        set(s) == {"alignment", "round1", "round2", "round3"}
+        for s in piece.facts["CPU seconds"].values()
+    )
     given.clear()
     again = unseen_person(
-        tmp_path / "weights", tmp_path / "out", judges, budget=TINY, precision="fp32", progress=False
+        tmp_path / "weights",
+        tmp_path / "out",
+        judges,
+        budget=TINY,
+        precision="fp32",
+        progress=False,
     )
     assert not given and again.rows == piece.rows  # nothing was trained twice
     other = UnseenBudget(**{**TINY.__dict__, "round1": 2})
     with pytest.raises(ValueError, match="another budget"):
-        unseen_person(tmp_path / "weights", tmp_path / "out", judges, budget=other, precision="fp32", progress=False)
+        unseen_person(
+            tmp_path / "weights",
+            tmp_path / "out",
+            judges,
+            budget=other,
+            precision="fp32",
+            progress=False,
+        )
 
 
 class _Judge:

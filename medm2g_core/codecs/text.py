@@ -19,9 +19,10 @@ assert (PAD, BOS, EOS) == ("<pad>", "<s>", "</s>")
 class TextCodec(nn.Module):
     """BERT encoder -> K learned-query tokens of d numbers -> GPT-2 decoder that attends to them.
 
-    Optimus, which the public ancestors use, has one vector (K = 1): available, but several tokens keep far more of
-    a report at the same size. The latent is layer-normalised, so it has unit scale by construction, and noise on it
-    during training makes near-by latents decode to the same report: what a flow leaves wrong is forgiven.
+    Optimus, which the public ancestors use, has one vector (K = 1): available, but several tokens
+    keep far more of a report at the same size. The latent is layer-normalised, so it has unit scale
+    by construction, and noise on it during training makes near-by latents decode to the same
+    report: what a flow leaves wrong is forgiven.
     """
 
     def __init__(self, config: TextCodecConfig) -> None:
@@ -43,7 +44,9 @@ class TextCodec(nn.Module):
             add_pooling_layer=False,
         )
         self.queries = nn.Parameter(torch.randn(config.latent_tokens, d) * 0.5)
-        self.read = nn.TransformerDecoderLayer(d, heads, 4 * d, dropout=0.0, batch_first=True, norm_first=True)
+        self.read = nn.TransformerDecoderLayer(
+            d, heads, 4 * d, dropout=0.0, batch_first=True, norm_first=True
+        )
         self.to_latent = nn.Linear(d, config.latent_dim)
         self.norm = nn.LayerNorm(config.latent_dim, elementwise_affine=False)
         self.from_latent = nn.Linear(config.latent_dim, d)
@@ -68,9 +71,9 @@ class TextCodec(nn.Module):
     def encode(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Token ids (B, L) and mask (B, L) to the latent (B, K, d)."""
         h = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, L, width)
-        q = self.queries.expand(len(ids), -1, -1)                                # (B, K, width)
-        h = self.read(q, h, memory_key_padding_mask=mask == 0)                   # (B, K, width)
-        return self.norm(self.to_latent(h))                                      # (B, K, d)
+        q = self.queries.expand(len(ids), -1, -1)  # (B, K, width)
+        h = self.read(q, h, memory_key_padding_mask=mask == 0)  # (B, K, width)
+        return self.norm(self.to_latent(h))  # (B, K, d)
 
     def memory(self, latent: torch.Tensor) -> torch.Tensor:
         """Latent (B, K, d) to what the decoder attends to (B, K, width)."""
@@ -78,11 +81,14 @@ class TextCodec(nn.Module):
 
     def logits(self, ids: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         """Next-token logits (B, L, vocab) of the decoder that has read ``ids`` (B, L)."""
-        return self.decoder(input_ids=ids, encoder_hidden_states=self.memory(latent), use_cache=False).logits
+        return self.decoder(
+            input_ids=ids, encoder_hidden_states=self.memory(latent), use_cache=False
+        ).logits
 
     @torch.no_grad()
     def decode(self, latent: torch.Tensor, max_length: int | None = None) -> torch.Tensor:
-        """Greedy decoding of a latent (B, K, d) to token ids (B, <= max_length), start token first."""
+        """Greedy decoding of a latent (B, K, d) to token ids (B, <= max_length), start token
+        first."""
         memory = self.memory(latent)
         start = torch.full((len(latent), 1), BOS_ID, dtype=torch.long, device=latent.device)
         return self.decoder.generate(
@@ -100,20 +106,23 @@ class TextCodec(nn.Module):
 def text_codec_loss(
     codec: TextCodec, ids: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Next-token cross-entropy with random word dropout and a noisy latent, plus a bag-of-words loss on the latent.
+    """Next-token cross-entropy with random word dropout and a noisy latent, plus a bag-of-words
+    loss on the latent.
 
-    Word dropout keeps the decoder from getting by as a language model, and the bag of words gives the latent a
-    gradient from the first step; without them training stays on the plateau where the latent is ignored.
+    Word dropout keeps the decoder from getting by as a language model, and the bag of words gives
+    the latent a gradient from the first step; without them training stays on the plateau where the
+    latent is ignored.
     """
     config = codec.config
-    latent = codec.encode(ids, mask)                                        # (B, K, d)
+    latent = codec.encode(ids, mask)  # (B, K, d)
     noisy = latent + config.latent_noise * torch.randn_like(latent)
-    read = ids[:, :-1]                                                      # (B, L-1)
-    # A report sees its own dropout rate, from none to everything, so that decoding without dropout is trained too.
+    read = ids[:, :-1]  # (B, L-1)
+    # A report sees its own dropout rate, from none to everything, so that decoding without dropout
+    # is trained too.
     rate = torch.rand(len(ids), 1, device=ids.device) * 2 * config.word_dropout
     drop = torch.rand(read.shape, device=ids.device) < rate
     drop[:, 0] = False
-    logits = codec.logits(read.masked_fill(drop, PAD_ID), noisy)            # (B, L-1, V)
+    logits = codec.logits(read.masked_fill(drop, PAD_ID), noisy)  # (B, L-1, V)
     target = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
     ce = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-100)
     bag_target = torch.zeros(len(ids), config.vocab_size, device=ids.device).scatter_(1, ids, 1.0)

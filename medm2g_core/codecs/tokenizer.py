@@ -21,7 +21,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         # Digits last: split before the byte level, every digit would get a space of its own.
-        [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Digits(individual_digits=True)]
+        [
+            pre_tokenizers.ByteLevel(add_prefix_space=True),
+            pre_tokenizers.Digits(individual_digits=True),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -35,7 +38,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         single=f"{BOS} $A {EOS}",
         special_tokens=[(BOS, tokenizer.token_to_id(BOS)), (EOS, tokenizer.token_to_id(EOS))],
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS
+    )
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int) -> tuple:
@@ -52,7 +57,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_lengt
     if int(lengths.max()) > max_length:
         i = int(lengths.argmax())
         raise TextTooLongError(
-            f"the text has {int(lengths[i])} tokens ({len(texts[i].split())} words) but the model reads at most "
-            f"{max_length}; shorten it"
+            f"the text has {int(lengths[i])} tokens ({len(texts[i].split())} words) but the model"
+            f" reads at most {max_length}; shorten it"
         )
     return out["input_ids"], out["attention_mask"]

@@ -10,7 +10,8 @@ __all__ = ["run_ablation"]
 
 
 def run_ablation(args: argparse.Namespace) -> int:
-    """Run what is missing, print the tables and write ``ablation.md`` and ``ablation.png`` beside the runs.
+    """Run what is missing, print the tables and write ``ablation.md`` and ``ablation.png`` beside
+    the runs.
 
     Raises:
         medm2g_core.model.CheckpointError: no such model, or a damaged one.
@@ -22,7 +23,12 @@ def run_ablation(args: argparse.Namespace) -> int:
     from medm2g_core.storage import atomic_write
 
     out = writable_folder(args.out)
-    runs = ablate(args.model or SHIPPED_WEIGHTS, out, groups=args.groups or tuple(GROUPS), seeds=range(args.seeds))
+    runs = ablate(
+        args.model or SHIPPED_WEIGHTS,
+        out,
+        groups=args.groups or tuple(GROUPS),
+        seeds=range(args.seeds),
+    )
     text = table(runs)
     print(text)
     atomic_write(out / "ablation.md", lambda p: p.write_text(text, encoding="utf-8"))

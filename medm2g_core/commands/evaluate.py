@@ -12,26 +12,44 @@ __all__ = ["run_evaluation"]
 
 
 def run_evaluation(args: argparse.Namespace) -> int:
-    """Measure what is not measured yet, print the tables, write ``<section>.json`` and ``results.md``.
+    """Measure what is not measured yet, print the tables, write ``<section>.json`` and
+    ``results.md``.
 
     Returns:
         0, or 1 if a control does not hold (the tables are written all the same).
 
     Raises:
         medm2g_core.model.CheckpointError: no such model, or a damaged one.
-        ValueError: the device is not there, the folder cannot be written, or there is no such section.
+        ValueError: the device is not there, the folder cannot be written, or there is no such
+            section.
     """
-    from medm2g_core.evaluation.results import SECTIONS, evaluate, failed, load_pieces, report, write_report
+    from medm2g_core.evaluation.results import (
+        SECTIONS,
+        evaluate,
+        failed,
+        load_pieces,
+        report,
+        write_report,
+    )
 
     check_source(args)
     if args.source is not None:
         return _run_on_source(args)
     out = writable_folder(args.out or Path("results"))
     pieces = evaluate(
-        args.model, out, sections=args.sections or tuple(SECTIONS), n_chest=args.chest,
-        n_brain=args.brain, reference=args.reference, steps=args.steps, guidance=args.guidance, seed=args.seed,
-        device=pick_device(args.device), fresh=args.fresh, time_fraction=args.time_fraction,
-    )  # fmt: skip
+        args.model,
+        out,
+        sections=args.sections or tuple(SECTIONS),
+        n_chest=args.chest,
+        n_brain=args.brain,
+        reference=args.reference,
+        steps=args.steps,
+        guidance=args.guidance,
+        seed=args.seed,
+        device=pick_device(args.device),
+        fresh=args.fresh,
+        time_fraction=args.time_fraction,
+    )
     print(report(pieces))
     print(write_report(load_pieces(out), out))  # with what earlier calls stored
     bad = failed(pieces)
@@ -41,7 +59,8 @@ def run_evaluation(args: argparse.Namespace) -> int:
 
 
 def _run_on_source(args: argparse.Namespace) -> int:
-    """Measure on a real data set; writes ``source_<name>.json`` and ``.md`` and a contact sheet a task.
+    """Measure on a real data set; writes ``source_<name>.json`` and ``.md`` and a contact sheet a
+    task.
 
     Raises:
         SourceError: not that data set, or nothing in its test split.
@@ -62,18 +81,33 @@ def _run_on_source(args: argparse.Namespace) -> int:
     data.fit(pipe.model)
     folder = args.model or SHIPPED_WEIGHTS
     shelf, name = Shelf(out), f"source_{args.source}"
-    settings = {"studies": args.studies, "steps": args.steps, "guidance": args.guidance, "seed": args.seed}
+    settings = {
+        "studies": args.studies,
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "seed": args.seed,
+    }
     key = Shelf.key(
-        section=name, version=1, weights=weights_digest(folder), data=data.facts(), fraction=args.time_fraction,
+        section=name,
+        version=1,
+        weights=weights_digest(folder),
+        data=data.facts(),
+        fraction=args.time_fraction,
         **settings,
-    )  # fmt: skip
+    )
     piece = None if args.fresh else shelf.get(name, key)
     if piece is None:
         piece, examples = evaluate_source(
-            pipe, data, load_judges(), seconds=flow_seconds(folder, args.time_fraction),
-            threads=torch.get_num_threads(), **settings,
-        )  # fmt: skip
-        piece.facts["settings"] = settings | {"time fraction of trained baselines": args.time_fraction}
+            pipe,
+            data,
+            load_judges(),
+            seconds=flow_seconds(folder, args.time_fraction),
+            threads=torch.get_num_threads(),
+            **settings,
+        )
+        piece.facts["settings"] = settings | {
+            "time fraction of trained baselines": args.time_fraction
+        }
         shelf.put(name, key, piece)
         for file in write_sheets(examples, out, name):
             print(file)

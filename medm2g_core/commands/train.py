@@ -1,4 +1,5 @@
-"""``train``: a profile, perhaps changed on the command line, through `medm2g_core.training.run.train`."""
+"""``train``: a profile, perhaps changed on the command line, through
+`medm2g_core.training.run.train`."""
 
 from __future__ import annotations
 
@@ -21,24 +22,31 @@ def changed_profile(base: Profile, changes: Iterable[tuple[str, str]]) -> Profil
     """A profile with fields changed by words.
 
     Args:
-        changes: pairs such as ``("flow.guidance", "pooled")`` or ``("stages.round1.steps", "100")``; a tuple is
+        changes: pairs such as ``("flow.guidance", "pooled")`` or ``("stages.round1.steps",
+            "100")``; a tuple is
             written with commas: ``("flow.channels", "64,104")``.
 
     Raises:
-        ValueError: unknown part or field, or a value that the field does not take; the message names what there is.
+        ValueError: unknown part or field, or a value that the field does not take; the message
+            names what there is.
     """
     for key, text in changes:
         part, _, name = key.partition(".")
         if part == "stages":
             stage, _, name = name.partition(".")
             if stage not in base.stages:
-                raise ValueError(f"--set {key}: unknown stage {stage!r}; known: {', '.join(base.stages)}")
+                raise ValueError(
+                    f"--set {key}: unknown stage {stage!r}; known: {', '.join(base.stages)}"
+                )
             stages = {**base.stages, stage: _changed(base.stages[stage], name, text, key)}
             base = base.replace(stages=stages)
         elif part in PARTS:
             base = base.replace(**{part: _changed(getattr(base, part), name, text, key)})
         else:
-            raise ValueError(f"--set {key}: unknown part {part!r}; known: {', '.join((*PARTS, 'stages.<stage>'))}")
+            raise ValueError(
+                f"--set {key}: unknown part {part!r}; known:"
+                f" {', '.join((*PARTS, 'stages.<stage>'))}"
+            )
     return base
 
 
@@ -53,7 +61,9 @@ def _value(kind: Any, text: str, key: str) -> Any:
     text = text.strip()
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
-            raise ValueError(f"--set {key}: got {text!r}, needed one of {', '.join(get_args(kind))}")
+            raise ValueError(
+                f"--set {key}: got {text!r}, needed one of {', '.join(get_args(kind))}"
+            )
         return text
     if get_origin(kind) is tuple:
         return tuple(_value(get_args(kind)[0], item, key) for item in text.split(","))
@@ -80,7 +90,12 @@ def run_training(args: argparse.Namespace) -> int:
 
     from accelerate import PartialState
 
-    from medm2g_core.commands.common import check_source, open_source_data, pick_device, writable_folder
+    from medm2g_core.commands.common import (
+        check_source,
+        open_source_data,
+        pick_device,
+        writable_folder,
+    )
     from medm2g_core.data.chest.atlas import PERSONS
     from medm2g_core.training.card import export_model
     from medm2g_core.training.data import EmbeddedData, TrainingData
@@ -92,7 +107,9 @@ def run_training(args: argparse.Namespace) -> int:
         raise ValueError(f"unknown person {strangers[0]!r}; known: {', '.join(PERSONS)}")
     check_source(args)
     if args.source is not None and args.persons:
-        raise ValueError("--persons chooses virtual patients, --source a real data set: use one of them")
+        raise ValueError(
+            "--persons chooses virtual patients, --source a real data set: use one of them"
+        )
     device = pick_device(args.device)
     name = chosen.name if args.source is None else f"{chosen.name}-{args.source}"
     out = writable_folder(args.out or Path("outputs") / f"train-{name}")
@@ -101,15 +118,24 @@ def run_training(args: argparse.Namespace) -> int:
     print(f"profile {chosen.name}, device {device}, into {out}", flush=True)
     data: TrainingData = EmbeddedData(chosen, args.persons, args.workers)
     if args.source is not None:
-        with PartialState(cpu=device == "cpu").main_process_first():  # one prepares and maps, the others find it done
+        with PartialState(
+            cpu=device == "cpu"
+        ).main_process_first():  # one prepares and maps, the others find it done
             data = open_source_data(args, out, chosen.resolution)
             for split in ("train", "val"):
                 data.corpora(split)
     try:
         model = train(
-            chosen, out, stages=args.stage or STAGES, again=args.again, seed=args.seed, device=device,
-            precision=args.precision, data=data, start=args.start,
-        )  # fmt: skip
+            chosen,
+            out,
+            stages=args.stage or STAGES,
+            again=args.again,
+            seed=args.seed,
+            device=device,
+            precision=args.precision,
+            data=data,
+            start=args.start,
+        )
     except StageInterrupted as stopped:
         print(stopped, file=sys.stderr)
         return 130
@@ -122,7 +148,16 @@ def run_training(args: argparse.Namespace) -> int:
 
 def _command(args: argparse.Namespace) -> str:
     """The command that trains this model again, without machine-dependent paths."""
-    words = ["python", "-m", "medm2g_core", "train", "--profile", args.profile, "--seed", str(args.seed)]
+    words = [
+        "python",
+        "-m",
+        "medm2g_core",
+        "train",
+        "--profile",
+        args.profile,
+        "--seed",
+        str(args.seed),
+    ]
     if args.precision != "auto":
         words += ["--precision", args.precision]
     if args.stage:

@@ -1,4 +1,5 @@
-"""Reading of DICOM, a file or a folder of one or more series, into a `medm2g_core.data.volumes.Volume`."""
+"""Reading of DICOM, a file or a folder of one or more series, into a
+`medm2g_core.data.volumes.Volume`."""
 
 from __future__ import annotations
 
@@ -11,12 +12,36 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from medm2g_core.data.volumes import MAX_VOXELS, SYNTHETIC_MARK, FileError, Volume, blame, oriented, sniff
+from medm2g_core.data.volumes import (
+    MAX_VOXELS,
+    SYNTHETIC_MARK,
+    FileError,
+    Volume,
+    blame,
+    oriented,
+    sniff,
+)
 
 __all__ = ["read_dicom_file", "read_dicom_folder"]
 
 MAX_FILES = 20_000
-_OTHER = {"SEG", "RTDOSE", "RTIMAGE", "PT", "NM", "US", "MG", "ES", "SM", "OP", "OPT", "ECG", "PR", "KO", "SR"}
+_OTHER = {
+    "SEG",
+    "RTDOSE",
+    "RTIMAGE",
+    "PT",
+    "NM",
+    "US",
+    "MG",
+    "ES",
+    "SM",
+    "OP",
+    "OPT",
+    "ECG",
+    "PR",
+    "KO",
+    "SR",
+}
 _XRAY = {"CR", "DX", "DR", "RG", "RF", "XA", "PX"}
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
@@ -31,7 +56,9 @@ def fits(modality: str, stream_name: str) -> bool:
 
 def read_dicom_file(path: Path) -> Volume:
     """One DICOM file: a slice, a radiograph, or a multi-frame volume."""
-    with blame(path, "reading DICOM"):  # pydicom parses a value when it is first asked for, so anywhere below
+    with blame(
+        path, "reading DICOM"
+    ):  # pydicom parses a value when it is first asked for, so anywhere below
         ds = _header(path, pixels=True)
         if ds is None:
             raise FileError(f"{path}: not a readable DICOM file")
@@ -41,8 +68,8 @@ def read_dicom_file(path: Path) -> Volume:
 def read_dicom_folder(folder: Path, stream_name: str) -> Volume:
     """The series of a folder (searched with its subfolders) that suits the stream best.
 
-    Files are grouped by SeriesInstanceUID, then by image size, orientation and echo time. Localisers and other
-    modalities lose; among the rest the one with the most slices wins.
+    Files are grouped by SeriesInstanceUID, then by image size, orientation and echo time.
+    Localisers and other modalities lose; among the rest the one with the most slices wins.
     """
     with blame(folder, "reading the DICOM series"):
         return _read_folder(folder, stream_name)
@@ -53,7 +80,10 @@ def _read_folder(folder: Path, stream_name: str) -> Volume:
     if not found:
         raise FileError(f"{folder}: the folder is empty")
     if len(found) > MAX_FILES:
-        raise FileError(f"{folder}: {len(found)} files; give the folder of one series or study (at most {MAX_FILES})")
+        raise FileError(
+            f"{folder}: {len(found)} files; give the folder of one series or study (at most"
+            f" {MAX_FILES})"
+        )
     groups: dict[tuple, list[tuple[Path, Dataset]]] = defaultdict(list)
     broken, other = [], 0
     for path in found:
@@ -70,24 +100,43 @@ def _read_folder(folder: Path, stream_name: str) -> Volume:
             continue
         orientation = tuple(round(float(v), 2) for v in ds.get("ImageOrientationPatient") or ())
         echo = str(ds.get("EchoTime", "")) if stream_name.startswith("mri") else ""
-        key = (ds.get("SeriesInstanceUID", ""), ds.get("Rows"), ds.get("Columns"), orientation, echo)
+        key = (
+            ds.get("SeriesInstanceUID", ""),
+            ds.get("Rows"),
+            ds.get("Columns"),
+            orientation,
+            echo,
+        )
         groups[key].append((path, ds))
     if not groups:
         why = f"; the first problem: {broken[0]}" if broken else ""
         raise FileError(f"{folder}: no DICOM image among {len(found)} files{why}")
-    fitting = {k: v for k, v in groups.items() if fits(str(v[0][1].get("Modality", "")), stream_name)}
+    fitting = {
+        k: v for k, v in groups.items() if fits(str(v[0][1].get("Modality", "")), stream_name)
+    }
     if not fitting:
         kinds = sorted({str(v[0][1].get("Modality", "?")) for v in groups.values()})
-        raise FileError(f"{folder}: holds {', '.join(kinds)} images, none of which can be the stream {stream_name}")
-    real = {k: v for k, v in fitting.items() if "LOCALIZER" not in (v[0][1].get("ImageType") or ())} or fitting
+        raise FileError(
+            f"{folder}: holds {', '.join(kinds)} images, none of which can be the stream"
+            f" {stream_name}"
+        )
+    real = {
+        k: v for k, v in fitting.items() if "LOCALIZER" not in (v[0][1].get("ImageType") or ())
+    } or fitting
     most = max(len(v) for v in real.values())
     best = [k for k, v in real.items() if len(v) == most]
-    # Equal stacks of one series differ in echo time: the T2 is the late echo, T1 and PD the early one.
-    best.sort(key=lambda k: float(k[4]) if k[4] not in ("", "None") else 0.0, reverse=stream_name == "mri_t2")
+    # Equal stacks of one series differ in echo time: the T2 is the late echo, T1 and PD the early
+    # one.
+    best.sort(
+        key=lambda k: float(k[4]) if k[4] not in ("", "None") else 0.0,
+        reverse=stream_name == "mri_t2",
+    )
     files, notes = real[best[0]], []
     if len(groups) > 1:
         name = str(files[0][1].get("SeriesDescription", "")).strip() or "no description"
-        notes.append(f"{len(groups)} image stacks in the folder: took the one with {most} images ({name})")
+        notes.append(
+            f"{len(groups)} image stacks in the folder: took the one with {most} images ({name})"
+        )
     if broken:
         notes.append(f"{len(broken)} unreadable files left out: slices may be missing")
     if other:
@@ -111,7 +160,10 @@ def _pixels(path: Path, ds: Dataset) -> np.ndarray:
         meta = getattr(ds, "file_meta", {})
         uid = ds.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID", "")
         what = getattr(uid, "name", "") or str(ds.get("Modality", "")) or "unknown object"
-        raise FileError(f"{path}: DICOM without pixel data that can be read here ({what}); needed an image object")
+        raise FileError(
+            f"{path}: DICOM without pixel data that can be read here ({what}); needed an image"
+            " object"
+        )
     if not _has_pixels(ds):
         raise FileError(f"{path}: DICOM without Rows, Columns or BitsAllocated; the file is broken")
     syntax = getattr(ds.file_meta, "TransferSyntaxUID", None) if hasattr(ds, "file_meta") else None
@@ -121,7 +173,9 @@ def _pixels(path: Path, ds: Dataset) -> np.ndarray:
             raise FileError(f"{path}: more than {MAX_VOXELS} voxels")
         if syntax is None:
             raw = ds.original_encoding
-            syntax = pydicom.uid.ImplicitVRLittleEndian if raw[0] else pydicom.uid.ExplicitVRLittleEndian
+            syntax = (
+                pydicom.uid.ImplicitVRLittleEndian if raw[0] else pydicom.uid.ExplicitVRLittleEndian
+            )
             syntax = syntax if raw[1] is not False else pydicom.uid.ExplicitVRBigEndian
             if not hasattr(ds, "file_meta"):
                 ds.file_meta = pydicom.dataset.FileMetaDataset()
@@ -133,13 +187,18 @@ def _pixels(path: Path, ds: Dataset) -> np.ndarray:
     with blame(path, "decoding the pixels"):
         try:
             pixels = pydicom.pixels.pixel_array(ds)
-        except RuntimeError as error:  # what pydicom raises when none of its decoder plugins manages
+        except (
+            RuntimeError
+        ) as error:  # what pydicom raises when none of its decoder plugins manages
             if not syntax.is_compressed:
                 raise
             raise _undecodable(path, syntax, str(error).strip().splitlines()[-1].strip()) from error
     if int(ds.get("SamplesPerPixel") or 1) > 1:
         if np.quantile(np.ptp(pixels.astype(np.float32), axis=-1), 0.999) > 2:
-            raise FileError(f"{path}: a colour DICOM ({ds.get('PhotometricInterpretation', '?')}); needed a grey image")
+            raise FileError(
+                f"{path}: a colour DICOM ({ds.get('PhotometricInterpretation', '?')}); needed a"
+                " grey image"
+            )
         pixels = pixels[..., 0]
     elif ds.get("PhotometricInterpretation") == "PALETTE COLOR":
         raise FileError(f"{path}: a colour DICOM (PALETTE COLOR); needed a grey image")
@@ -148,9 +207,9 @@ def _pixels(path: Path, ds: Dataset) -> np.ndarray:
 
 def _undecodable(path: Path, syntax: Any, why: str) -> FileError:
     return FileError(
-        f"{path}: compressed with {syntax.name} ({syntax}), which cannot be decoded here"
-        f"{f' ({why[:120]})' if why else ''}; pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg, "
-        "or export it uncompressed"
+        f"{path}: compressed with {syntax.name} ({syntax}), which cannot be decoded"
+        f" here{f' ({why[:120]})' if why else ''}; pip install pylibjpeg pylibjpeg-libjpeg"
+        " pylibjpeg-openjpeg, or export it uncompressed"
     )
 
 
@@ -163,9 +222,12 @@ def _decodable_syntax(syntax: Any) -> bool:
 
 
 def _functional(ds: Dataset, frame: int, group: str, tag: str) -> Any:
-    """A value of an enhanced multi-frame object's functional groups (own frame first, then shared), or ``None``."""
+    """A value of an enhanced multi-frame object's functional groups (own frame first, then shared),
+    or ``None``."""
     per = ds.get("PerFrameFunctionalGroupsSequence") or []
-    for item in ([per[frame]] if frame < len(per) else []) + list(ds.get("SharedFunctionalGroupsSequence") or []):
+    for item in ([per[frame]] if frame < len(per) else []) + list(
+        ds.get("SharedFunctionalGroupsSequence") or []
+    ):
         inner = item.get(group)
         if inner and tag in inner[0]:
             return inner[0][tag].value
@@ -173,23 +235,31 @@ def _functional(ds: Dataset, frame: int, group: str, tag: str) -> Any:
 
 
 def _slices(path: Path, ds: Dataset, notes: list[str]) -> list[tuple[np.ndarray, Any, Any, Any]]:
-    """(values, position, orientation, pixel spacing) of each frame; values rescaled, by slope 1 and 0 if absent."""
+    """(values, position, orientation, pixel spacing) of each frame; values rescaled, by slope 1 and
+    0 if absent."""
     pixels = _pixels(path, ds)
     frames = pixels if pixels.ndim == 3 else pixels[None]
     out = []
     for index, frame in enumerate(frames):
+
         def get(tag: str, group: str, index: int = index) -> Any:
             value = ds.get(tag)
             return _functional(ds, index, group, tag) if value is None else value
 
-        slope, intercept = (get(t, "PixelValueTransformationSequence") for t in ("RescaleSlope", "RescaleIntercept"))
+        slope, intercept = (
+            get(t, "PixelValueTransformationSequence") for t in ("RescaleSlope", "RescaleIntercept")
+        )
         if slope is None and "no rescale slope: 1/0 used" not in notes:
             notes.append("no rescale slope: 1/0 used")
         values = frame.astype(np.float32)
         padding = ds.get("PixelPaddingValue")
-        values = values * float(1 if slope is None else slope) + float(0 if intercept is None else intercept)
+        values = values * float(1 if slope is None else slope) + float(
+            0 if intercept is None else intercept
+        )
         if isinstance(padding, int) and (frame == padding).any():
-            values[frame == padding] = values[frame != padding].min() if (frame != padding).any() else 0
+            values[frame == padding] = (
+                values[frame != padding].min() if (frame != padding).any() else 0
+            )
             text = "padding pixels set to the lowest true value"
             if text not in notes:
                 notes.append(text)
@@ -226,7 +296,10 @@ def _volume(path: Path, files: list[tuple[Path, Dataset]], notes: list[str]) -> 
         volume.inverted = first.get("PhotometricInterpretation") == "MONOCHROME1"
         centre, width = first.get("WindowCenter"), first.get("WindowWidth")
         if centre is not None and width is not None:
-            c, w = (float(v[0] if isinstance(v, pydicom.multival.MultiValue) else v) for v in (centre, width))
+            c, w = (
+                float(v[0] if isinstance(v, pydicom.multival.MultiValue) else v)
+                for v in (centre, width)
+            )
             volume.window = (c - w / 2, c + w / 2) if w > 0 else None
         for name, label in (("RepetitionTime", "TR"), ("EchoTime", "TE"), ("InversionTime", "TI")):
             if volume.modality == "MR" and first.get(name) is not None:
@@ -237,22 +310,35 @@ def _volume(path: Path, files: list[tuple[Path, Dataset]], notes: list[str]) -> 
     return volume
 
 
-def _assemble(slices: list[tuple[np.ndarray, Any, Any, Any]], ds: Dataset, notes: list[str]) -> Volume:
+def _assemble(
+    slices: list[tuple[np.ndarray, Any, Any, Any]], ds: Dataset, notes: list[str]
+) -> Volume:
     values = [s[0] for s in slices]
     if len({v.shape for v in values}) > 1:
         raise FileError("the images differ in size")
     positions, orientation, pixel = [s[1] for s in slices], slices[0][2], slices[0][3]
-    if orientation is None or len(orientation) != 6 or any(p is None or len(p) != 3 for p in positions):
+    if (
+        orientation is None
+        or len(orientation) != 6
+        or any(p is None or len(p) != 3 for p in positions)
+    ):
         return _flat(values, ds, pixel, notes)
-    along_row, along_column = np.array(orientation[:3], float), np.array(orientation[3:], float)  # LPS
+    along_row, along_column = (
+        np.array(orientation[:3], float),
+        np.array(orientation[3:], float),
+    )  # LPS
     normal = np.cross(along_row, along_column)
     where = np.array([[float(c) for c in p] for p in positions])
     depth = where @ normal
     order = np.argsort(depth, kind="stable")
     keep = [order[0]] + [b for a, b in pairwise(order) if depth[b] - depth[a] > 1e-3]
     if len(keep) < len(order):
-        notes.append(f"{len(order) - len(keep)} images repeat a position (time points?): first used")
-    spacing = [float(v) for v in pixel] if pixel is not None else [1.0, 1.0]  # row distance, column distance
+        notes.append(
+            f"{len(order) - len(keep)} images repeat a position (time points?): first used"
+        )
+    spacing = (
+        [float(v) for v in pixel] if pixel is not None else [1.0, 1.0]
+    )  # row distance, column distance
     if pixel is None:
         notes.append("no pixel spacing: 1 mm assumed")
     if len(keep) > 2:
@@ -270,12 +356,15 @@ def _assemble(slices: list[tuple[np.ndarray, Any, Any, Any]], ds: Dataset, notes
         thick = ds.get("SpacingBetweenSlices") or ds.get("SliceThickness") or 1.0
         vector, stack = normal * abs(float(thick)), np.stack([values[keep[0]]])
     affine = np.eye(4)
-    affine[:3, :3] = _LPS_TO_RAS @ np.stack([along_row * spacing[1], along_column * spacing[0], vector], axis=1)
+    affine[:3, :3] = _LPS_TO_RAS @ np.stack(
+        [along_row * spacing[1], along_column * spacing[0], vector], axis=1
+    )
     return oriented(stack.transpose(2, 1, 0), affine, "dicom", notes)
 
 
 def _longest_run(keep: list[Any], depth: np.ndarray, notes: list[str]) -> list[Any]:
-    """The longest part of a stack without a gap of more than three slices: such a gap must not be interpolated."""
+    """The longest part of a stack without a gap of more than three slices: such a gap must not be
+    interpolated."""
     gaps = np.diff(depth[keep])
     cuts = np.flatnonzero(gaps > 3.5 * np.median(gaps)) + 1
     if not len(cuts):
@@ -286,7 +375,8 @@ def _longest_run(keep: list[Any], depth: np.ndarray, notes: list[str]) -> list[A
 
 
 def _even(stack: np.ndarray, depth: np.ndarray, step: float) -> np.ndarray:
-    """Linear interpolation of slices (n, rows, columns) at ``depth`` onto even distances ``step``."""
+    """Linear interpolation of slices (n, rows, columns) at ``depth`` onto even distances
+    ``step``."""
     count = round((depth[-1] - depth[0]) / step) + 1
     at = np.interp(np.linspace(depth[0], depth[-1], count), depth, np.arange(len(depth)))
     low = np.minimum(at.astype(int), len(depth) - 2)
@@ -295,7 +385,8 @@ def _even(stack: np.ndarray, depth: np.ndarray, step: float) -> np.ndarray:
 
 
 def _flat(values: list[np.ndarray], ds: Dataset, pixel: Any, notes: list[str]) -> Volume:
-    """An image without a place in space: a radiograph or a secondary capture. Of several frames, the middle one."""
+    """An image without a place in space: a radiograph or a secondary capture. Of several frames,
+    the middle one."""
     if len(values) > 1:
         notes.append(f"{len(values)} frames without positions: the middle one is used")
     array = values[len(values) // 2]
@@ -309,5 +400,9 @@ def _flat(values: list[np.ndarray], ds: Dataset, pixel: Any, notes: list[str]) -
         if rows_columns[1][:1] in ("H", "A"):
             array = array[::-1]
             notes.append("rows ran upward: turned to display convention")
-    spacing = tuple(float(v) for v in pixel) if pixel is not None and len(pixel) == 2 else (float("nan"),) * 2
+    spacing = (
+        tuple(float(v) for v in pixel)
+        if pixel is not None and len(pixel) == 2
+        else (float("nan"),) * 2
+    )
     return Volume(np.ascontiguousarray(array), spacing, "dicom", notes)

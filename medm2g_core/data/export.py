@@ -1,7 +1,9 @@
-"""Generated streams as files: PNG, NIfTI, DICOM and text, each marked as synthetic and not for diagnosis.
+"""Generated streams as files: PNG, NIfTI, DICOM and text, each marked as synthetic and not for
+diagnosis.
 
-Every file is written whole or not at all (a temporary file in the same folder, then a rename), and reads back with
-`medm2g_core.data.files` to the same image within the file's quantisation, left staying left.
+Every file is written whole or not at all (a temporary file in the same folder, then a rename), and
+reads back with `medm2g_core.data.files` to the same image within the file's quantisation, left
+staying left.
 """
 
 from __future__ import annotations
@@ -44,13 +46,16 @@ def write_stream(
     """Write one generated image.
 
     Args:
-        image: float (1, H, W), -1..1, in the stream's convention: columns from the patient's right to the left.
+        image: float (1, H, W), -1..1, in the stream's convention: columns from the patient's right
+            to the left.
         stream_name: an image stream.
-        path_stem: path without ending; ``.png``, ``.nii.gz`` and ``.dcm`` are put after it. Missing folders are made.
+        path_stem: path without ending; ``.png``, ``.nii.gz`` and ``.dcm`` are put after it. Missing
+            folders are made.
         spacing_mm: (row, column) spacing.
         plane: ``"coronal"`` (also for a frontal radiograph) or ``"axial"``.
-        formats: any of ``"png"`` (8 bit, -1..1 as 0..255), ``"nifti"`` (CT: HU as int16; else float32 -1..1) and
-            ``"dicom"`` (secondary capture; CT in HU, else -1..1, by rescale slope and intercept).
+        formats: any of ``"png"`` (8 bit, -1..1 as 0..255), ``"nifti"`` (CT: HU as int16; else
+            float32 -1..1) and ``"dicom"`` (secondary capture; CT in HU, else -1..1, by rescale
+            slope and intercept).
         meta: further words about the image (seed, checkpoint, prompt), kept in every file.
 
     Returns:
@@ -62,7 +67,10 @@ def write_stream(
     """
     check_image(image, stream_name)
     if image.ndim != 3:
-        raise FileError(f"{stream_name}: got a batch of shape {tuple(image.shape)}; write one (1, H, W) at a time")
+        raise FileError(
+            f"{stream_name}: got a batch of shape {tuple(image.shape)}; write one (1, H, W) at a"
+            " time"
+        )
     if plane not in ("coronal", "axial"):
         raise FileError(f"plane {plane!r} is not coronal or axial")
     if len(spacing_mm) != 2 or not all(np.isfinite(s) and s > 0 for s in spacing_mm):
@@ -84,7 +92,8 @@ def write_stream(
 
 
 def write_text(text: str, path: str | Path, meta: Mapping[str, str] | None = None) -> Path:
-    """Write a generated report as UTF-8 under a heading of ``# `` lines that marks it; `read_text` takes them off.
+    """Write a generated report as UTF-8 under a heading of ``# `` lines that marks it; `read_text`
+    takes them off.
 
     Raises:
         FileError: the text is empty, or the folder cannot be written.
@@ -112,10 +121,14 @@ def _write(path: Path, data: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise FileError(f"{path} cannot be written ({error.strerror or error}); choose another folder") from error
+        raise FileError(
+            f"{path} cannot be written ({error.strerror or error}); choose another folder"
+        ) from error
 
 
-def _png(unit: Tensor, name: str, spacing: tuple[float, float], plane: str, meta: Mapping[str, str]) -> bytes:
+def _png(
+    unit: Tensor, name: str, spacing: tuple[float, float], plane: str, meta: Mapping[str, str]
+) -> bytes:
     info = PngInfo()
     own = {
         "Title": f"Synthetic {stream(name).title}",
@@ -134,7 +147,9 @@ def _png(unit: Tensor, name: str, spacing: tuple[float, float], plane: str, meta
     return buffer.getvalue()
 
 
-def _nifti(unit: Tensor, name: str, spacing: tuple[float, float], plane: str, meta: Mapping[str, str]) -> bytes:
+def _nifti(
+    unit: Tensor, name: str, spacing: tuple[float, float], plane: str, meta: Mapping[str, str]
+) -> bytes:
     values = unit_to_hu(unit).round().numpy().astype(np.int16) if name == "ct" else unit.numpy()
     flat = values.T[::-1, ::-1]  # columns to right->left turned to left, rows bottom up: RAS+ axes
     array = np.ascontiguousarray(flat[:, None, :] if plane == "coronal" else flat[:, :, None])
@@ -146,12 +161,19 @@ def _nifti(unit: Tensor, name: str, spacing: tuple[float, float], plane: str, me
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = SYNTHETIC_MARK.encode()
     image.header["intent_name"] = name.encode()
-    words = [SYNTHETIC_MARK, f"software: {SOFTWARE}", f"plane: {plane}", *(f"{k}: {v}" for k, v in meta.items())]
+    words = [
+        SYNTHETIC_MARK,
+        f"software: {SOFTWARE}",
+        f"plane: {plane}",
+        *(f"{k}: {v}" for k, v in meta.items()),
+    ]
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", "\n".join(words).encode()))
     return gzip.compress(image.to_bytes(), mtime=0)
 
 
-def _dicom(unit: Tensor, name: str, spacing: tuple[float, float], plane: str, meta: Mapping[str, str]) -> bytes:
+def _dicom(
+    unit: Tensor, name: str, spacing: tuple[float, float], plane: str, meta: Mapping[str, str]
+) -> bytes:
     if name == "ct":
         stored = (unit_to_hu(unit).round() + 1024).numpy()
         slope, intercept, unit_name, window = "1", "-1024", "HU", (-600.0, 1500.0)
@@ -169,7 +191,11 @@ def _dicom(unit: Tensor, name: str, spacing: tuple[float, float], plane: str, me
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID
     ds.PatientName, ds.PatientID = "SYNTHETIC^NOT FOR DIAGNOSIS", "SYNTHETIC"
     ds.PatientBirthDate = ds.PatientSex = ds.ReferringPhysicianName = ds.AccessionNumber = ""
-    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.StudyID = generate_uid(), generate_uid(), "SYNTHETIC"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.StudyID = (
+        generate_uid(),
+        generate_uid(),
+        "SYNTHETIC",
+    )
     ds.SeriesNumber, ds.InstanceNumber = "1", "1"
     ds.StudyDate = ds.ContentDate = now.strftime("%Y%m%d")
     ds.StudyTime = ds.ContentTime = now.strftime("%H%M%S")
@@ -178,17 +204,26 @@ def _dicom(unit: Tensor, name: str, spacing: tuple[float, float], plane: str, me
     ds.Manufacturer, ds.ManufacturerModelName = SOFTWARE, "MedM2G latent diffusion"
     ds.StudyDescription, ds.SeriesDescription = SYNTHETIC_MARK, f"{SYNTHETIC_MARK} {name}"
     ds.ImageType = ["DERIVED", "SECONDARY"]
-    words = "; ".join([SYNTHETIC_MARK, stream(name).meaning, *(f"{k}: {v}" for k, v in meta.items())])
+    words = "; ".join(
+        [SYNTHETIC_MARK, stream(name).meaning, *(f"{k}: {v}" for k, v in meta.items())]
+    )
     ds.ImageComments = words[:10240]
     ds.DerivationDescription = "Generated by a diffusion model; depicts no patient"
-    ds.ContentQualification, ds.BurnedInAnnotation, ds.LossyImageCompression = "RESEARCH", "NO", "00"
+    ds.ContentQualification, ds.BurnedInAnnotation, ds.LossyImageCompression = (
+        "RESEARCH",
+        "NO",
+        "00",
+    )
     ds.BodyPartExamined = "CHEST" if name in ("ct", "xray") else "BRAIN"
     ds.PatientOrientation = ["L", "F"] if plane == "coronal" else ["L", "P"]
     ds.PixelSpacing = [f"{spacing[0]:.6g}", f"{spacing[1]:.6g}"]
     if name != "xray":  # a projection has no slice plane
         rows, columns = unit.shape
         down = [0, 0, -1] if plane == "coronal" else [0, 1, 0]
-        corner = np.array([-(columns - 1) / 2 * spacing[1], 0, 0]) - np.array(down) * (rows - 1) / 2 * spacing[0]
+        corner = (
+            np.array([-(columns - 1) / 2 * spacing[1], 0, 0])
+            - np.array(down) * (rows - 1) / 2 * spacing[0]
+        )
         ds.ImageOrientationPatient = [1, 0, 0, *down]
         ds.ImagePositionPatient = [f"{c:.6g}" for c in corner]
         ds.SliceThickness = f"{spacing[0]:.6g}"
@@ -203,7 +238,9 @@ def _dicom(unit: Tensor, name: str, spacing: tuple[float, float], plane: str, me
     return buffer.getvalue()
 
 
-FORMATS: Mapping[str, tuple[str, Callable[[Tensor, str, tuple[float, float], str, Mapping[str, str]], bytes]]] = {
+FORMATS: Mapping[
+    str, tuple[str, Callable[[Tensor, str, tuple[float, float], str, Mapping[str, str]], bytes]]
+] = {
     "png": (".png", _png),
     "nifti": (".nii.gz", _nifti),
     "dicom": (".dcm", _dicom),

@@ -1,9 +1,10 @@
 """The user's own files as streams: DICOM, NIfTI, MetaImage, NRRD, PNG, JPEG and text.
 
-`read_stream` takes one file (or a folder with a DICOM series) and gives the picture that the model expects: the right
-slice, in radiological display convention, in the value scale of `medm2g_core.streams`, square, and on the scale in
-millimetres that the model was trained on. It says in words what it did. What it cannot read as the stream that was
-asked for, it refuses with a `FileError` of one sentence.
+`read_stream` takes one file (or a folder with a DICOM series) and gives the picture that the model
+expects: the right slice, in radiological display convention, in the value scale of
+`medm2g_core.streams`, square, and on the scale in millimetres that the model was trained on. It
+says in words what it did. What it cannot read as the stream that was asked for, it refuses with a
+`FileError` of one sentence.
 """
 
 from __future__ import annotations
@@ -33,9 +34,17 @@ from medm2g_core.data.volumes import (
 from medm2g_core.streams import check_image, hu_to_unit, stream
 
 __all__ = [
-    "CHEST_FOV_MM", "FileError", "LoadedImage", "check_hu", "mr_to_unit", "read_stream", "read_text", "read_volume",
-    "square_picture", "xray_to_unit",
-]  # fmt: skip
+    "CHEST_FOV_MM",
+    "FileError",
+    "LoadedImage",
+    "check_hu",
+    "mr_to_unit",
+    "read_stream",
+    "read_text",
+    "read_volume",
+    "square_picture",
+    "xray_to_unit",
+]
 
 CHEST_FOV_MM = 358.4
 """Side of a chest picture: 128 pixels of 2.8 mm, the grid of the virtual patients."""
@@ -44,17 +53,20 @@ HEAD_FILL = 0.92
 """Part of a brain picture's side that the longer side of the head takes."""
 
 SMALL_FOV_MM = 200.0
-"""A CT narrower than this may hold no air, and is fitted to the picture instead of shown on the chest's scale."""
+"""A CT narrower than this may hold no air, and is fitted to the picture instead of shown on the
+chest's scale."""
 
 VERTEX_TO_SLICE_MM = 70.0
-"""The middle slice of a head that was imaged with its neck: this far below the vertex (body of the ventricles)."""
+"""The middle slice of a head that was imaged with its neck: this far below the vertex (body of the
+ventricles)."""
 
 MR_BRIGHT = 0.8
 """Where the bright end of an MR image goes on the streams' scale -1..1."""
 
 MR_BRIGHT_TO_MEDIAN = {"mri_t1": 1.65, "mri_t2": 2.4, "mri_pd": 1.25, "mri_flair": 1.8}
-"""Brightest common tissue over median brain, from the signal equations of `medm2g_core.data.mri`: the bright end is
-at most this many medians, so that fat or a vessel close to the coil cannot darken the brain."""
+"""Brightest common tissue over median brain, from the signal equations of `medm2g_core.data.mri`:
+the bright end is at most this many medians, so that fat or a vessel close to the coil cannot darken
+the brain."""
 
 MIN_PIXELS = 16
 MAX_VALUE = 1e9
@@ -70,12 +82,14 @@ class LoadedImage:
     """A picture read from a file.
 
     Attributes:
-        image: float32 (1, size, size), -1..1 in the stream's convention; rows from superior (coronal) or anterior
-            (axial) down, columns from the patient's right to the patient's left.
+        image: float32 (1, size, size), -1..1 in the stream's convention; rows from superior
+            (coronal) or anterior (axial) down, columns from the patient's right to the patient's
+            left.
         notes: what was found and done, one short phrase each.
         spacing_mm: (row, column) spacing of `image`; NaN where the file does not tell.
         kind: ``"dicom"``, ``"nifti"``, ``"metaimage"``, ``"nrrd"``, ``"png"`` or ``"jpeg"``.
-        plane: ``"axial"``, ``"coronal"``, ``"sagittal"``, or ``"flat"`` for a picture without a place in space.
+        plane: ``"axial"``, ``"coronal"``, ``"sagittal"``, or ``"flat"`` for a picture without a
+            place in space.
     """
 
     image: Tensor
@@ -86,26 +100,35 @@ class LoadedImage:
 
 
 def read_stream(
-    path: str | Path, stream_name: str, *, size: int = 128, plane: Plane = "auto", index: int | None = None
+    path: str | Path,
+    stream_name: str,
+    *,
+    size: int = 128,
+    plane: Plane = "auto",
+    index: int | None = None,
 ) -> LoadedImage:
     """Read a file as an image stream.
 
     Args:
-        path: a file of any known format (told from its bytes, not its name) or a folder with a DICOM series.
+        path: a file of any known format (told from its bytes, not its name) or a folder with a
+            DICOM series.
         stream_name: one of `medm2g_core.streams.IMAGE_STREAMS`.
         size: side of the square result in pixels.
-        plane: slice plane of a volume. ``"auto"``: a CT that covers at least 150 mm from head to feet in at least 24
-            slices gives the coronal slice through the middle of the body's mass, a shorter one its middle axial
-            slice; an MR gives its middle axial slice, or one in the plane of acquisition if its slices are too
-            thick to be cut otherwise.
-        index: slice number, counted from the head (axial) or from the front (coronal); the middle if ``None``.
+        plane: slice plane of a volume. ``"auto"``: a CT that covers at least 150 mm from head to
+            feet in at least 24 slices gives the coronal slice through the middle of the body's
+            mass, a shorter one its middle axial slice; an MR gives its middle axial slice, or one
+            in the plane of acquisition if its slices are too thick to be cut otherwise.
+        index: slice number, counted from the head (axial) or from the front (coronal); the middle
+            if ``None``.
 
-    Geometry: with known spacing, ``ct`` shows `CHEST_FOV_MM` about the centre of the body's bounding box, ``xray``
-    shows the same or the whole film if that is larger, MR shows the head's bounding box at `HEAD_FILL` of the side.
-    Without spacing the whole picture is fitted and padded to a square.
+    Geometry: with known spacing, ``ct`` shows `CHEST_FOV_MM` about the centre of the body's
+    bounding box, ``xray`` shows the same or the whole film if that is larger, MR shows the head's
+    bounding box at `HEAD_FILL` of the side. Without spacing the whole picture is fitted and padded
+    to a square.
 
     Raises:
-        FileError: nothing there, unknown or broken file, wrong kind of image for the stream, blank, NaN, too small.
+        FileError: nothing there, unknown or broken file, wrong kind of image for the stream, blank,
+            NaN, too small.
         StreamError: unknown stream.
     """
     if not stream(stream_name).is_image:
@@ -123,7 +146,8 @@ def read_stream(
 
 
 def read_volume(path: Path, stream_name: str) -> Volume:
-    """A file of any known format, or a folder with a DICOM series that suits the stream, as an array with known axes.
+    """A file of any known format, or a folder with a DICOM series that suits the stream, as an
+    array with known axes.
 
     Raises:
         FileError: nothing there, an unknown format, or a broken file.
@@ -148,35 +172,58 @@ def read_volume(path: Path, stream_name: str) -> Volume:
     raise FileError(f"{path}: unknown format; the formats read here are {KNOWN_FORMATS}")
 
 
-def _as_stream(volume: Volume, name: str, size: int, plane: Plane, index: int | None) -> LoadedImage:
+def _as_stream(
+    volume: Volume, name: str, size: int, plane: Plane, index: int | None
+) -> LoadedImage:
     finite = np.isfinite(volume.array)
     if not finite.all():
-        raise FileError(f"{(~finite).sum()} of {finite.size} values are NaN or infinite; replace them first")
+        raise FileError(
+            f"{(~finite).sum()} of {finite.size} values are NaN or infinite; replace them first"
+        )
     if np.abs(volume.array).max() > MAX_VALUE:
-        raise FileError(f"values up to {np.abs(volume.array).max():.3g} are not those of an image; the file is broken")
+        raise FileError(
+            f"values up to {np.abs(volume.array).max():.3g} are not those of an image; the file is"
+            " broken"
+        )
     if volume.tags.get("stream", name) != name:
         raise FileError(f"this is a generated {volume.tags['stream']} image, not {name}")
     if not fits(volume.modality, name):
-        raise FileError(f"the DICOM Modality is {volume.modality}, which cannot be the stream {name}")
+        raise FileError(
+            f"the DICOM Modality is {volume.modality}, which cannot be the stream {name}"
+        )
     notes = volume.notes
     array = _checked_hu(volume) if name == "ct" and not volume.tags.get("window") else volume.array
     if name == "xray":
         array = np.squeeze(array)
         if array.ndim != 2:
-            raise FileError(f"a volume of shape {volume.array.shape} was given as a radiograph; needed one 2-D image")
+            raise FileError(
+                f"a volume of shape {volume.array.shape} was given as a radiograph; needed one 2-D"
+                " image"
+            )
     cut, flat_spacing, shown = _cut(array, volume, name, plane, index)
     if min(cut.shape) < MIN_PIXELS:
-        raise FileError(f"the image is {cut.shape[0]} x {cut.shape[1]} pixels; needed at least {MIN_PIXELS} each way")
+        raise FileError(
+            f"the image is {cut.shape[0]} x {cut.shape[1]} pixels; needed at least {MIN_PIXELS}"
+            " each way"
+        )
     if max(cut.shape) > MAX_ASPECT * min(cut.shape):
-        raise FileError(f"the image is {cut.shape[0]} x {cut.shape[1]} pixels, a strip; the file is broken or no image")
+        raise FileError(
+            f"the image is {cut.shape[0]} x {cut.shape[1]} pixels, a strip; the file is broken or"
+            " no image"
+        )
     if np.ptp(cut) == 0:
         raise FileError(f"the image is blank: every value is {cut.flat[0]:g}")
     unit, body = _unit(cut, array, volume, name)
     spacing_known = all(math.isfinite(s) and s > 0 for s in flat_spacing)
     if spacing_known and not all(SPACING_MM[0] <= s <= SPACING_MM[1] for s in flat_spacing):
-        raise FileError(f"a pixel spacing of {flat_spacing[0]:.3g} x {flat_spacing[1]:.3g} mm; the header is broken")
+        raise FileError(
+            f"a pixel spacing of {flat_spacing[0]:.3g} x {flat_spacing[1]:.3g} mm; the header is"
+            " broken"
+        )
     spacing = flat_spacing if spacing_known else (1.0, 1.0)
-    centre, fov = _field(unit.shape, spacing, body if spacing_known and not volume.tags else None, name, notes)
+    centre, fov = _field(
+        unit.shape, spacing, body if spacing_known and not volume.tags else None, name, notes
+    )
     picture = square_picture(unit, spacing, centre, fov, size)
     image = check_image(torch.from_numpy(picture)[None], name)
     if not spacing_known:
@@ -188,10 +235,12 @@ def _as_stream(volume: Volume, name: str, size: int, plane: Plane, index: int | 
 
 
 def _checked_hu(volume: Volume) -> np.ndarray:
-    """Hounsfield units, clipped to at least -1024 (padding such as -2048 goes there); refuses what cannot be HU."""
+    """Hounsfield units, clipped to at least -1024 (padding such as -2048 goes there); refuses what
+    cannot be HU."""
     if volume.kind in ("png", "jpeg"):
         raise FileError(
-            f"a {volume.kind.upper()} carries no Hounsfield units; give the CT as DICOM, NIfTI, MetaImage or NRRD"
+            f"a {volume.kind.upper()} carries no Hounsfield units; give the CT as DICOM, NIfTI,"
+            " MetaImage or NRRD"
         )
     array = volume.array
     if (array < -1024).any():
@@ -209,16 +258,17 @@ def check_hu(array: np.ndarray, where: str = "", *, narrow: bool = False) -> Non
         where: file, for the message.  narrow: a field of view so small that it may hold no air.
 
     Raises:
-        FileError: no soft tissue near 0, nothing near -1000, or larger values than any: a rescale slope or intercept
-            was lost, or this is no CT.
+        FileError: no soft tissue near 0, nothing near -1000, or larger values than any: a rescale
+            slope or intercept was lost, or this is no CT.
     """
     sample = array[tuple(slice(None, None, max(1, n // 128)) for n in array.shape)]
     low, high = float(sample.min()), float(sample.max())
     tissue = float(((sample > -200) & (sample < 300)).mean())
     if high > 32767 or high < -200 or tissue < 0.005 or low > (-50 if narrow else -500):
         raise FileError(
-            f"{where}{': ' if where else ''}no plausible HU range: values {low:.4g}..{high:.4g} (air should be near "
-            "-1000, soft tissue near 0..100); check the rescale slope and intercept, or that this is a CT"
+            f"{where}{': ' if where else ''}no plausible HU range: values {low:.4g}..{high:.4g}"
+            " (air should be near -1000, soft tissue near 0..100); check the rescale slope and"
+            " intercept, or that this is a CT"
         )
 
 
@@ -252,7 +302,9 @@ def _cut(
         if name == "ct" and chosen != "coronal" and not volume.tags:
             notes.append(f"{chosen} slice shown; the model was trained on coronal chest slices")
         if name != "ct" and chosen != "axial" and not volume.tags:
-            notes.append(f"{chosen} slice shown, as acquired; the model was trained on axial brain slices")
+            notes.append(
+                f"{chosen} slice shown, as acquired; the model was trained on axial brain slices"
+            )
     axis, count = _AXIS[chosen], counts[chosen]
     rest = [n for p, n in counts.items() if p != chosen]
     if min(rest) < MIN_PIXELS:
@@ -273,7 +325,8 @@ def _cut(
 
 
 def _middle(array: np.ndarray, spacing: tuple[float, ...], axis: int, name: str) -> int:
-    """Slice through the middle of the body's mass; for a head with neck, `VERTEX_TO_SLICE_MM` below the vertex."""
+    """Slice through the middle of the body's mass; for a head with neck, `VERTEX_TO_SLICE_MM` below
+    the vertex."""
     steps = tuple(max(1, int(4 / s)) if s > 0 else 1 for s in spacing)
     body = _body(array[tuple(slice(None, None, n) for n in steps)], name)
     profile = body.sum(axis=tuple(a for a in range(3) if a != axis)).astype(float)
@@ -290,13 +343,16 @@ def _middle(array: np.ndarray, spacing: tuple[float, ...], axis: int, name: str)
 
 
 def _body(values: np.ndarray, name: str) -> np.ndarray:
-    """Mask of the body: CT above -500 HU, MR above Otsu's threshold of the smoothed signal; largest connected part."""
+    """Mask of the body: CT above -500 HU, MR above Otsu's threshold of the smoothed signal; largest
+    connected part."""
     if name == "ct":
         mask = values > -500
     else:
         from skimage.filters import threshold_otsu
 
-        smooth = ndimage.gaussian_filter(values.astype(np.float32), [1.0 if n > 8 else 0.0 for n in values.shape])
+        smooth = ndimage.gaussian_filter(
+            values.astype(np.float32), [1.0 if n > 8 else 0.0 for n in values.shape]
+        )
         mask = smooth > 0.6 * threshold_otsu(smooth)
     opened = ndimage.binary_opening(mask)  # parts the table from the back
     labels, count = ndimage.label(opened if opened.any() else mask)
@@ -305,7 +361,9 @@ def _body(values: np.ndarray, name: str) -> np.ndarray:
     return labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
 
 
-def _unit(cut: np.ndarray, array: np.ndarray, volume: Volume, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _unit(
+    cut: np.ndarray, array: np.ndarray, volume: Volume, name: str
+) -> tuple[np.ndarray, np.ndarray | None]:
     """A slice in the stream's -1..1, and the mask of the body in it (``None`` for a radiograph)."""
     if volume.tags and volume.kind in ("png", "jpeg"):
         low, high = volume.window or (0.0, 255.0)
@@ -314,28 +372,38 @@ def _unit(cut: np.ndarray, array: np.ndarray, volume: Volume, name: str) -> tupl
         return hu_to_unit(torch.from_numpy(np.ascontiguousarray(cut))).numpy(), _body(cut, name)
     if volume.tags:
         if cut.min() < -1.01 or cut.max() > 1.01:
-            raise FileError(f"a generated image with values {cut.min():.3g}..{cut.max():.3g}; they should be -1..1")
+            raise FileError(
+                f"a generated image with values {cut.min():.3g}..{cut.max():.3g}; they should be"
+                " -1..1"
+            )
         return np.clip(cut, -1, 1).astype(np.float32), None
     if name == "xray":
         return xray_to_unit(cut, volume.window, volume.inverted, volume.notes), None
-    volume.notes.append("MR signal has no unit: scaled by percentiles, compare contrast and not brightness")
+    volume.notes.append(
+        "MR signal has no unit: scaled by percentiles, compare contrast and not brightness"
+    )
     if volume.inverted:
         volume.notes.append("MONOCHROME1 inverted")
         cut, array = array.max() - cut, array.max() - array
     return mr_to_unit(cut, array, name), _body(cut, name)
 
 
-def mr_to_unit(values: np.ndarray, reference: np.ndarray | None = None, stream_name: str = "mri_t1") -> np.ndarray:
+def mr_to_unit(
+    values: np.ndarray, reference: np.ndarray | None = None, stream_name: str = "mri_t1"
+) -> np.ndarray:
     """MR signal in arbitrary units to the streams' fixed scale -1..1.
 
-    The 0.5th percentile of all voxels (the background) becomes -1. The 99.5th percentile of the foreground (above
-    Otsu's threshold of the square-rooted signal), but at most `MR_BRIGHT_TO_MEDIAN` times the foreground's median,
-    becomes `MR_BRIGHT` = 0.8. Linear between, clipped outside.
+    The 0.5th percentile of all voxels (the background) becomes -1. The 99.5th percentile of the
+    foreground (above Otsu's threshold of the square-rooted signal), but at most
+    `MR_BRIGHT_TO_MEDIAN` times the foreground's median, becomes `MR_BRIGHT` = 0.8. Linear between,
+    clipped outside.
 
     Args:
         values: signal, any shape.
-        reference: the volume that the percentiles are taken from, so that all its slices get one scale.
-        stream_name: the MR stream; its contrast decides how far the bright end may be from the median.
+        reference: the volume that the percentiles are taken from, so that all its slices get one
+            scale.
+        stream_name: the MR stream; its contrast decides how far the bright end may be from the
+            median.
 
     Returns:
         float32 of the shape of ``values``, -1..1.
@@ -346,15 +414,23 @@ def mr_to_unit(values: np.ndarray, reference: np.ndarray | None = None, stream_n
     from skimage.filters import threshold_otsu
 
     reference = values if reference is None else reference
-    sample = reference[tuple(slice(None, None, max(1, n // 128)) for n in reference.shape)].astype(np.float64)
+    sample = reference[tuple(slice(None, None, max(1, n // 128)) for n in reference.shape)].astype(
+        np.float64
+    )
     low = float(np.quantile(sample, 0.005))
-    tame = np.sqrt(np.clip(sample - low, 0, np.quantile(sample, 0.98) - low))  # else very bright fat is all of it
+    tame = np.sqrt(
+        np.clip(sample - low, 0, np.quantile(sample, 0.98) - low)
+    )  # else very bright fat is all of it
     foreground = sample[sample > low + threshold_otsu(tame) ** 2] if np.ptp(tame) > 0 else sample
     high = float(np.quantile(foreground, 0.995)) if foreground.size else float(sample.max())
     if foreground.size:
-        high = min(high, low + MR_BRIGHT_TO_MEDIAN[stream_name] * (float(np.median(foreground)) - low))
+        high = min(
+            high, low + MR_BRIGHT_TO_MEDIAN[stream_name] * (float(np.median(foreground)) - low)
+        )
     if not high > low:
-        raise FileError(f"the MR signal has no contrast: values {sample.min():.4g}..{sample.max():.4g}")
+        raise FileError(
+            f"the MR signal has no contrast: values {sample.min():.4g}..{sample.max():.4g}"
+        )
     unit = (values.astype(np.float64) - low) / (high - low) * (MR_BRIGHT + 1) - 1
     return np.clip(unit, -1, 1).astype(np.float32)
 
@@ -364,7 +440,8 @@ def xray_to_unit(
 ) -> np.ndarray:
     """Radiograph to -1..1 with bone bright; adds to ``notes`` what was done.
 
-    The file's own display window is used where it covers the data, else the 0.5th to 99.5th percentiles.
+    The file's own display window is used where it covers the data, else the 0.5th to 99.5th
+    percentiles.
 
     Args:
         values: (rows, columns).
@@ -376,7 +453,9 @@ def xray_to_unit(
         window = (float(np.quantile(values, 0.005)), float(np.quantile(values, 0.995)))
         if window[0] == window[1]:
             window = (float(values.min()), float(values.max()))
-        notes.append(f"shown between the 0.5th and 99.5th percentiles, {window[0]:.4g}..{window[1]:.4g}")
+        notes.append(
+            f"shown between the 0.5th and 99.5th percentiles, {window[0]:.4g}..{window[1]:.4g}"
+        )
     low, high = window
     unit = np.clip((values.astype(np.float64) - low) / (high - low) * 2 - 1, -1, 1)
     if inverted:
@@ -386,9 +465,14 @@ def xray_to_unit(
 
 
 def _field(
-    shape: tuple[int, ...], spacing: tuple[float, float], body: np.ndarray | None, name: str, notes: list[str]
+    shape: tuple[int, ...],
+    spacing: tuple[float, float],
+    body: np.ndarray | None,
+    name: str,
+    notes: list[str],
 ) -> tuple[tuple[float, float], float]:
-    """Centre (row, column in pixels) and side in mm (pixels if the spacing is unknown) of the square to show."""
+    """Centre (row, column in pixels) and side in mm (pixels if the spacing is unknown) of the
+    square to show."""
     extent = (shape[0] * spacing[0], shape[1] * spacing[1])
     centre, whole = (shape[0] / 2, shape[1] / 2), max(extent)
     if name == "xray":
@@ -400,10 +484,16 @@ def _field(
     box = ((rows[-1] - rows[0] + 1) * spacing[0], (columns[-1] - columns[0] + 1) * spacing[1])
     if name == "ct":
         if whole < SMALL_FOV_MM:
-            notes.append(f"small field of view ({extent[0]:.0f} x {extent[1]:.0f} mm) enlarged to fill the picture")
+            notes.append(
+                f"small field of view ({extent[0]:.0f} x {extent[1]:.0f} mm) enlarged to fill the"
+                " picture"
+            )
             return centre, whole
         if max(box) > CHEST_FOV_MM + 3:
-            notes.append(f"the body is {max(box):.0f} mm, the picture {CHEST_FOV_MM:.0f} mm: the edges are cut")
+            notes.append(
+                f"the body is {max(box):.0f} mm, the picture {CHEST_FOV_MM:.0f} mm: the edges"
+                " are cut"
+            )
         return middle, CHEST_FOV_MM
     if min(box[0] / extent[0], box[1] / extent[1]) < 0.4:
         notes.append("no head found in the slice: the whole picture is shown")
@@ -412,25 +502,40 @@ def _field(
 
 
 def square_picture(
-    unit: np.ndarray, spacing: tuple[float, float], centre: tuple[float, float], fov: float, size: int
+    unit: np.ndarray,
+    spacing: tuple[float, float],
+    centre: tuple[float, float],
+    fov: float,
+    size: int,
 ) -> np.ndarray:
-    """The square of side ``fov`` about ``centre`` as (size, size), anti-aliased; -1 outside the picture.
+    """The square of side ``fov`` about ``centre`` as (size, size), anti-aliased; -1 outside the
+    picture.
 
     Args:
         unit: (rows, columns), values -1..1.  spacing: of its rows and columns.
         centre: (row, column) in pixels of ``unit``.  fov: in the unit of ``spacing``.
     """
     picture = Image.fromarray(unit.astype(np.float32))
-    if (shrink := min(unit.shape) // 2048) > 1:  # a huge scan: block averages first, so that padding stays small
+    if (
+        shrink := min(unit.shape) // 2048
+    ) > 1:  # a huge scan: block averages first, so that padding stays small
         picture = picture.reduce(shrink)
-        spacing, centre = (spacing[0] * shrink, spacing[1] * shrink), (centre[0] / shrink, centre[1] / shrink)
+        spacing, centre = (
+            (spacing[0] * shrink, spacing[1] * shrink),
+            (
+                centre[0] / shrink,
+                centre[1] / shrink,
+            ),
+        )
     half = (fov / 2 / spacing[0], fov / 2 / spacing[1])
     first = [math.floor(c - h) for c, h in zip(centre, half, strict=True)]
     canvas = Image.new("F", (math.ceil(2 * half[1]) + 2, math.ceil(2 * half[0]) + 2), -1.0)
     canvas.paste(picture, (-first[1], -first[0]))  # what lies outside the canvas is dropped
     top, left = centre[0] - half[0] - first[0], centre[1] - half[1] - first[1]
     box = (left, top, left + 2 * half[1], top + 2 * half[0])
-    return np.clip(np.asarray(canvas.resize((size, size), Image.Resampling.BILINEAR, box=box)), -1, 1)
+    return np.clip(
+        np.asarray(canvas.resize((size, size), Image.Resampling.BILINEAR, box=box)), -1, 1
+    )
 
 
 def read_text(path_or_text: str | Path) -> str:
@@ -439,7 +544,8 @@ def read_text(path_or_text: str | Path) -> str:
     The heading that this project writes above its own reports is taken off.
 
     Raises:
-        FileError: empty, not UTF-8, larger than 1 MB, or plainly the name of a file that does not exist.
+        FileError: empty, not UTF-8, larger than 1 MB, or plainly the name of a file that does not
+            exist.
     """
     text = str(path_or_text)
     source = "the text"
@@ -452,8 +558,12 @@ def read_text(path_or_text: str | Path) -> str:
         if is_file:
             source = str(path)
             text = _file_text(path)
-        elif isinstance(path_or_text, Path) or (" " not in text and path.suffix.lower() in (".txt", ".text", ".md")):
-            raise FileError(f"{path}: {'a folder, not a text file' if is_folder else 'there is no such file'}")
+        elif isinstance(path_or_text, Path) or (
+            " " not in text and path.suffix.lower() in (".txt", ".text", ".md")
+        ):
+            raise FileError(
+                f"{path}: {'a folder, not a text file' if is_folder else 'there is no such file'}"
+            )
         elif is_folder and len(path.parts) > 1:
             raise FileError(f"{path}: a folder, not a text file")
     if text.startswith(f"# {SYNTHETIC_MARK}"):
@@ -469,12 +579,17 @@ def read_text(path_or_text: str | Path) -> str:
 def _file_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
-            raise FileError(f"{path}: {path.stat().st_size} bytes is too long for a report (at most {MAX_TEXT_BYTES})")
+            raise FileError(
+                f"{path}: {path.stat().st_size} bytes is too long for a report (at most"
+                f" {MAX_TEXT_BYTES})"
+            )
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error})") from error
     except UnicodeDecodeError as error:
-        raise FileError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8, or give the words") from error
+        raise FileError(
+            f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8, or give the words"
+        ) from error
     if "\0" in text:
         raise FileError(f"{path}: a binary file, not a text")
     return text

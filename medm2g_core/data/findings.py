@@ -1,7 +1,7 @@
 """The findings that a study can have, and what each is described by.
 
-One table for everything that speaks of findings: the pathology that is drawn into the anatomy, the report
-grammar, the labeller, and the scores.
+One table for everything that speaks of findings: the pathology that is drawn into the anatomy, the
+report grammar, the labeller, and the scores.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from types import MappingProxyType
 
 from medm2g_core.streams import Finding
 
-__all__ = ["BRAIN", "CHEST", "FINDINGS", "FindingKind", "check_finding", "findings_of", "size_class"]
+__all__ = [
+    "BRAIN",
+    "CHEST",
+    "FINDINGS",
+    "FindingKind",
+    "check_finding",
+    "findings_of",
+    "size_class",
+]
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,8 @@ class FindingKind:
         sides: allowed values of `Finding.side`.
         locations: allowed values of `Finding.location`.
         sizes: allowed values of `Finding.size`.
-        millimetres: inclusive range of `Finding.size_mm`, or ``None`` where no diameter is reported.
+        millimetres: inclusive range of `Finding.size_mm`, or ``None`` where no diameter is
+            reported.
     """
 
     name: str
@@ -47,7 +56,9 @@ FINDINGS: Mapping[str, FindingKind] = MappingProxyType(
     {
         k.name: k
         for k in (
-            FindingKind("pleural_effusion", "pleural effusion", "chest", (*_LR, "both"), sizes=_SIZES),
+            FindingKind(
+                "pleural_effusion", "pleural effusion", "chest", (*_LR, "both"), sizes=_SIZES
+            ),
             FindingKind("pneumothorax", "pneumothorax", "chest", _LR, sizes=_SIZES),
             FindingKind("cardiomegaly", "cardiomegaly", "chest", sizes=_SIZES),
             FindingKind("pulmonary_edema", "pulmonary edema", "chest", sizes=_SIZES),
@@ -98,7 +109,9 @@ def check_finding(finding: Finding) -> Finding:
         if value not in allowed:
             raise ValueError(f"{finding.name}: {what} {value!r} is not one of {allowed}")
     if finding.location == "middle" and finding.side != "right":
-        raise ValueError(f"{finding.name}: only the right lung has a middle lobe, got side {finding.side!r}")
+        raise ValueError(
+            f"{finding.name}: only the right lung has a middle lobe, got side {finding.side!r}"
+        )
     if (finding.size_mm is None) != (kind.millimetres is None):
         raise ValueError(f"{finding.name}: size_mm {finding.size_mm!r}, range {kind.millimetres}")
     if finding.size_mm is not None and size_class(finding.name, finding.size_mm) != finding.size:

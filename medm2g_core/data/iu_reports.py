@@ -1,9 +1,10 @@
 """The real IU chest X-ray reports (OpenI), read in memory from the torchxrayvision wheel.
 
-The texts are licensed CC BY-NC-ND 4.0: they are read at run time from the wheel and never stored by this project.
-Known faults of the set that are handled here: the id is an attribute of ``uId``, all four labels are always present
-even when their text is empty, ``XXXX`` stands for removed personal data, and a report may have no image, or up to
-five.
+The texts are licensed CC BY-NC-ND 4.0: they are read at run time from the wheel and never stored by
+    this project.
+Known faults of the set that are handled here: the id is an attribute of ``uId``, all four labels
+are always present even when their text is empty, ``XXXX`` stands for removed personal data, and a
+report may have no image, or up to five.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ __all__ = [
 ]
 
 REMOVED = "[removed]"
-"""The one token that `clean_text` writes for any run of ``XXXX`` (personal data removed by the publisher)."""
+"""The one token that `clean_text` writes for any run of ``XXXX`` (personal data removed by the
+publisher)."""
 
 _ARCHIVE = ("torchxrayvision", "torchxrayvision/data/NLMCXR_reports.tgz")
 _LARGEST_MEMBER = 1_000_000  # bytes; the largest real report has some ten thousand
@@ -48,7 +50,8 @@ class IUReportError(ValueError):
 
 @dataclass(frozen=True)
 class MeshTerm:
-    """One MeSH annotation, for example heading ``"Calcinosis"``, qualifiers ``("lung", "hilum", "left")``."""
+    """One MeSH annotation, for example heading ``"Calcinosis"``, qualifiers ``("lung", "hilum",
+    "left")``."""
 
     heading: str
     qualifiers: tuple[str, ...] = ()
@@ -64,7 +67,8 @@ class IUReport:
         impression: IMPRESSION section.
         indication: INDICATION section.
         comparison: COMPARISON section.
-        mesh: manual MeSH annotation (``MeSH/major``), each ``Heading[/qualifier...]``; ``("normal",)`` for normal.
+        mesh: manual MeSH annotation (``MeSH/major``), each ``Heading[/qualifier...]``;
+            ``("normal",)`` for normal.
         image_ids: names of its images without suffix; the first is not always the frontal view.
     """
 
@@ -78,20 +82,26 @@ class IUReport:
 
     @property
     def text(self) -> str:
-        """Cleaned findings and impression in the project's report form; empty where the report has neither."""
-        parts = (("Findings", clean_text(self.findings)), ("Impression", clean_text(self.impression)))
+        """Cleaned findings and impression in the project's report form; empty where the report has
+        neither."""
+        parts = (
+            ("Findings", clean_text(self.findings)),
+            ("Impression", clean_text(self.impression)),
+        )
         return " ".join(f"{head}: {body}" for head, body in parts if body)
 
 
 def clean_text(text: str) -> str:
-    """One line of text: every run of ``XXXX`` becomes one `REMOVED`, white space and doubled periods collapse."""
+    """One line of text: every run of ``XXXX`` becomes one `REMOVED`, white space and doubled
+    periods collapse."""
     text = re.sub(r"X{3,}(?:[\s,/-]*X{3,})*", REMOVED, text)
     text = re.sub(r"\s+", " ", text).strip()
     return re.sub(r"\s*\.(?:\s*\.)+", ".", text)
 
 
 def parse_mesh(term: str) -> MeshTerm:
-    """Split ``Heading/qualifier/qualifier``; headings such as ``"Catheters, Indwelling"`` keep their comma.
+    """Split ``Heading/qualifier/qualifier``; headings such as ``"Catheters, Indwelling"`` keep
+    their comma.
 
     Raises:
         IUReportError: no heading.
@@ -119,15 +129,22 @@ def parse_iu_report(xml: bytes, name: str) -> IUReport:
     uid = uid_node.get("id", "") if uid_node is not None else ""
     if not uid:
         raise IUReportError(f'{name}: no <uId id="...">, which every IU report has')
-    sections = {node.get("Label", "").upper(): "".join(node.itertext()).strip() for node in root.iter("AbstractText")}
+    sections = {
+        node.get("Label", "").upper(): "".join(node.itertext()).strip()
+        for node in root.iter("AbstractText")
+    }
     return IUReport(
         uid=uid,
         findings=sections.get("FINDINGS", ""),
         impression=sections.get("IMPRESSION", ""),
         indication=sections.get("INDICATION", ""),
         comparison=sections.get("COMPARISON", ""),
-        mesh=tuple(t for node in root.findall("MeSH/major") if (t := "".join(node.itertext()).strip())),
-        image_ids=tuple(i for node in root.iter("parentImage") if (i := node.get("id", "").strip())),
+        mesh=tuple(
+            t for node in root.findall("MeSH/major") if (t := "".join(node.itertext()).strip())
+        ),
+        image_ids=tuple(
+            i for node in root.iter("parentImage") if (i := node.get("id", "").strip())
+        ),
     )
 
 
@@ -138,7 +155,9 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
                 if not member.isfile() or not member.name.endswith(".xml"):
                     continue
                 if member.size > _LARGEST_MEMBER:
-                    raise IUReportError(f"{archive.name}: {member.name} has {member.size} bytes; a report has fewer")
+                    raise IUReportError(
+                        f"{archive.name}: {member.name} has {member.size} bytes; a report has fewer"
+                    )
                 handle = tar.extractfile(member)
                 if handle is not None:
                     yield member.name, handle.read()
@@ -147,29 +166,36 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def read_iu_archive(archive: Path, progress: bool = True) -> tuple[IUReport, ...]:
-    """All reports of a ``NLMCXR_reports.tgz``, ordered by number. Members are read in memory, nothing is extracted.
+    """All reports of a ``NLMCXR_reports.tgz``, ordered by number. Members are read in memory,
+    nothing is extracted.
 
     Raises:
         IUReportError: no archive, no report in it, a report without id, or the same id twice.
     """
     reports: dict[str, IUReport] = {}
-    for name, xml in tqdm(_members(archive), desc="IU reports", unit="report", disable=not progress, leave=False):
+    for name, xml in tqdm(
+        _members(archive), desc="IU reports", unit="report", disable=not progress, leave=False
+    ):
         report = parse_iu_report(xml, name)
         if report.uid in reports:
             raise IUReportError(f"{name}: {report.uid} occurs twice in {archive.name}")
         reports[report.uid] = report
     if not reports:
         raise IUReportError(f"{archive}: holds no report; needed ecgen-radiology/<n>.xml members")
-    return tuple(sorted(reports.values(), key=lambda r: (int(re.sub(r"\D", "", r.uid) or 0), r.uid)))
+    return tuple(
+        sorted(reports.values(), key=lambda r: (int(re.sub(r"\D", "", r.uid) or 0), r.uid))
+    )
 
 
 def load_iu_reports(progress: bool = True) -> tuple[IUReport, ...]:
-    """The 3,955 real reports inside the torchxrayvision wheel, fetched through `data_file` if not there yet."""
+    """The 3,955 real reports inside the torchxrayvision wheel, fetched through `data_file` if not
+    there yet."""
     return read_iu_archive(data_file(*_ARCHIVE), progress)
 
 
 def r2gen_subset(reports: tuple[IUReport, ...]) -> tuple[IUReport, ...]:
-    """R2Gen's filter (Chen et al. 2020): at least two images and a FINDINGS text; 2,955 of the real reports."""
+    """R2Gen's filter (Chen et al. 2020): at least two images and a FINDINGS text; 2,955 of the real
+    reports."""
     return tuple(r for r in reports if len(r.image_ids) >= 2 and r.findings)
 
 
@@ -198,8 +224,9 @@ _HEADINGS: Mapping[str, str] = MappingProxyType(
 def mesh_presence(report: IUReport) -> dict[str, bool]:
     """Chest finding -> whether the manual MeSH annotation has it, in the order of `CHEST`.
 
-    Opacities count as consolidation (round ones as nodules) and granulomas as nodules, as in the labeller's lexicon; a
-    blunted costophrenic angle counts as effusion. The annotators rarely coded what a report only considers.
+    Opacities count as consolidation (round ones as nodules) and granulomas as nodules, as in the
+    labeller's lexicon; a blunted costophrenic angle counts as effusion. The annotators rarely coded
+    what a report only considers.
     """
     found = set()
     for term in map(parse_mesh, report.mesh):

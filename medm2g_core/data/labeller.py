@@ -1,9 +1,10 @@
 """A rule-based, negation-aware labeller: report text to findings.
 
-In the manner of NegEx (Chapman et al. 2001) and CheXpert's labeller (Irvin et al. 2019): a lexicon of mentions,
-cues of negation whose scope ends at a terminator, and attributes (side, lobe, size, diameter) taken from the part of
-the sentence that belongs to the mention. It inverts the grammar of `medm2g_core.data.reports` exactly and reads free
-text as well as its lexicon allows. No input makes it raise.
+In the manner of NegEx (Chapman et al. 2001) and CheXpert's labeller (Irvin et al. 2019): a lexicon
+of mentions, cues of negation whose scope ends at a terminator, and attributes (side, lobe, size,
+diameter) taken from the part of the sentence that belongs to the mention. It inverts the grammar of
+`medm2g_core.data.reports` exactly and reads free text as well as its lexicon allows. No input makes
+it raise.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from itertools import pairwise
 from medm2g_core.data.findings import FINDINGS, size_class
 from medm2g_core.streams import Finding
 
-__all__ = ["Mention", "ReportLabels", "canonical", "find_mentions", "guess_region", "label_report", "presence"]
+__all__ = [
+    "Mention",
+    "ReportLabels",
+    "canonical",
+    "find_mentions",
+    "guess_region",
+    "label_report",
+    "presence",
+]
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,8 @@ class ReportLabels:
     """What a report says.
 
     Attributes:
-        findings: asserted findings in `canonical` order; an attribute that the text does not give is empty.
+        findings: asserted findings in `canonical` order; an attribute that the text does not give
+            is empty.
         negated: names that are denied somewhere and asserted nowhere.
         age: years, or ``None``.
         sex: ``"female"``, ``"male"`` or ``""``.
@@ -54,38 +64,63 @@ class ReportLabels:
     sex: str = ""
 
 
-# -- lexicon -----------------------------------------------------------------------------------------------------
+# -- lexicon
 
 _GAP = r"(?:[\w/-]+,? ){0,6}?"  # a few words
 _LEXICON: Mapping[str, Mapping[str, str]] = {
     "chest": {
-        "pleural_effusion": r"(?<!pericardial )(?<!joint )\beffusions?\b|\bpleural fluid\b|\bhydrothorax\b"
-        rf"|\bblunt(?:ing|ed) (?:of )?{_GAP}(?:costophrenic|cp|sulc\w+)|(?:costophrenic|\bcp\b|sulc\w+) {_GAP}blunt\w+",
+        "pleural_effusion": (
+            r"(?<!pericardial )(?<!joint )\beffusions?\b|\bpleural fluid\b|\bhydrothorax\b"
+            r"|\bblunt(?:ing|ed) (?:of"
+            rf" )?{_GAP}(?:costophrenic|cp|sulc\w+)|(?:costophrenic|\bcp\b|sulc\w+) {_GAP}blunt\w+"
+        ),
         "pneumothorax": r"\b(?:hydro)?pneumothora(?:x|ces)\b|\bpneumothoraxes\b",
-        "cardiomegaly": r"\bcardiomegaly\b"
-        rf"|\b(?:heart|cardiac|cardiomediastinal|cardiopericardial)\b {_GAP}(?:enlarg\w+|(?:is|appears?|remains) large)"
-        rf"|\benlarge(?:d|ment)\b {_GAP}(?:heart|cardiac|cardiomediastinal)(?: silhouette| size| shadow)?",
+        "cardiomegaly": (
+            r"\bcardiomegaly\b"
+            r"|\b(?:heart|cardiac|cardiomediastinal|cardiopericardial)\b"
+            rf" {_GAP}(?:enlarg\w+|(?:is|appears?|remains) large)"
+            rf"|\benlarge(?:d|ment)\b {_GAP}(?:heart|cardiac|cardiomediastinal)(?: silhouette|"
+            r" size| shadow)?"
+        ),
         "pulmonary_edema": r"\bedema\b|\bfluid overload\b",
-        "consolidation": r"\bconsolidat\w+|\bpneumonias?\b|\binfiltrat\w+|\bair ?-?space (?:disease|process|opacit\w+)"
-        r"|(?<!nodular )(?<!rounded )(?<!calcified )\bopacit(?:y|ies)\b|\bopacification\b",
-        "atelectasis": r"\batelecta\w+|\bvolume loss\b|\b(?:lobe|lobar|lung) collapse\b"
-        r"|\bcollapse of (?:\w+ ){0,5}(?:lobe|lung)\b",
-        "nodule": r"\bnodul(?:e|es)\b|\bnodular (?:opacit\w+|densit\w+)|\bgranulomas?\b|\brounded opacit\w+",
-        "mass": r"(?<!thyroid )(?<!wall )(?<!mediastinal )(?<!breast )(?<!pericardial )(?<!tissue )\bmass(?:es)?\b",
+        "consolidation": (
+            r"\bconsolidat\w+|\bpneumonias?\b|\binfiltrat\w+|\bair ?-?space"
+            r" (?:disease|process|opacit\w+)"
+            r"|(?<!nodular )(?<!rounded )(?<!calcified )\bopacit(?:y|ies)\b|\bopacification\b"
+        ),
+        "atelectasis": (
+            r"\batelecta\w+|\bvolume loss\b|\b(?:lobe|lobar|lung) collapse\b"
+            r"|\bcollapse of (?:\w+ ){0,5}(?:lobe|lung)\b"
+        ),
+        "nodule": (
+            r"\bnodul(?:e|es)\b|\bnodular (?:opacit\w+|densit\w+)|\bgranulomas?\b|\brounded"
+            r" opacit\w+"
+        ),
+        "mass": (
+            r"(?<!thyroid )(?<!wall )(?<!mediastinal )(?<!breast )(?<!pericardial )(?<!tissue"
+            r" )\bmass(?:es)?\b"
+        ),
     },
     "brain": {
-        "tumor": r"\btumors?\b|\bmass(?:es)?\b|\bneoplasms?\b|\b(?:glio|menin?gio|astrocyto)\w*mas?\b|\bmetastas[ei]s\b"
-        r"|\bspace-occupying lesion\b|\benhancing lesion\b",
+        "tumor": (
+            r"\btumors?\b|\bmass(?:es)?\b|\bneoplasms?\b|\b(?:glio|menin?gio|astrocyto)\w*mas?\b|\bmetastas[ei]s\b"
+            r"|\bspace-occupying lesion\b|\benhancing lesion\b"
+        ),
         "vasogenic_edema": r"\b(?:white matter )?edema\b",
-        "white_matter_lesions": r"\bwhite matter (?:lesions?|hyperintensit\w+|disease|changes|abnormalit\w+)"
-        r"|\bleu[ck]oara\w+|\bsmallvessel (?:disease|changes|ischemi\w+)",
-        "ventriculomegaly": r"\bventriculomegaly\b|\bhydrocephalus\b"
-        rf"|\bventric(?:les?|ular)\b {_GAP}(?:enlarg\w+|dilat\w+)"
-        rf"|\b(?:enlarge(?:d|ment)|dilat(?:ed|ation|ion))\b {_GAP}ventric(?:les?|ular)",
+        "white_matter_lesions": (
+            r"\bwhite matter (?:lesions?|hyperintensit\w+|disease|changes|abnormalit\w+)"
+            r"|\bleu[ck]oara\w+|\bsmallvessel (?:disease|changes|ischemi\w+)"
+        ),
+        "ventriculomegaly": (
+            r"\bventriculomegaly\b|\bhydrocephalus\b"
+            rf"|\bventric(?:les?|ular)\b {_GAP}(?:enlarg\w+|dilat\w+)"
+            rf"|\b(?:enlarge(?:d|ment)|dilat(?:ed|ation|ion))\b {_GAP}ventric(?:les?|ular)"
+        ),
     },
 }
 _MENTIONS = {
-    region: [(name, re.compile(pattern)) for name, pattern in words.items()] for region, words in _LEXICON.items()
+    region: [(name, re.compile(pattern)) for name, pattern in words.items()]
+    for region, words in _LEXICON.items()
 }
 
 # Statements of normality, and the findings that they deny.
@@ -111,40 +146,51 @@ _NORMALITY: Mapping[str, tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]] = 
             ("ventriculomegaly",),
         ),
         (
-            re.compile(r"\bwhite matter (?:signal )?(?:is |appears )?normal\b|\bnormal white matter\b"),
+            re.compile(
+                r"\bwhite matter (?:signal )?(?:is |appears )?normal\b|\bnormal white matter\b"
+            ),
             ("white_matter_lesions",),
         ),
     ),
 }
 
 _SIZES = {
-    "small": r"small|mild(?:ly)?|minimal(?:ly)?|slight(?:ly)?|tiny|trace|little|few|borderline|subtle|minor",
+    "small": (
+        r"small|mild(?:ly)?|minimal(?:ly)?|slight(?:ly)?|tiny|trace|little|few|borderline|subtle|minor"
+    ),
     "moderate": r"moderate(?:ly)?|moderate-sized|medium(?:-sized)?",
-    "large": r"large|severe(?:ly)?|marked(?:ly)?|massive(?:ly)?|extensive(?:ly)?|big|gross(?:ly)?|huge|confluent",
+    "large": (
+        r"large|severe(?:ly)?|marked(?:ly)?|massive(?:ly)?|extensive(?:ly)?|big|gross(?:ly)?|huge|confluent"
+    ),
 }
 _SIZE = re.compile("|".join(rf"(?P<{k}>\b(?:{v})\b)" for k, v in _SIZES.items()))
-_SIDE = re.compile(r"\b(?P<left>left|left-sided)\b|\b(?P<right>right|right-sided)\b|\b(?P<both>bilateral(?:ly)?|both"
-                   r"|bibasilar|bibasal|biapical)\b")  # fmt: skip
+_SIDE = re.compile(
+    r"\b(?P<left>left|left-sided)\b|\b(?P<right>right|right-sided)\b|\b(?P<both>bilateral(?:ly)?|both"
+    r"|bibasilar|bibasal|biapical)\b"
+)
 _ZONE = r"(?:[ -](?:lobes?|lobar|lungs?|zones?|fields?|portion)\b|lung\b|zone\b)"
 _LOBE = re.compile(
     r"\b(?P<upper>upper|apical|apex|apices|biapical|lul|rul)\b|\b(?P<middle>middle|mid|rml)\b"
     r"|\b(?P<lower>lower|bases?|basal|basilar|bibasilar|bibasal|retrocardiac|lll|rll)\b|(?P<lingula>\blingul(?:a|ar)\b)"
     r"|(?P<midlung>\bmid(?=lung|zone))"
-)  # fmt: skip
+)
 _NEEDS_ZONE = re.compile(rf"(?:(?:,| and|/| or|,and)? ?(?:upper|middle|mid|lower))*{_ZONE}")
-_BRAIN_LOBE = re.compile(r"\b(?P<frontal>frontal)\b|\b(?P<parietal>parietal)\b|\b(?P<temporal>temporal)\b"
-                         r"|\b(?P<occipital>occipital)\b")  # fmt: skip
+_BRAIN_LOBE = re.compile(
+    r"\b(?P<frontal>frontal)\b|\b(?P<parietal>parietal)\b|\b(?P<temporal>temporal)\b"
+    r"|\b(?P<occipital>occipital)\b"
+)
 _DIAMETER = re.compile(
-    r"(\d+(?:\.\d+)?)(?: ?(?:mm|cm)? ?(?:x|by) ?(\d+(?:\.\d+)?))* ?-?(mm|cm|millimet\w+|centimet\w+)\b"
+    r"(\d+(?:\.\d+)?)(?: ?(?:mm|cm)? ?(?:x|by) ?(\d+(?:\.\d+)?))*"
+    r" ?-?(mm|cm|millimet\w+|centimet\w+)\b"
 )
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _AGE = re.compile(
-    r"\b(\d{1,3})[ -]?(?:years?|yrs?|y)[ -]?/?(?:old|o)\b|\baged?:? (\d{1,3})\b|\b(\d{1,3}) years of age\b"
+    r"\b(\d{1,3})[ -]?(?:years?|yrs?|y)[ -]?/?(?:old|o)\b|\baged?:? (\d{1,3})\b|\b(\d{1,3}) years"
+    r" of age\b"
 )
 _SEX = re.compile(r"\b(?P<female>woman|female|lady|girl)\b|\b(?P<male>man|male|gentleman|boy)\b")
 
-# -- text and scopes ---------------------------------------------------------------------------------------------
-
+# -- text and scopes
 # What looks like a finding, a negation or an attribute and is none, made harmless; order matters.
 _NEUTRAL = tuple(
     (re.compile(pattern), into)
@@ -160,59 +206,91 @@ _NEUTRAL = tuple(
         (r"\b(?:left|right) (?=heart|atri|ventric|hemidiaphragm|paratracheal)", ""),
         (r"\b(?:no|without|not) (?:any )?(?:doubt|only)\b", ""),
         (
-            r"\b(?:no|without|nor)(?: any| evidence of)? (?:significant |interval |appreciable |substantial |definite "
-            r"|major |marked )*(?:change|increase|decrease|improvement|worsening|resolution|difference"
+            r"\b(?:no|without|nor)(?: any| evidence of)? (?:significant |interval |appreciable"
+            r" |substantial |definite "
+            r"|major |marked"
+            r" )*(?:change|increase|decrease|improvement|worsening|resolution|difference"
             r"|progression)s?\b",
             "stable",
         ),
         (
-            r"\b(?:not|never)(?: been| yet| fully| completely| significantly| substantially| entirely)* "
+            r"\b(?:not|never)(?: been| yet| fully| completely| significantly| substantially|"
+            r" entirely)* "
             r"(?:changed|improved|resolved|decreased|increased|cleared|progressed|worsened)\b",
             "stable",
         ),
-        (r"\b(?:unresolved|(?:partial|incomplete|near)(?:ly)?[- ](?:complete )?(?:resolved|resolution))\b", "residual"),
         (
-            r"\b(?:cannot|can not|can't|could not)(?: be)?(?: completely| entirely)? (?:exclude|rule out)d?\b",
+            (
+                r"\b(?:unresolved|(?:partial|incomplete|near)(?:ly)?[- ](?:complete"
+                r" )?(?:resolved|resolution))\b"
+            ),
+            "residual",
+        ),
+        (
+            (
+                r"\b(?:cannot|can not|can't|could not)(?: be)?(?: completely| entirely)?"
+                r" (?:exclude|rule out)d?\b"
+            ),
             "possible",
         ),
         (r"\b(?:cannot|can not|can't|could not) be (?:excluded|ruled out)\b", "possible"),
         (r"\bnot (?:been |be )?(?:excluded|ruled out)\b", "possible"),
-        (r"\bno longer (?:seen|present|visible|identified|visualized|evident|apparent)\b", "resolved"),
+        (
+            r"\bno longer (?:seen|present|visible|identified|visualized|evident|apparent)\b",
+            "resolved",
+        ),
     )
 )
-_SECTION = re.compile(r"\b(?:findings|impression|indication|comparison|conclusion|history|technique)(?: and \w+)?\s*:")
+_SECTION = re.compile(
+    r"\b(?:findings|impression|indication|comparison|conclusion|history|technique)(?: and \w+)?\s*:"
+)
 _SENTENCE = re.compile(r"\.(?=\s|$|[a-z])|[;!?\n]")
 
 _CUE = re.compile(
-    r"\b(?:no|not|without|w/o|negative for|free (?:of|from)|clear of|absence of|absent(?! \w*$)|lack of|nor|neither"
-    r"|never|denies|(?:to )?(?:exclude|rule out|evaluate for)|r/o|nothing to suggest|isn't|aren't|resolution of"
-    r"|rather than|(?<!has )(?<!have )(?<!had )(?<!is )(?<!are )(?<!been )(?<!now )(?<!ly )resolved(?= \w))\b"
+    r"\b(?:no|not|without|w/o|negative for|free (?:of|from)|clear of|absence of|absent(?!"
+    r" \w*$)|lack of|nor|neither"
+    r"|never|denies|(?:to )?(?:exclude|rule out|evaluate for)|r/o|nothing to"
+    r" suggest|isn't|aren't|resolution of"
+    r"|rather than|(?<!has )(?<!have )(?<!had )(?<!is )(?<!are )(?<!been )(?<!now )(?<!ly"
+    r" )resolved(?= \w))\b"
 )
 _HEDGE = re.compile(
-    r"\b(?:(?:may|might|could|can)(?: also)? (?:be|represent|reflect|indicate|include|have|relate|suggest)|possib\w+"
-    r"|question(?:able|ably)?|questioned|suspicious for|suspicion (?:of|for)|concern(?:ing)? (?:for|of)|differential"
+    r"\b(?:(?:may|might|could|can)(?: also)?"
+    r" (?:be|represent|reflect|indicate|include|have|relate|suggest)|possib\w+"
+    r"|question(?:able|ably)?|questioned|suspicious for|suspicion (?:of|for)|concern(?:ing)?"
+    r" (?:for|of)|differential"
     r"|evaluation for|favor(?:s|ed|ing)?|clinical(?:ly)? correlat\w+|consider)\b"
 )
 _STOP = re.compile(
-    r"\b(?:but|however|although|though|except|aside from|apart from|other than|besides|which|yet|while|whereas"
+    r"\b(?:but|however|although|though|except|aside from|apart from|other"
+    r" than|besides|which|yet|while|whereas"
     r"|otherwise|because|(?<!to )suggest\w*|consistent with|there (?:is|are)|(?:is|are) again)\b|:"
-    r"|\b(?:and|with) (?:also )?(?=(?:an?|there|the|unchanged|stable|persistent|residual|left|right|bilateral"
+    r"|\b(?:and|with) (?:also"
+    r" )?(?=(?:an?|there|the|unchanged|stable|persistent|residual|left|right|bilateral"
     r"|(?:small|mild|moderate|large|minimal) (?:left|right|bilateral))\b)"
 )
 _FRESH = re.compile(
     r", (?:and |with )?(?:(?=(?:an?|there|stable|unchanged|again|persistent)\b)"
-    r"|(?=(?:[\w-]+ ){0,2}(?:left|right|bilateral|mildly|moderately|severely)\b(?!.*\b(?:or|nor)\b)))"
+    r"|(?=(?:[\w-]+"
+    r" ){0,2}(?:left|right|bilateral|mildly|moderately|severely)\b(?!.*\b(?:or|nor)\b)))"
 )
 _AFTER = re.compile(
     r"\b(?:(?:has|have|had|is|are|was|were|been|now|completely|fully|since) )+"
-    r"(?:resolved|cleared|ruled out|excluded|absent|unlikely|negative|not (?:seen|identified|present|evident"
+    r"(?:resolved|cleared|ruled out|excluded|absent|unlikely|negative|not"
+    r" (?:seen|identified|present|evident"
     r"|visuali[sz]ed|demonstrated|appreciated|detected|noted|visible|apparent))\b"
     r"|\bruled out\b|\bnot (?:seen|identified)\b|: (?:no|none|absent)\b|\bresolved(?= *$)"
 )
-_CLAUSE = re.compile(r"\b(?:but|however|although|though|which|while|whereas|and (?:an?|the|there)|with)\b")
+_CLAUSE = re.compile(
+    r"\b(?:but|however|although|though|which|while|whereas|and (?:an?|the|there)|with)\b"
+)
 _FINITE = re.compile(r"\b(?:is|are|was|were|has|have|shows?|there)\b")
-_JOINTS = (re.compile(r"[:]"), re.compile(r"\b(?:with|plus|but|while|although|as well as|along)\b"),
-           re.compile(r",? and\b|/"), re.compile(r","))  # fmt: skip
+_JOINTS = (
+    re.compile(r"[:]"),
+    re.compile(r"\b(?:with|plus|but|while|although|as well as|along)\b"),
+    re.compile(r",? and\b|/"),
+    re.compile(r","),
+)
 
 
 def _normalise(text: str) -> str:
@@ -227,19 +305,27 @@ def _normalise(text: str) -> str:
 def guess_region(text: str) -> str:
     """``"brain"`` where a text speaks more of the brain than of the chest, else ``"chest"``."""
     text = text.lower()
-    brain = r"brain|ventric|white matter|grey|gray|intracranial|midline shift|frontal|parietal|temporal|occipital|skull"
+    brain = (
+        r"brain|ventric|white matter|grey|gray|intracranial|midline"
+        r" shift|frontal|parietal|temporal|occipital|skull"
+    )
     chest = r"lung|chest|heart|cardi|pleura|pulmon|mediastin|pneumo|thora|hila|rib"
     return "brain" if len(re.findall(brain, text)) > len(re.findall(chest, text)) else "chest"
 
 
 def _hedged_parts(sentence: str) -> list[tuple[int, int]]:
-    """Character ranges of a sentence that only consider something: after the cue, before it where it comes last."""
+    """Character ranges of a sentence that only consider something: after the cue, before it where
+    it comes last."""
     parts = []
     for cue in _HEDGE.finditer(sentence):
         stop = _STOP.search(sentence, cue.end())
         end = stop.start() if stop else len(sentence)
         last = not re.search(r"\w", sentence[cue.end() : end])
-        start = max((m.end() for m in _CLAUSE.finditer(sentence, 0, cue.start())), default=0) if last else cue.start()
+        start = (
+            max((m.end() for m in _CLAUSE.finditer(sentence, 0, cue.start())), default=0)
+            if last
+            else cue.start()
+        )
         parts.append((start, end))
     return parts
 
@@ -260,7 +346,8 @@ def _negated_parts(sentence: str) -> list[tuple[int, int]]:
 
 
 def _segments(sentence: str, spans: list[tuple[int, int]]) -> list[str]:
-    """The part of a sentence that belongs to each mention: cut between two mentions at the strongest joint."""
+    """The part of a sentence that belongs to each mention: cut between two mentions at the
+    strongest joint."""
     cuts = [0]
     for (_, end), (start, _) in pairwise(spans):
         between = sentence[end:start] if start > end else ""
@@ -275,11 +362,12 @@ def _segments(sentence: str, spans: list[tuple[int, int]]) -> list[str]:
     return [sentence[a:b] for a, b in pairwise(cuts)]
 
 
-# -- attributes --------------------------------------------------------------------------------------------------
+# -- attributes
 
 
 def _one(pattern: re.Pattern[str], text: str) -> str:
-    """The single value that a pattern's groups find; empty where there is none or they contradict."""
+    """The single value that a pattern's groups find; empty where there is none or they
+    contradict."""
     found = {m.lastgroup or "" for m in pattern.finditer(text)}
     return found.pop() if len(found) == 1 else ""
 
@@ -289,7 +377,11 @@ def _sides(text: str) -> str:
     if "both" in found:
         return "both"
     if len(found) == 2:
-        return "both" if re.search(r"\b(?:left|right)\b(?: \w+)? (?:and|or|greater than|more than) ", text) else ""
+        return (
+            "both"
+            if re.search(r"\b(?:left|right)\b(?: \w+)? (?:and|or|greater than|more than) ", text)
+            else ""
+        )
     return str(found.pop()) if found else ""
 
 
@@ -298,7 +390,11 @@ def _lobes(text: str, brain: bool) -> tuple[str, ...]:
     found: list[str] = []
     for m in pattern.finditer(text):
         name = m.lastgroup or ""
-        if m.group() in ("upper", "middle", "mid", "lower") and not brain and not _NEEDS_ZONE.match(text, m.end()):
+        if (
+            m.group() in ("upper", "middle", "mid", "lower")
+            and not brain
+            and not _NEEDS_ZONE.match(text, m.end())
+        ):
             continue  # "upper limits", "lower thoracic spine"
         name = {"lingula": "upper", "midlung": "middle"}.get(name, name)
         if name not in found:
@@ -312,24 +408,37 @@ def _diameter(text: str, name: str) -> int | None:
     m = _DIAMETER.search(text)
     if m is None or limits is None:
         return None
-    mm = round(max(map(float, _NUMBER.findall(m.group()))) * (10 if m.group(3).startswith("c") else 1))
+    mm = round(
+        max(map(float, _NUMBER.findall(m.group()))) * (10 if m.group(3).startswith("c") else 1)
+    )
     return mm if limits[0] <= mm <= limits[1] else None
 
 
 def _describe(name: str, text: str) -> list[Finding]:
-    """The finding(s) that one mention in `text` states: one for each side and lobe where its kind needs it."""
+    """The finding(s) that one mention in `text` states: one for each side and lobe where its kind
+    needs it."""
     kind = FINDINGS[name]
     text = re.sub(r"\b(?:xxxx|\d+[ -]year[ -]old)\b", " ", text)
     pair = [m.lastgroup or "" for m in _SIDE.finditer(text) if m.lastgroup != "both"]
     degrees = [m.lastgroup or "" for m in _SIZE.finditer(text)]
     sized_by_side = kind.locations == ("",) and "left" in kind.sides and "" not in kind.sizes
-    if sized_by_side and sorted(pair) == ["left", "right"] and len(degrees) == 2 and degrees[0] != degrees[1]:
-        return [Finding(name, s, "", d) for s, d in zip(pair, degrees, strict=True)]  # "small left and large right"
+    if (
+        sized_by_side
+        and sorted(pair) == ["left", "right"]
+        and len(degrees) == 2
+        and degrees[0] != degrees[1]
+    ):
+        return [
+            Finding(name, s, "", d) for s, d in zip(pair, degrees, strict=True)
+        ]  # "small left and large right"
     side = _sides(text)
     lobes = _lobes(text, kind.region == "brain") if kind.locations != ("",) else ()
     if not side:
         side = {"rul": "right", "rml": "right", "rll": "right", "lul": "left", "lll": "left"}.get(
-            next((w for w in ("rul", "rml", "rll", "lul", "lll") if re.search(rf"\b{w}\b", text)), ""), ""
+            next(
+                (w for w in ("rul", "rml", "rll", "lul", "lll") if re.search(rf"\b{w}\b", text)), ""
+            ),
+            "",
         )
     if lobes == ("middle",) and not side and "middle" in text:
         side = "right"
@@ -378,12 +487,15 @@ def _score(a: Finding, b: Finding) -> int:
 
 
 def canonical(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Findings in the order of `FINDINGS`, then side, location, size, diameter; duplicates removed."""
+    """Findings in the order of `FINDINGS`, then side, location, size, diameter; duplicates
+    removed."""
     order = {name: i for i, name in enumerate(FINDINGS)}
-    return tuple(sorted(set(findings), key=lambda f: (order.get(f.name, 99), f.key, f.size_mm or 0)))
+    return tuple(
+        sorted(set(findings), key=lambda f: (order.get(f.name, 99), f.key, f.size_mm or 0))
+    )
 
 
-# -- the labeller ------------------------------------------------------------------------------------------------
+# -- the labeller
 
 
 def find_mentions(text: str, region: str | None = None) -> tuple[Mention, ...]:
@@ -401,17 +513,31 @@ def find_mentions(text: str, region: str | None = None) -> tuple[Mention, ...]:
         raise ValueError(f"region {region!r} has no lexicon; known: {', '.join(_MENTIONS)}")
     mentions: list[Mention] = []
     for index, sentence in enumerate(s.strip(" ,-") for s in _SENTENCE.split(_normalise(text))):
-        denied = [n for pattern, names in _NORMALITY[region] if pattern.search(sentence) for n in names]
+        denied = [
+            n for pattern, names in _NORMALITY[region] if pattern.search(sentence) for n in names
+        ]
         mentions += [Mention(Finding(name), True, index) for name in denied]
-        found = [(m.start(), m.end(), name) for name, p in _MENTIONS[region] for m in p.finditer(sentence)]
-        found = sorted(f for f in found if not any(g != f and g[0] <= f[0] and f[1] <= g[1] for g in found))
-        found = [f for f in found if not (f[2] in denied and f[2] in ("cardiomegaly", "ventriculomegaly"))]
+        found = [
+            (m.start(), m.end(), name)
+            for name, p in _MENTIONS[region]
+            for m in p.finditer(sentence)
+        ]
+        found = sorted(
+            f for f in found if not any(g != f and g[0] <= f[0] and f[1] <= g[1] for g in found)
+        )
+        found = [
+            f
+            for f in found
+            if not (f[2] in denied and f[2] in ("cardiomegaly", "ventriculomegaly"))
+        ]
         if not found:
             _continue(sentence, mentions, index)
             continue
         found = _coalesce(sentence, found)
         negated, hedged = _negated_parts(sentence), _hedged_parts(sentence)
-        for (start, end, name), part in zip(found, _segments(sentence, [(a, b) for a, b, _ in found]), strict=True):
+        for (start, end, name), part in zip(
+            found, _segments(sentence, [(a, b) for a, b, _ in found]), strict=True
+        ):
             no = any(a < end and start < b for a, b in negated)
             maybe = not no and any(a < end and start < b for a, b in hedged)
             mentions += [Mention(f, no, index, maybe) for f in _describe(name, part)]
@@ -419,10 +545,15 @@ def find_mentions(text: str, region: str | None = None) -> tuple[Mention, ...]:
 
 
 def _coalesce(sentence: str, found: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
-    """Join neighbouring words for one thing ("atelectasis with volume loss") unless a list separates them."""
+    """Join neighbouring words for one thing ("atelectasis with volume loss") unless a list
+    separates them."""
     out: list[tuple[int, int, str]] = []
     for start, end, name in found:
-        if out and out[-1][2] == name and not re.search(r"\b(?:and|or|nor|but)\b|[,/:]", sentence[out[-1][1] : start]):
+        if (
+            out
+            and out[-1][2] == name
+            and not re.search(r"\b(?:and|or|nor|but)\b|[,/:]", sentence[out[-1][1] : start])
+        ):
             out[-1] = (out[-1][0], max(end, out[-1][1]), name)
         else:
             out.append((start, end, name))
@@ -431,7 +562,12 @@ def _coalesce(sentence: str, found: list[tuple[int, int, str]]) -> list[tuple[in
 
 def _continue(sentence: str, mentions: list[Mention], index: int) -> None:
     """Add to the last mention what a following "It measures 24 mm" says of it."""
-    if not mentions or mentions[-1].negated or mentions[-1].uncertain or index - mentions[-1].sentence > 1:
+    if (
+        not mentions
+        or mentions[-1].negated
+        or mentions[-1].uncertain
+        or index - mentions[-1].sentence > 1
+    ):
         return
     if not re.match(r"(?:it|this|the lesion)\b", sentence) or _CUE.search(sentence):
         return
@@ -447,9 +583,10 @@ def _continue(sentence: str, mentions: list[Mention], index: int) -> None:
 def label_report(text: str, region: str | None = None) -> ReportLabels:
     """Findings with attributes, denied findings, age and sex of a report.
 
-    Mentions of one kind that do not contradict each other (findings and impression) become one finding. Two that do
-    contradict each other become two. Hedged mentions ("may represent") are neither findings nor denied. A diameter in
-    mm or cm sets the size class; one outside the kind's range is ignored. What cannot be read is left empty.
+    Mentions of one kind that do not contradict each other (findings and impression) become one
+    finding. Two that do contradict each other become two. Hedged mentions ("may represent") are
+    neither findings nor denied. A diameter in mm or cm sets the size class; one outside the kind's
+    range is ignored. What cannot be read is left empty.
 
     Args:
         text: a report, or any other text, also broken.
@@ -480,6 +617,7 @@ def label_report(text: str, region: str | None = None) -> ReportLabels:
 
 
 def presence(findings: Iterable[Finding], region: str | None = None) -> dict[str, bool]:
-    """Name -> whether it is among `findings`, for every finding (of a region, if given), in the order of `FINDINGS`."""
+    """Name -> whether it is among `findings`, for every finding (of a region, if given), in the
+    order of `FINDINGS`."""
     names = {f.name for f in findings}
     return {name: name in names for name, kind in FINDINGS.items() if region in (None, kind.region)}

@@ -1,8 +1,9 @@
 """The report grammar: findings to plain-English report text, and back through the labeller.
 
-`write_report` states every attribute of every `Finding` at least once and never denies one that is true, so
-`medm2g_core.data.labeller.label_report` recovers the exact set, the age and the sex. The wording is this project's
-own; it shares only short stock phrases ("no pleural effusion") with real reports.
+`write_report` states every attribute of every `Finding` at least once and never denies one that is
+true, so `medm2g_core.data.labeller.label_report` recovers the exact set, the age and the sex. The
+wording is this project's own; it shares only short stock phrases ("no pleural effusion") with real
+reports.
 """
 
 from __future__ import annotations
@@ -21,10 +22,15 @@ __all__ = ["MAX_FINDINGS", "ReportLabels", "canonical", "label_report", "presenc
 MAX_FINDINGS = 6
 """More findings than this make a report that no text stream of the project holds."""
 
-# Words of a size class: adjective and adverb. Every word belongs to one class only, whatever the finding.
+# Words of a size class: adjective and adverb. Every word belongs to one class only, whatever the
+# finding.
 _EXTENT = {"small": ("small", "minimal"), "moderate": ("moderate",), "large": ("large",)}
 _DEGREE = {"small": ("mild", "slight"), "moderate": ("moderate",), "large": ("severe", "marked")}
-_SPREAD = {"small": ("mild", "minimal"), "moderate": ("moderate",), "large": ("extensive", "marked")}
+_SPREAD = {
+    "small": ("mild", "minimal"),
+    "moderate": ("moderate",),
+    "large": ("extensive", "marked"),
+}
 _BULK = {"small": ("small",), "moderate": ("moderate", "moderate-sized"), "large": ("large",)}
 _ADJECTIVES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "pleural_effusion": _EXTENT,
@@ -177,7 +183,8 @@ _CONCLUSIONS: Mapping[str, tuple[str, ...]] = {
 _LUNG = frozenset({"consolidation", "atelectasis", "pulmonary_edema", "nodule", "mass"})
 _FOCAL = frozenset({"tumor", "vasogenic_edema"})
 
-# Normal statements: (findings that forbid them, wordings). One wording of an entry is used at most once a report.
+# Normal statements: (findings that forbid them, wordings). One wording of an entry is used at most
+# once a report.
 _NORMAL: Mapping[str, tuple[tuple[frozenset[str], tuple[str, ...]], ...]] = {
     "chest": (
         (
@@ -192,7 +199,12 @@ _NORMAL: Mapping[str, tuple[tuple[frozenset[str], tuple[str, ...]], ...]] = {
         ),
         (
             _LUNG,
-            ("the lungs are clear.", "both lungs are clear.", "clear lungs.", "the lungs are clear and well aerated."),
+            (
+                "the lungs are clear.",
+                "both lungs are clear.",
+                "clear lungs.",
+                "the lungs are clear and well aerated.",
+            ),
         ),
         (
             frozenset(),
@@ -239,10 +251,21 @@ _NORMAL: Mapping[str, tuple[tuple[frozenset[str], tuple[str, ...]], ...]] = {
                 "grey-white differentiation is normal.",
             ),
         ),
-        (_FOCAL, ("no midline shift.", "the midline is centered.", "there is no midline shift or mass effect.")),
+        (
+            _FOCAL,
+            (
+                "no midline shift.",
+                "the midline is centered.",
+                "there is no midline shift or mass effect.",
+            ),
+        ),
         (
             frozenset({"white_matter_lesions"}),
-            ("white matter signal is normal.", "the white matter is normal.", "normal white matter."),
+            (
+                "white matter signal is normal.",
+                "the white matter is normal.",
+                "normal white matter.",
+            ),
         ),
         (
             frozenset(),
@@ -269,7 +292,11 @@ _NORMAL: Mapping[str, tuple[tuple[frozenset[str], tuple[str, ...]], ...]] = {
 _DENIED: Mapping[str, tuple[Mapping[str, str], ...]] = {
     "chest": (
         {"pleural_effusion": "pleural effusion", "pneumothorax": "pneumothorax"},
-        {"consolidation": "focal consolidation", "pulmonary_edema": "pulmonary edema", "atelectasis": "atelectasis"},
+        {
+            "consolidation": "focal consolidation",
+            "pulmonary_edema": "pulmonary edema",
+            "atelectasis": "atelectasis",
+        },
         {"nodule": "nodule", "mass": "mass"},
     ),
     "brain": (
@@ -315,18 +342,30 @@ def _sentence(text: str) -> str:
     return re.sub(r"(^|\. )([a-z])", lambda m: m.group(1) + m.group(2).upper(), text)
 
 
-def _fill(options: Mapping[str, tuple[str, ...]], finding: Finding, rng: np.random.Generator) -> str:
+def _fill(
+    options: Mapping[str, tuple[str, ...]], finding: Finding, rng: np.random.Generator
+) -> str:
     key = finding.name + ("/both" if finding.side == "both" else "")
     size = _pick(_ADJECTIVES[finding.name][finding.size], rng) if finding.size else ""
-    adverb = {"": "", "slight": "slightly", "moderate": "moderately", "marked": "markedly"}.get(size, size + "ly")
+    adverb = {"": "", "slight": "slightly", "moderate": "moderately", "marked": "markedly"}.get(
+        size, size + "ly"
+    )
     return _pick(options[key], rng).format(
-        size=size, adv=adverb, mm=finding.size_mm, side=finding.side, lobe=f"{finding.side} {finding.location} lobe"
+        size=size,
+        adv=adverb,
+        mm=finding.size_mm,
+        side=finding.side,
+        lobe=f"{finding.side} {finding.location} lobe",
     )
 
 
 def _demographics(age: int | None, sex: str, rng: np.random.Generator) -> str:
     adjective = sex or ""
-    noun = {"female": "woman", "male": "man"}.get(sex, "patient") if age is None or age >= 18 else (sex or "patient")
+    noun = (
+        {"female": "woman", "male": "man"}.get(sex, "patient")
+        if age is None or age >= 18
+        else (sex or "patient")
+    )
     if age is None:
         return _pick((f"{adjective} patient.", f"a {noun}."), rng) if sex else ""
     return _pick(
@@ -342,12 +381,15 @@ def _demographics(age: int | None, sex: str, rng: np.random.Generator) -> str:
 
 
 def _denial(group: Mapping[str, str], true: set[str], rng: np.random.Generator) -> str:
-    """A sentence that denies up to three findings of a group that are not true; empty if all are."""
+    """A sentence that denies up to three findings of a group that are not true; empty if all
+    are."""
     terms = [term for name, term in group.items() if name not in true]
     if not terms:
         return ""
     terms = [terms[i] for i in rng.permutation(len(terms))][: int(rng.integers(1, len(terms) + 1))]
-    wording = _pick(_DENIALS if len(terms) == 1 and not terms[0].endswith("s") else _DENIALS[:-1], rng)
+    wording = _pick(
+        _DENIALS if len(terms) == 1 and not terms[0].endswith("s") else _DENIALS[:-1], rng
+    )
     if len(terms) == 3:
         return wording.format(f"{terms[0]}, {terms[1]} or {terms[2]}")
     return wording.format(" or ".join(terms))
@@ -370,20 +412,20 @@ def write_report(
     """Write a report that states exactly these findings.
 
     Args:
-        findings: what is true, each valid for `check_finding`, in any order; the same kind may occur more than once
-            at different places.
+        findings: what is true, each valid for `check_finding`, in any order; the same kind may
+            occur more than once at different places.
         region: ``"chest"`` or ``"brain"``; all findings must belong to it.
         age: years 0..120, or ``None`` to leave it out.
         sex: ``"female"``, ``"male"`` or ``""`` to leave it out.
         rng: source of the wording; the same state writes the same report.
 
     Returns:
-        ASCII text of one line: who, ``Findings: ...``, ``Impression: ...``; for up to three findings some 15 to 70
-        words, about 39 on average.
+        ASCII text of one line: who, ``Findings: ...``, ``Impression: ...``; for up to three
+        findings some 15 to 70 words, about 39 on average.
 
     Raises:
-        ValueError: an invalid finding, one of another region, two of one kind at the same place, or an age or sex
-            out of range.
+        ValueError: an invalid finding, one of another region, two of one kind at the same place, or
+            an age or sex out of range.
     """
     if region not in _NORMAL:
         raise ValueError(f"region {region!r} has no grammar; known: {', '.join(_NORMAL)}")
@@ -397,11 +439,16 @@ def write_report(
     for f in findings:
         check_finding(f)
         if FINDINGS[f.name].region != region:
-            raise ValueError(f"{f.name} is a {FINDINGS[f.name].region} finding; the report is of the {region}")
+            raise ValueError(
+                f"{f.name} is a {FINDINGS[f.name].region} finding; the report is of the {region}"
+            )
         sides = ("left", "right") if f.side == "both" else (f.side,)
         for side in sides:
             if (f.name, side, f.location) in places:
-                raise ValueError(f"two findings {f.name} at {side} {f.location}: a report could not tell them apart")
+                raise ValueError(
+                    f"two findings {f.name} at {side} {f.location}: a report could not tell them"
+                    " apart"
+                )
             places.add((f.name, side, f.location))
 
     true = {f.name for f in findings}

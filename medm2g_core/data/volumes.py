@@ -1,8 +1,9 @@
-"""Reading of medical image formats into one array with known directions: the lower half of `medm2g_core.data.files`.
+"""Reading of medical image formats into one array with known directions: the lower half of
+`medm2g_core.data.files`.
 
-The format is told from the bytes, never from the file name. Every reader ends in a `Volume`, whose axes always run
-from head to feet, from front to back, and from the patient's right to the patient's left, so that a plain index gives
-a slice in radiological display convention.
+The format is told from the bytes, never from the file name. Every reader ends in a `Volume`, whose
+axes always run from head to feet, from front to back, and from the patient's right to the patient's
+left, so that a plain index gives a slice in radiological display convention.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 
 __all__ = [
     "KNOWN_FORMATS",
@@ -46,7 +53,8 @@ KNOWN_FORMATS = "DICOM, NIfTI (.nii, .nii.gz), MetaImage (.mhd, .mha), NRRD, PNG
 
 
 class FileError(ValueError):
-    """A file cannot be read as the stream that was asked for, or cannot be written; one sentence says why."""
+    """A file cannot be read as the stream that was asked for, or cannot be written; one sentence
+    says why."""
 
     def __init__(self, message: str) -> None:
         # A header value that is quoted may hold line breaks and worse.
@@ -58,14 +66,16 @@ class Volume:
     """An image with known axes.
 
     Attributes:
-        array: float32. A volume is (S, A, R): axis 0 from head to feet, axis 1 from front to back, axis 2 from the
-            patient's right to the patient's left. A flat picture without directions (PNG, radiograph) is (rows,
-            columns) as displayed. Values are as the format defines them (rescaled; HU for CT).
+        array: float32. A volume is (S, A, R): axis 0 from head to feet, axis 1 from front to back,
+            axis 2 from the patient's right to the patient's left. A flat picture without directions
+            (PNG, radiograph) is (rows, columns) as displayed. Values are as the format defines them
+            (rescaled; HU for CT).
         spacing_mm: spacing along each axis of `array`; NaN where the file does not tell.
         kind: ``"dicom"``, ``"nifti"``, ``"metaimage"``, ``"nrrd"``, ``"png"`` or ``"jpeg"``.
         notes: what was done or found, in words.
         modality: DICOM Modality, or ``""``.
-        acquired: plane of acquisition, ``"axial"``, ``"coronal"``, ``"sagittal"``, or ``""`` if flat or isotropic.
+        acquired: plane of acquisition, ``"axial"``, ``"coronal"``, ``"sagittal"``, or ``""`` if
+            flat or isotropic.
         tags: marks of this project's own files (``stream``, ``plane``, ``window``), else empty.
         window: (low, high) display window in the units of `array`, if the file has one.
         inverted: values stand for MONOCHROME1, so large is dark.
@@ -91,9 +101,13 @@ def blame(path: Path, doing: str) -> Iterator[None]:
             yield
     except FileError:
         raise
-    except Exception as error:  # parsers raise nearly anything on bad bytes: zlib.error, KeyError, ...
+    except (
+        Exception
+    ) as error:  # parsers raise nearly anything on bad bytes: zlib.error, KeyError, ...
         detail = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160]
-        raise FileError(f"{path}: {doing} failed; the file is probably corrupt or truncated ({detail})") from error
+        raise FileError(
+            f"{path}: {doing} failed; the file is probably corrupt or truncated ({detail})"
+        ) from error
 
 
 def sniff(path: Path) -> str:
@@ -111,7 +125,9 @@ def sniff(path: Path) -> str:
         raise FileError(f"{path}: the file is empty")
     kind = _kind(head)
     if packed and kind not in ("nifti", ""):
-        raise FileError(f"{path}: {kind} packed with gzip; unpack it first (only NIfTI is read packed)")
+        raise FileError(
+            f"{path}: {kind} packed with gzip; unpack it first (only NIfTI is read packed)"
+        )
     return kind
 
 
@@ -128,9 +144,14 @@ def _kind(head: bytes) -> str:
         return "metaimage"
     if head[344:348] in (b"n+1\0", b"ni1\0") or head[4:8] in (b"n+2\0", b"ni2\0"):
         return "nifti"
-    for order in ("little", "big"):  # DICOM without the preamble begins with a tag of group 0002 or 0008
+    for order in (
+        "little",
+        "big",
+    ):  # DICOM without the preamble begins with a tag of group 0002 or 0008
         group, element = (int.from_bytes(head[i : i + 2], order) for i in (0, 2))
-        if (group == 2 and element <= 0x16) or (group == 8 and element in (0x00, 0x01, 0x05, 0x08, 0x16, 0x18)):
+        if (group == 2 and element <= 0x16) or (
+            group == 8 and element in (0x00, 0x01, 0x05, 0x08, 0x16, 0x18)
+        ):
             return "dicom"
     return ""
 
@@ -150,7 +171,9 @@ def oriented(array: np.ndarray, affine: np.ndarray, kind: str, notes: list[str])
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     tilt = np.degrees(np.arccos(np.clip(np.abs(np.diag(affine[:3, :3])) / spacing, 0, 1))).max()
     if tilt > 5:
-        notes.append(f"acquired {tilt:.0f} degrees oblique: shown along the nearest axes, not resampled")
+        notes.append(
+            f"acquired {tilt:.0f} degrees oblique: shown along the nearest axes, not resampled"
+        )
     array = np.ascontiguousarray(array.transpose(2, 1, 0), dtype=np.float32)
     spacing = spacing[::-1]
     acquired, coarse = "", int(np.argmax(spacing))
@@ -169,27 +192,46 @@ def read_nifti(path: Path) -> Volume:
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as unpacked:
                 data = unpacked.read(MAX_VOXELS * 4)
         if data[344:348] == b"ni1\0" or data[4:8] == b"ni2\0":
-            raise FileError(f"{path}: this is half of a NIfTI pair (.hdr with .img); convert it to one .nii.gz file")
-        header_class: Any = nib.nifti1.Nifti1Image if data[344:348] == b"n+1\0" else nib.nifti2.Nifti2Image
+            raise FileError(
+                f"{path}: this is half of a NIfTI pair (.hdr with .img); convert it to one .nii.gz"
+                " file"
+            )
+        header_class: Any = (
+            nib.nifti1.Nifti1Image if data[344:348] == b"n+1\0" else nib.nifti2.Nifti2Image
+        )
         image = header_class.from_bytes(data)
         shape = tuple(int(n) for n in image.shape)
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
         if len(shape) > 3:
-            raise FileError(f"{path}: 4-D NIfTI of shape {image.shape}; give one 3-D volume, such as one time point")
+            raise FileError(
+                f"{path}: 4-D NIfTI of shape {image.shape}; give one 3-D volume, such as one time"
+                " point"
+            )
         if len(shape) < 2 or not 0 < int(np.prod(shape, dtype=np.int64)) <= MAX_VOXELS:
-            raise FileError(f"{path}: NIfTI of shape {image.shape}; needed 2-D or 3-D, at most {MAX_VOXELS} voxels")
+            raise FileError(
+                f"{path}: NIfTI of shape {image.shape}; needed 2-D or 3-D, at most {MAX_VOXELS}"
+                " voxels"
+            )
         if image.get_data_dtype().fields or image.get_data_dtype().kind == "c":
-            raise FileError(f"{path}: NIfTI of colours or complex numbers; needed one real number a voxel")
+            raise FileError(
+                f"{path}: NIfTI of colours or complex numbers; needed one real number a voxel"
+            )
         # nibabel applies scl_slope and scl_inter, and knows that a slope of 0 or NaN means none
         array = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
         header, affine = image.header, np.array(image.affine, dtype=float)
         zooms = np.array([*header.get_zooms()[: len(shape)], 1.0][:3], dtype=float)
     notes: list[str] = []
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    if np.allclose(sizes, 1, atol=1e-3) and np.all(zooms > 0) and not np.allclose(zooms, 1, atol=1e-2):
+    if (
+        np.allclose(sizes, 1, atol=1e-3)
+        and np.all(zooms > 0)
+        and not np.allclose(zooms, 1, atol=1e-2)
+    ):
         affine[:3, :3] *= zooms / sizes
-        notes.append(f"the sform claims 1 mm voxels, the header {_mm(zooms)}: the header's spacing is used")
+        notes.append(
+            f"the sform claims 1 mm voxels, the header {_mm(zooms)}: the header's spacing is used"
+        )
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
         notes.append("no orientation in the header: left and right are nibabel's assumption")
     if array.ndim == 2:
@@ -223,7 +265,10 @@ def read_itk(path: Path, kind: str) -> Volume:
         if len(size) > 3:
             raise FileError(f"{path}: {len(size)}-D image of size {size}; give one 3-D volume")
         if reader.GetNumberOfComponents() != 1:
-            raise FileError(f"{path}: {reader.GetNumberOfComponents()} values a voxel (colour or vector); needed one")
+            raise FileError(
+                f"{path}: {reader.GetNumberOfComponents()} values a voxel (colour or vector);"
+                " needed one"
+            )
         if int(np.prod(size, dtype=np.int64)) > MAX_VOXELS:
             raise FileError(f"{path}: size {size} is more than {MAX_VOXELS} voxels")
         if kind == "metaimage":
@@ -245,11 +290,20 @@ def read_itk(path: Path, kind: str) -> Volume:
     return _name(path, lambda: oriented(array, affine, kind, []))
 
 
-_ELEMENT_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
+_ELEMENT_BYTES = {
+    "CHAR": 1,
+    "SHORT": 2,
+    "INT": 4,
+    "LONG": 4,
+    "LONG_LONG": 8,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+}
 
 
 def _check_meta_length(path: Path, size: list[int]) -> None:
-    """Refuse a MetaImage with less data than its header says: ITK would fill the rest with zeros and only print."""
+    """Refuse a MetaImage with less data than its header says: ITK would fill the rest with zeros
+    and only print."""
     whole = path.read_bytes()
     head, _, rest = whole.partition(b"ElementDataFile")
     pairs = (line.split("=", 1) for line in head.decode("latin-1").splitlines() if "=" in line)
@@ -261,23 +315,38 @@ def _check_meta_length(path: Path, size: list[int]) -> None:
     if name.upper() != "LOCAL":
         raw = path.parent / name
         if not raw.is_file():
-            raise FileError(f"{path}: its data file {name!r} is missing; keep the .mhd and the .raw in one folder")
+            raise FileError(
+                f"{path}: its data file {name!r} is missing; keep the .mhd and the .raw in one"
+                " folder"
+            )
         data = raw.read_bytes()
-    width = _ELEMENT_BYTES.get(found.get("ElementType", "").removeprefix("MET_").removeprefix("U"), 1)
+    width = _ELEMENT_BYTES.get(
+        found.get("ElementType", "").removeprefix("MET_").removeprefix("U"), 1
+    )
     need = width * int(np.prod(size, dtype=np.int64))
     have = len(data)
     if found.get("CompressedData", "False").lower() == "true":
-        have = len(zlib.decompressobj(wbits=47).decompress(data, need))  # 47: zlib or gzip, told by the header
+        have = len(
+            zlib.decompressobj(wbits=47).decompress(data, need)
+        )  # 47: zlib or gzip, told by the header
     if have < need:
-        raise FileError(f"{path}: the header promises {need} bytes of data and there are {have}: the file is truncated")
+        raise FileError(
+            f"{path}: the header promises {need} bytes of data and there are {have}: the file is"
+            " truncated"
+        )
 
 
 def read_picture(path: Path, kind: str) -> Volume:
     from PIL import Image
 
-    with blame(path, f"reading {kind.upper()}"), Image.open(path, formats=[kind.upper()]) as picture:
+    with (
+        blame(path, f"reading {kind.upper()}"),
+        Image.open(path, formats=[kind.upper()]) as picture,
+    ):
         if picture.width * picture.height > 100_000_000:
-            raise FileError(f"{path}: a picture of {picture.width} x {picture.height} pixels is too large")
+            raise FileError(
+                f"{path}: a picture of {picture.width} x {picture.height} pixels is too large"
+            )
         picture.load()
         info = {str(k): str(v) for k, v in getattr(picture, "text", {}).items()}
         pixels = np.asarray(picture.convert("RGB") if picture.mode in ("P", "PA") else picture)
@@ -290,7 +359,9 @@ def read_picture(path: Path, kind: str) -> Volume:
         colours = pixels[..., : 3 if pixels.shape[-1] > 2 else 1].astype(np.float32)
         spread = np.ptp(colours, axis=-1)
         if np.quantile(spread, 0.999) > (12 if kind == "jpeg" else 2):
-            raise FileError(f"{path}: a colour picture (a screenshot?); needed a grey image without annotations")
+            raise FileError(
+                f"{path}: a colour picture (a screenshot?); needed a grey image without annotations"
+            )
         if pixels.shape[-1] > 1:
             notes.append(f"{mode} picture with equal channels taken as grey")
         pixels = colours[..., 0]

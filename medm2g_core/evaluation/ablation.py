@@ -1,9 +1,10 @@
-"""Component effects: short trainings that differ in one part, over several seeds, each kept when it is done.
+"""Component effects: short trainings that differ in one part, over several seeds, each kept when it
+is done.
 
-Three groups. ``alignment``: the visual invariant and the pairs that are aligned, from scratch. ``guidance``: how an MR
-flow listens to a CT, with the codecs and encoders of a trained model. ``rounds``: three rounds against all pairs at
-once, for the same time. Budgets are far below a full training: only differences count, and only where they exceed the
-spread over seeds.
+Three groups. ``alignment``: the visual invariant and the pairs that are aligned, from scratch.
+``guidance``: how an MR flow listens to a CT, with the codecs and encoders of a trained model.
+``rounds``: three rounds against all pairs at once, for the same time. Budgets are far below a full
+training: only differences count, and only where they exceed the spread over seeds.
 """
 
 from __future__ import annotations
@@ -31,7 +32,14 @@ from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.data import load_corpora
 from medm2g_core.training.loop import bf16_pays, run_stage, training_attention
 from medm2g_core.training.run import new_model
-from medm2g_core.training.stages import AlignmentStage, Mix, Round, RoundStage, Stage, inherit_weights
+from medm2g_core.training.stages import (
+    AlignmentStage,
+    Mix,
+    Round,
+    RoundStage,
+    Stage,
+    inherit_weights,
+)
 
 __all__ = ["GROUPS", "LEADING", "Arm", "Budget", "ablate", "load_runs", "summary", "table"]
 
@@ -70,7 +78,10 @@ GROUPS: Mapping[str, tuple[Arm, ...]] = {
         Arm("no visual invariant", {"alignment": {"invariant": "off"}}),
         Arm("off-diagonal only", {"alignment": {"invariant": "off_diagonal"}}),
         Arm("full invariant", {"alignment": {"invariant": "full"}}),
-        Arm("full, ten times the weight", {"alignment": {"invariant": "full", "invariant_weight": 0.1}}),
+        Arm(
+            "full, ten times the weight",
+            {"alignment": {"invariant": "full", "invariant_weight": 0.1}},
+        ),
         Arm("all pairs aligned", {"alignment": {"invariant": "full", "pairs": "all"}}),
     ),
     "guidance": (
@@ -152,7 +163,12 @@ def _slug(name: str) -> str:
 
 def _profile(base: MedM2G, arm: Arm, budget: Budget) -> Profile:
     n = budget.held_out
-    data = {"chest_train": budget.chest, "brain_train": budget.brain, "chest_val": n, "brain_val": n}
+    data = {
+        "chest_train": budget.chest,
+        "brain_train": budget.brain,
+        "chest_val": n,
+        "brain_val": n,
+    }
     changes: dict[str, Any] = {k: dict(v) for k, v in arm.changes.items()}
     return base.profile.replace(data=data, **changes)
 
@@ -163,9 +179,13 @@ def _corpora(profile: Profile, kept: dict[str, Any], split: str = "train") -> li
     return kept[split]
 
 
-def _train(stage: Stage, name: str, steps: int, model: MedM2G, work: Path, seed: int, progress: bool) -> float:
+def _train(
+    stage: Stage, name: str, steps: int, model: MedM2G, work: Path, seed: int, progress: bool
+) -> float:
     """Train with the profile's own settings of stage ``name``, shortened; returns CPU seconds."""
-    config = model.profile.stages[name if name in model.profile.stages else "round1"].shortened(steps)
+    config = model.profile.stages[name if name in model.profile.stages else "round1"].shortened(
+        steps
+    )
     begin = time.process_time()
     run_stage(stage, config, work, seed=seed, precision="auto", progress=progress)
     return time.process_time() - begin
@@ -176,24 +196,45 @@ def _alignment_scores(model: MedM2G, profile: Profile, n: int) -> dict[str, floa
     data = VirtualCohort("val", "chest", n, seed=profile.data.seed, resolution=profile.resolution)
     e = {"text": model.embed({"text": data.texts})["text"].pooled}
     for name in ("xray", "ct", "mri_t2"):
-        e[name] = torch.cat([model.embed({name: x})[name].pooled for x in data.stack(name).split(32)])
+        e[name] = torch.cat(
+            [model.embed({name: x})[name].pooled for x in data.stack(name).split(32)]
+        )
     scores = {}
-    pairs = (("text", "xray"), ("text", "ct"), ("text", "mri_t2"), ("xray", "ct"), ("ct", "mri_t2"), ("xray", "mri_t2"))
+    pairs = (
+        ("text", "xray"),
+        ("text", "ct"),
+        ("text", "mri_t2"),
+        ("xray", "ct"),
+        ("ct", "mri_t2"),
+        ("xray", "mri_t2"),
+    )
     for a, b in pairs:
         scores[f"{a} → {b}, R@5"] = float(np.mean(hits_at(e[a], e[b], 5)))
-        scores[f"{a} → {b}, same findings@1"] = float(np.mean(same_findings_at_1(e[a], e[b], data.findings)))
+        scores[f"{a} → {b}, same findings@1"] = float(
+            np.mean(same_findings_at_1(e[a], e[b], data.findings))
+        )
     return scores
 
 
 def _run_alignment(
-    base: MedM2G, arm: Arm, seed: int, budget: Budget, work: Path, kept: dict[str, Any], progress: bool
+    base: MedM2G,
+    arm: Arm,
+    seed: int,
+    budget: Budget,
+    work: Path,
+    kept: dict[str, Any],
+    progress: bool,
 ) -> dict[str, Any]:
     profile = _profile(base, arm, budget)
     model = new_model(profile, seed)
     stage = AlignmentStage(model, _corpora(profile, kept))
     seconds = _train(stage, "alignment", budget.alignment, model, work, seed, progress)
-    return {"seconds": seconds, "steps": budget.alignment, "n": budget.held_out,
-            "scores": _alignment_scores(model.eval(), profile, budget.held_out)}  # fmt: skip
+    return {
+        "seconds": seconds,
+        "steps": budget.alignment,
+        "n": budget.held_out,
+        "scores": _alignment_scores(model.eval(), profile, budget.held_out),
+    }
 
 
 def _listener(base: MedM2G, profile: Profile, seed: int) -> MedM2G:
@@ -207,17 +248,23 @@ def _latent(model: MedM2G, profile: Profile, kept: dict[str, Any]) -> list[Laten
     return kept["latent"]
 
 
-def _draw(model: MedM2G, region: str, given: Sequence[str], target: str, budget: Budget, draw: int = 0) -> Any:
+def _draw(
+    model: MedM2G, region: str, given: Sequence[str], target: str, budget: Budget, draw: int = 0
+) -> Any:
     pipe = MedM2GPipeline(model)
     pipe.set_progress_bar_config(disable=True)
     p = model.profile
     data = VirtualCohort("val", region, budget.held_out, seed=p.data.seed, resolution=p.resolution)
     scale = 2.0 if target == "text" else 1.0
-    drawn = draw_studies(pipe, data, range(len(data)), given, [target], seed=1000003 * draw, guidance_scale=scale)
+    drawn = draw_studies(
+        pipe, data, range(len(data)), given, [target], seed=1000003 * draw, guidance_scale=scale
+    )
     return data, drawn[target]
 
 
-def _image_scores(model: MedM2G, region: str, given: Sequence[str], target: str, budget: Budget) -> dict[str, float]:
+def _image_scores(
+    model: MedM2G, region: str, given: Sequence[str], target: str, budget: Budget
+) -> dict[str, float]:
     draws = []
     for d in range(budget.draws):
         data, x = _draw(model, region, given, target, budget, d)
@@ -225,12 +272,20 @@ def _image_scores(model: MedM2G, region: str, given: Sequence[str], target: str,
     truth, title = data.stack(target), f"{'+'.join(given)} → {target}"
     return {
         f"{title}, dB": float(psnr(draws[0], truth).mean()),
-        f"{title}, mean of {budget.draws}, dB": float(psnr(torch.stack(draws).mean(0), truth).mean()),
+        f"{title}, mean of {budget.draws}, dB": float(
+            psnr(torch.stack(draws).mean(0), truth).mean()
+        ),
     }
 
 
 def _run_guidance(
-    base: MedM2G, arm: Arm, seed: int, budget: Budget, work: Path, kept: dict[str, Any], progress: bool
+    base: MedM2G,
+    arm: Arm,
+    seed: int,
+    budget: Budget,
+    work: Path,
+    kept: dict[str, Any],
+    progress: bool,
 ) -> dict[str, Any]:
     profile = _profile(base, arm, budget)
     model = _listener(base, profile, seed)
@@ -238,11 +293,23 @@ def _run_guidance(
     seconds = _train(stage, "round3", budget.guidance, model, work, seed, progress)
     gates = [p.item() for n, p in model.flows["mri"].named_parameters() if n.endswith("gate.ct")]
     scores = _image_scores(model.eval(), "chest", ["ct"], "mri_t2", budget)
-    return {"seconds": seconds, "steps": budget.guidance, "n": budget.held_out, "gates": gates, "scores": scores}
+    return {
+        "seconds": seconds,
+        "steps": budget.guidance,
+        "n": budget.held_out,
+        "gates": gates,
+        "scores": scores,
+    }
 
 
 def _run_rounds(
-    base: MedM2G, arm: Arm, seed: int, budget: Budget, work: Path, kept: dict[str, Any], progress: bool
+    base: MedM2G,
+    arm: Arm,
+    seed: int,
+    budget: Budget,
+    work: Path,
+    kept: dict[str, Any],
+    progress: bool,
 ) -> dict[str, Any]:
     profile = _profile(base, arm, budget)
     model = _listener(base, profile, seed)
@@ -262,7 +329,9 @@ def _run_rounds(
     data, texts = _draw(model, "chest", ["xray"], "text", budget)
     said = [label_report(t, "chest").findings for t in texts]
     for strict in (False, True):
-        counts = [finding_counts(s, f, strict=strict) for s, f in zip(said, data.findings, strict=True)]
+        counts = [
+            finding_counts(s, f, strict=strict) for s, f in zip(said, data.findings, strict=True)
+        ]
         scores[f"xray → text, {'strict' if strict else 'presence'} F1"] = finding_f1(counts)
     return {"seconds": seconds, "steps": steps, "n": budget.held_out, "scores": scores}
 
@@ -274,21 +343,31 @@ def _cost(model: MedM2G, latent: Sequence[LatentCorpus], name: str, steps: int =
     begin = 0.0
     for i in range(steps + 1):
         begin = begin if i > 1 else time.process_time()
-        with training_attention(model.device), torch.autocast(model.device.type, torch.bfloat16, enabled=half):
-            stage(model.profile.stages["round1"].batch, torch.Generator().manual_seed(i))[0].backward()
+        with (
+            training_attention(model.device),
+            torch.autocast(model.device.type, torch.bfloat16, enabled=half),
+        ):
+            stage(model.profile.stages["round1"].batch, torch.Generator().manual_seed(i))[
+                0
+            ].backward()
     model.zero_grad(set_to_none=True)
     return (time.process_time() - begin) / steps
 
 
 _RUNS: Mapping[str, Callable[..., dict[str, Any]]] = {
-    "alignment": _run_alignment, "guidance": _run_guidance, "rounds": _run_rounds,
-}  # fmt: skip
+    "alignment": _run_alignment,
+    "guidance": _run_guidance,
+    "rounds": _run_rounds,
+}
 
 
 def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """A Markdown table a group: mean over seeds, and the lowest and highest seed."""
     lines = ["# Component effects", ""]
-    lines += ["Mean over seeds [lowest, highest]; short trainings, compare within a table only.", ""]
+    lines += [
+        "Mean over seeds [lowest, highest]; short trainings, compare within a table only.",
+        "",
+    ]
     for group, own in runs.items():
         if not own:
             continue
@@ -296,7 +375,10 @@ def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         metrics = list(own[0]["scores"])
         seeds = sorted({r["seed"] for r in own})
         lines += [f"## {group}: {len(seeds)} seeds, n {own[0]['n']}", ""]
-        lines += ["| | CPU seconds | " + " | ".join(metrics) + " |", "|---|--:|" + "--:|" * len(metrics)]
+        lines += [
+            "| | CPU seconds | " + " | ".join(metrics) + " |",
+            "|---|--:|" + "--:|" * len(metrics),
+        ]
         for arm in arms:
             mine = [r for r in own if r["arm"] == arm]
             cells = []
@@ -304,16 +386,24 @@ def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
                 x = [r["scores"][m] for r in mine]
                 digits = 1 if "dB" in m else 3
                 cells.append(f"{np.mean(x):.{digits}f} [{min(x):.{digits}f}, {max(x):.{digits}f}]")
-            lines.append(f"| {arm} | {np.mean([r['seconds'] for r in mine]):.0f} | " + " | ".join(cells) + " |")
+            lines.append(
+                f"| {arm} | {np.mean([r['seconds'] for r in mine]):.0f} | "
+                + " | ".join(cells)
+                + " |"
+            )
         lines.append("")
     return "\n".join(lines)
 
 
 def load_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Group -> its stored runs, in the order of `GROUPS`; those of arms that exist no more are left out."""
+    """Group -> its stored runs, in the order of `GROUPS`; those of arms that exist no more are left
+    out."""
     out: dict[str, list[dict[str, Any]]] = {}
     for group, arms in GROUPS.items():
-        found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((folder / group).glob("*.json"))]
+        found = [
+            json.loads(p.read_text(encoding="utf-8"))
+            for p in sorted((folder / group).glob("*.json"))
+        ]
         names = [a.name for a in arms]
         known = [r for r in found if r["arm"] in names]
         out[group] = sorted(known, key=lambda r: (names.index(r["arm"]), r["seed"]))
@@ -330,6 +420,8 @@ def summary(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             for metric in LEADING[group]:
                 x = [r["scores"][metric] for r in mine]
                 digits = 1 if "dB" in metric else 2
-                cells.append(f"{np.mean(x):.{digits}f} [{min(x):.{digits}f}, {max(x):.{digits}f}] {metric}")
+                cells.append(
+                    f"{np.mean(x):.{digits}f} [{min(x):.{digits}f}, {max(x):.{digits}f}] {metric}"
+                )
             lines.append(f"| {group} | {arm} | {len(mine)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

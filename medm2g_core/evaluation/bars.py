@@ -13,12 +13,16 @@ __all__ = ["BARS", "Bar", "Verdict", "bar_summary", "bar_table", "verdicts"]
 
 @dataclass(frozen=True)
 class Bar:
-    """One mark: a score must be at least (of `LESS_IS_BETTER`: at most) ``factor`` times a reference plus ``offset``.
+    """One mark: a score must be at least (of `LESS_IS_BETTER`: at most) ``factor`` times a
+    reference plus ``offset``.
 
     Attributes:
-        section, task, metric: rows that it is about; ``task`` is a regular expression that a row's task contains.
-        against: beginnings of the ``who`` of the references, of which the strongest counts; none for a fixed mark.
-        who: the row that is measured; of ``"model"``, the single draw, the best other setting is told too.
+        section, task, metric: rows that it is about; ``task`` is a regular expression that a row's
+            task contains.
+        against: beginnings of the ``who`` of the references, of which the strongest counts; none
+            for a fixed mark.
+        who: the row that is measured; of ``"model"``, the single draw, the best other setting is
+            told too.
     """
 
     section: str
@@ -74,7 +78,8 @@ BARS: tuple[Bar, ...] = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bar for one task: what was needed, the score, and the best of the model's other settings (if there are any)."""
+    """A bar for one task: what was needed, the score, and the best of the model's other settings
+    (if there are any)."""
 
     bar: Bar
     task: str
@@ -104,7 +109,10 @@ def verdicts(pieces: Mapping[str, Piece], bars: Sequence[Bar] = BARS) -> list[Ve
         mine = [r for r in rows if r.metric == bar.metric and re.search(bar.task, r.task)]
         for task in dict.fromkeys(r.task for r in mine):
             own = [r for r in mine if r.task == task]
-            score, reference = strongest(own, bar.who), strongest(own, bar.against) if bar.against else None
+            score, reference = (
+                strongest(own, bar.who),
+                (strongest(own, bar.against) if bar.against else None),
+            )
             if score is None or (bar.against and reference is None):
                 continue
             needed = bar.offset + (bar.factor * reference.value if reference else 0.0)
@@ -115,11 +123,16 @@ def verdicts(pieces: Mapping[str, Piece], bars: Sequence[Bar] = BARS) -> list[Ve
 
 def bar_table(found: Sequence[Verdict]) -> str:
     """Markdown, one line a bar and task."""
-    lines = ["| bar | task | needed | score | best other setting | met |", "|---|---|--:|--:|--:|---|"]
+    lines = [
+        "| bar | task | needed | score | best other setting | met |",
+        "|---|---|--:|--:|--:|---|",
+    ]
     for v in found:
         best = "" if v.best is None else f"{v.best:.2f}"
         met = "yes" if v.met else "at its best setting" if v.met_at_best else "**no**"
-        lines.append(f"| {v.bar} | {v.task} | {v.bar.sign} {v.needed:.2f} | {v.score:.2f} | {best} | {met} |")
+        lines.append(
+            f"| {v.bar} | {v.task} | {v.bar.sign} {v.needed:.2f} | {v.score:.2f} | {best} | {met} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -129,7 +142,10 @@ def bar_summary(found: Sequence[Verdict], titles: Mapping[str, str]) -> str:
     Args:
         titles: section -> its title.
     """
-    lines = ["| section | bar | of | tasks | met | met at the best setting |", "|---|---|---|--:|--:|--:|"]
+    lines = [
+        "| section | bar | of | tasks | met | met at the best setting |",
+        "|---|---|---|--:|--:|--:|",
+    ]
     for bar in dict.fromkeys(v.bar for v in found):
         own = [v for v in found if v.bar == bar]
         of = own[0].task + (f" and {len(own) - 1} more" if len(own) > 1 else "")

@@ -1,4 +1,5 @@
-"""The bench: one model, the held-out studies, and what the model draws for them (each draw is made once)."""
+"""The bench: one model, the held-out studies, and what the model draws for them (each draw is made
+once)."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def draw_studies(
     """Draw ``want`` for the studies ``index`` of ``data``, in batches of `BATCH`.
 
     Args:
-        other: (given stream, study) -> the study that this stream is taken from; its own unless told (controls).
+        other: (given stream, study) -> the study that this stream is taken from; its own unless
+            told (controls).
         seed: study i starts from the noise of ``seed + i``, whatever batch it is in.
         options: of `MedM2GPipeline`.
 
@@ -74,9 +76,11 @@ class Bench:
     Args:
         pipe: the model under test, on the device that it shall run on.
         n_chest, n_brain: held-out studies (test split).
-        reference: studies of the validation split, for mean images, random reports and the tuning of settings.
-        steps, guidance: of the sampler; ``guidance`` for draws from text, ``translation_guidance`` for draws from
-            images (a scale of 1 is closest to the truth there, a larger one is sharper and further away).
+        reference: studies of the validation split, for mean images, random reports and the tuning
+            of settings.
+        steps, guidance: of the sampler; ``guidance`` for draws from text, ``translation_guidance``
+            for draws from images (a scale of 1 is closest to the truth there, a larger one is
+            sharper and further away).
         seed: of the sampler.
         persons: restrict the chests to these people's anatomy (leave-one-person-out).
     """
@@ -96,14 +100,22 @@ class Bench:
         progress: bool = True,
     ) -> None:
         self.pipe, self.model = pipe, pipe.model
-        self.steps, self.guidance, self.translation_guidance, self.seed = steps, guidance, translation_guidance, seed
+        self.steps, self.guidance, self.translation_guidance, self.seed = (
+            steps,
+            guidance,
+            translation_guidance,
+            seed,
+        )
         size = self.model.profile.resolution
         chosen = {"chest": persons, "brain": None}
         self.data = {
             r: VirtualCohort("test", r, n, resolution=size, persons=chosen[r])
             for r, n in (("chest", n_chest), ("brain", n_brain))
         }
-        self.other = {r: VirtualCohort("val", r, reference, resolution=size, persons=chosen[r]) for r in self.data}
+        self.other = {
+            r: VirtualCohort("val", r, reference, resolution=size, persons=chosen[r])
+            for r in self.data
+        }
         self.bar = tqdm(desc="drawing", unit="batch", disable=not progress)
         self._drawn: dict[tuple[Any, ...], dict[str, torch.Tensor | list[str]]] = {}
 
@@ -139,46 +151,85 @@ class Bench:
 
         Args:
             draw: number of the draw; another one starts from other noise.
-            shift: ``given`` comes from the study so many places further on (`SHIFT` for controls); 0 for its own.
-            guidance: scale; by default `guidance` if only a report is given, else `translation_guidance`.
+            shift: ``given`` comes from the study so many places further on (`SHIFT` for controls);
+                0 for its own.
+            guidance: scale; by default `guidance` if only a report is given, else
+                `translation_guidance`.
             cross_guidance, prompt_weights, order, noise_scale, best_of: see `MedM2GPipeline`.
             given_from: only these of the given streams are shifted (all if empty).
             split: ``"val"`` to choose settings without a look at the test studies.
 
         Returns:
-            stream -> images (N, 1, H, W) in -1..1, or a list of N reports. Remembered: a second call costs nothing.
+            stream -> images (N, 1, H, W) in -1..1, or a list of N reports. Remembered: a second
+            call costs nothing.
         """
         if guidance is None:
-            guidance = self.guidance if list(given) == ["text"] or "text" in want else self.translation_guidance
+            guidance = (
+                self.guidance
+                if list(given) == ["text"] or "text" in want
+                else self.translation_guidance
+            )
         weights = tuple(sorted((prompt_weights or {}).items()))
-        key = (region, tuple(given), tuple(want), draw, shift, guidance, cross_guidance, weights, order, noise_scale,
-               best_of, given_from, split)  # fmt: skip
+        key = (
+            region,
+            tuple(given),
+            tuple(want),
+            draw,
+            shift,
+            guidance,
+            cross_guidance,
+            weights,
+            order,
+            noise_scale,
+            best_of,
+            given_from,
+            split,
+        )
         if key not in self._drawn:
             data = self.studies(region, split)
             n = len(data)
             self._drawn[key] = draw_studies(
-                self.pipe, data, range(n), given, want,
+                self.pipe,
+                data,
+                range(n),
+                given,
+                want,
                 other=lambda g, i: (i + shift) % n if not given_from or g in given_from else i,
-                seed=self.seed + 1000003 * draw, after_batch=self.bar.update, num_inference_steps=self.steps,
-                guidance_scale=guidance, cross_guidance_scale=cross_guidance, prompt_weights=prompt_weights,
-                order=order, noise_scale=noise_scale, best_of=best_of,
-            )  # fmt: skip
+                seed=self.seed + 1000003 * draw,
+                after_batch=self.bar.update,
+                num_inference_steps=self.steps,
+                guidance_scale=guidance,
+                cross_guidance_scale=cross_guidance,
+                prompt_weights=prompt_weights,
+                order=order,
+                noise_scale=noise_scale,
+                best_of=best_of,
+            )
         return self._drawn[key]
 
-    def draws(self, region: str, given: Sequence[str], target: str, count: int, **kwargs: Any) -> torch.Tensor:
+    def draws(
+        self, region: str, given: Sequence[str], target: str, count: int, **kwargs: Any
+    ) -> torch.Tensor:
         """``count`` draws of one image stream: (count, N, 1, H, W)."""
-        return torch.stack([self.draw(region, given, [target], draw=d, **kwargs)[target] for d in range(count)])
+        return torch.stack(
+            [self.draw(region, given, [target], draw=d, **kwargs)[target] for d in range(count)]
+        )
 
     @torch.no_grad()
     def codec(self, region: str, name: str, split: Split = "test") -> torch.Tensor | list[str]:
-        """The held-out truth through the codec and back: the ceiling of everything that is generated."""
+        """The held-out truth through the codec and back: the ceiling of everything that is
+        generated."""
         key = ("codec", region, name, split)
         if key not in self._drawn:
             n = len(self.studies(region, split))
             parts: list[Any] = []
             for i in range(0, n, BATCH):
                 index = list(range(i, min(n, i + BATCH)))
-                out = self.model.decode(name, self.model.encode(name, self.value(region, name, index, split)))
+                out = self.model.decode(
+                    name, self.model.encode(name, self.value(region, name, index, split))
+                )
                 parts += [out.cpu()] if isinstance(out, torch.Tensor) else out
-            self._drawn[key] = {name: torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts}
+            self._drawn[key] = {
+                name: torch.cat(parts) if isinstance(parts[0], torch.Tensor) else parts
+            }
         return self._drawn[key][name]

@@ -22,18 +22,24 @@ REGION_STREAMS: Mapping[str, tuple[str, ...]] = {
 CONTROL = "control: another patient's reconstruction"
 
 FindingScore = Callable[[str, str, torch.Tensor], Row]
-"""(region, stream, images of the held-out studies in order) to a row whose value is the macro AUC of its findings."""
+"""(region, stream, images of the held-out studies in order) to a row whose value is the macro AUC
+of its findings."""
 
 
 @torch.no_grad()
 def image_codec_section(bench: Bench, finding_auc: FindingScore | None = None) -> Piece:
-    """Held-out reconstruction of every image stream: PSNR, SSIM, MAE in HU, and what a finding classifier still sees.
+    """Held-out reconstruction of every image stream: PSNR, SSIM, MAE in HU, and what a finding
+    classifier still sees.
 
     Args:
         finding_auc: scores images by an independent classifier; without it those rows are left out.
     """
-    piece = Piece(facts={"factor": bench.model.profile.image_codec.factor,
-                         "numbers a picture": _numbers(bench)})
+    piece = Piece(
+        facts={
+            "factor": bench.model.profile.image_codec.factor,
+            "numbers a picture": _numbers(bench),
+        }
+    )
     for region, names in REGION_STREAMS.items():
         for name in names:
             truth = bench.data[region].stack(name)
@@ -47,21 +53,33 @@ def image_codec_section(bench: Bench, finding_auc: FindingScore | None = None) -
                 CONTROL: back.roll(-SHIFT, 0),
                 "baseline: same size by shrinking": _shrunk(truth, bench),
             }
-            metrics = {"PSNR, dB": psnr, "SSIM": ssim} | ({"MAE, HU": ct_mae_hu} if name == "ct" else {})
+            metrics = {"PSNR, dB": psnr, "SSIM": ssim} | (
+                {"MAE, HU": ct_mae_hu} if name == "ct" else {}
+            )
             for metric, score in metrics.items():
                 piece.rows += [
-                    make_row(task, metric, who, torch.cat([score(a, b) for a, b in _pairs(x, truth)]).tolist())
+                    make_row(
+                        task,
+                        metric,
+                        who,
+                        torch.cat([score(a, b) for a, b in _pairs(x, truth)]).tolist(),
+                    )
                     for who, x in rivals.items()
                 ]
             model, control = (psnr(x, truth).mean().item() for x in (back, rivals[CONTROL]))
             piece.checks.append(
-                Check(f"{task}: another patient's reconstruction is far off", control < model - 6,
-                      f"{control:.1f} dB against {model:.1f} dB")
+                Check(
+                    f"{task}: another patient's reconstruction is far off",
+                    control < model - 6,
+                    f"{control:.1f} dB against {model:.1f} dB",
+                )
             )
             if finding_auc is not None:
                 for who, x in (("model", back), ("ceiling: real images", truth)):
                     row = finding_auc(region, name, x)
-                    piece.rows.append(Row(task, row.metric, who, row.value, row.low, row.high, row.n, row.note))
+                    piece.rows.append(
+                        Row(task, row.metric, who, row.value, row.low, row.high, row.n, row.note)
+                    )
     return piece
 
 
@@ -75,8 +93,10 @@ def _pairs(x: torch.Tensor, truth: torch.Tensor) -> list[tuple[torch.Tensor, tor
 
 
 def _shrunk(x: torch.Tensor, bench: Bench) -> torch.Tensor:
-    """The picture kept as a smaller picture with as many numbers as the latent, and enlarged again."""
+    """The picture kept as a smaller picture with as many numbers as the latent, and enlarged
+    again."""
     side = max(1, int(_numbers(bench) ** 0.5))
     small = torch.nn.functional.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
-    return torch.nn.functional.interpolate(small, size=x.shape[-2:], mode="bicubic", align_corners=False).clamp(-1, 1)
-
+    return torch.nn.functional.interpolate(
+        small, size=x.shape[-2:], mode="bicubic", align_corners=False
+    ).clamp(-1, 1)

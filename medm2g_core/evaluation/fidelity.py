@@ -1,11 +1,14 @@
-"""Is what was asked for in the picture, and do the pictures look like real ones? Scores of a judge's readings.
+"""Is what was asked for in the picture, and do the pictures look like real ones? Scores of a
+judge's readings.
 
-Two kinds of score. Of the findings: does an independent classifier see in a generated image what is true of the study
-that it was generated for. Of the distribution: are the generated images, as a set, distributed as real ones in that
-classifier's features. Every score carries a bootstrap interval over studies.
+Two kinds of score. Of the findings: does an independent classifier see in a generated image what is
+    true of the study
+that it was generated for. Of the distribution: are the generated images, as a set, distributed as
+real ones in that classifier's features. Every score carries a bootstrap interval over studies.
 
-The Fréchet and the kernel distance are torchmetrics' formulas in our own features: **not comparable** with published
-FID and KID, which use an Inception network. Read them against the floor, real images against other real images.
+The Fréchet and the kernel distance are torchmetrics' formulas in our own features: **not
+comparable** with published FID and KID, which use an Inception network. Read them against the
+floor, real images against other real images.
 """
 
 from __future__ import annotations
@@ -26,11 +29,36 @@ from medm2g_core.evaluation.table import Check, Row
 from medm2g_core.streams import Finding
 
 __all__ = [
-    "AUC", "CODEC", "FRECHET", "MIN_CASES", "NEAREST", "REAL", "SIDE", "Reading", "Scored", "agreement",
-    "auc_by_finding", "auc_scorer", "balanced_accuracy", "between_sets", "chance_check", "distribution_scores",
-    "diversity", "finding_scores", "frechet", "judge_check", "judged_rows", "kappa", "kid", "lobe_hits", "macro_auc",
-    "nearest_distance", "over_studies", "rows_of", "side_hits",
-]  # fmt: skip
+    "AUC",
+    "CODEC",
+    "FRECHET",
+    "MIN_CASES",
+    "NEAREST",
+    "REAL",
+    "SIDE",
+    "Reading",
+    "Scored",
+    "agreement",
+    "auc_by_finding",
+    "auc_scorer",
+    "balanced_accuracy",
+    "between_sets",
+    "chance_check",
+    "distribution_scores",
+    "diversity",
+    "finding_scores",
+    "frechet",
+    "judge_check",
+    "judged_rows",
+    "kappa",
+    "kid",
+    "lobe_hits",
+    "macro_auc",
+    "nearest_distance",
+    "over_studies",
+    "rows_of",
+    "side_hits",
+]
 
 MIN_CASES = 5
 """A finding counts in a macro mean if so many studies have it and so many have it not."""
@@ -45,7 +73,7 @@ Scored = tuple[float, float, float]
 """Value, and the ends of its 95 % interval."""
 
 
-# --------------------------------------------------------------------------------------------- intervals
+# ---- intervals
 
 
 def _interval(value: float, values: Sequence[float]) -> Scored:
@@ -56,34 +84,44 @@ def _interval(value: float, values: Sequence[float]) -> Scored:
     return float(value), float(min(low, value)), float(max(high, value))
 
 
-def over_studies(score: Callable[[np.ndarray], float], n: int, *, draws: int = 300, seed: int = 0) -> Scored:
+def over_studies(
+    score: Callable[[np.ndarray], float], n: int, *, draws: int = 300, seed: int = 0
+) -> Scored:
     """A score of a set of studies with a 95 % percentile bootstrap interval.
 
     Args:
-        score: from indices of studies (repeats allowed) to a number; draws that give NaN are left out.
+        score: from indices of studies (repeats allowed) to a number; draws that give NaN are left
+            out.
     """
     rng = np.random.default_rng(seed)
     return _interval(score(np.arange(n)), [score(rng.integers(0, n, n)) for _ in range(draws)])
 
 
 def between_sets(
-    distance: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray, *, draws: int = 100,
+    distance: Callable[[np.ndarray, np.ndarray], float],
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    draws: int = 100,
     seed: int = 0,
-) -> Scored:  # fmt: skip
-    """A distance of two sets, cut to the smaller one, with a 95 % bootstrap interval over the rows of both.
+) -> Scored:
+    """A distance of two sets, cut to the smaller one, with a 95 % bootstrap interval over the rows
+    of both.
 
-    A set with repeats is further from everything than one without, so the draws are all too large: their spread is laid
-    around the value without that offset.
+    A set with repeats is further from everything than one without, so the draws are all too large:
+    their spread is laid around the value without that offset.
     """
     n = min(len(a), len(b))
     a, b = a[:n], b[:n]
     rng = np.random.default_rng(seed)
     value = distance(a, b)
-    values = np.array([distance(a[rng.integers(0, n, n)], b[rng.integers(0, n, n)]) for _ in range(draws)])
+    values = np.array(
+        [distance(a[rng.integers(0, n, n)], b[rng.integers(0, n, n)]) for _ in range(draws)]
+    )
     return _interval(value, (values - values.mean() + value).tolist())
 
 
-# ---------------------------------------------------------------------------------------------- findings
+# ---- findings
 
 
 @dataclass(frozen=True)
@@ -102,16 +140,21 @@ class Reading:
     truth: np.ndarray
 
     @classmethod
-    def of(cls, judge: Judge, images: torch.Tensor, findings: Sequence[Sequence[Finding]]) -> Reading:
+    def of(
+        cls, judge: Judge, images: torch.Tensor, findings: Sequence[Sequence[Finding]]
+    ) -> Reading:
         """Read images (N, 1, H, W) made for studies with these findings."""
         if len(images) != len(findings):
             raise ValueError(f"{len(images)} images for the findings of {len(findings)} studies")
         logits, features = judge.read(images)
-        return cls(judge, findings, logits, features, label_matrix(findings, judge.region).numpy() > 0)
+        return cls(
+            judge, findings, logits, features, label_matrix(findings, judge.region).numpy() > 0
+        )
 
     @property
     def said(self) -> np.ndarray:
-        """(N, L) bool: logits above the thresholds that were chosen on real images of the val split."""
+        """(N, L) bool: logits above the thresholds that were chosen on real images of the val
+        split."""
         return self.logits > self.judge.net.thresholds.double().cpu().numpy()
 
     def counted(self) -> list[int]:
@@ -127,17 +170,21 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
 
 
 def macro_auc(reading: Reading, index: np.ndarray | None = None) -> float:
-    """Mean over the counted findings of the area under the ROC curve of their presence; NaN if none counts."""
+    """Mean over the counted findings of the area under the ROC curve of their presence; NaN if none
+    counts."""
     i = np.arange(len(reading.logits)) if index is None else index
     return _mean([auc(reading.logits[i, c], reading.truth[i, c]) for c in reading.counted()])
 
 
 def balanced_accuracy(reading: Reading, index: np.ndarray | None = None) -> float:
-    """Mean over the counted findings of (sensitivity + specificity) / 2 at the judge's thresholds."""
+    """Mean over the counted findings of (sensitivity + specificity) / 2 at the judge's
+    thresholds."""
     i = np.arange(len(reading.logits)) if index is None else index
     columns = reading.counted()
     yes, said = reading.truth[i][:, columns], reading.said[i][:, columns]
-    with np.errstate(invalid="ignore"):  # a resampled set may lack positives: NaN, which the mean leaves out
+    with np.errstate(
+        invalid="ignore"
+    ):  # a resampled set may lack positives: NaN, which the mean leaves out
         sensitivity = (yes & said).sum(0) / yes.sum(0)
         specificity = (~yes & ~said).sum(0) / (~yes).sum(0)
     return _mean((sensitivity + specificity) / 2)
@@ -148,7 +195,9 @@ def _choices(reading: Reading, attribute: str) -> np.ndarray:
     labels = reading.judge.labels
     for i, findings in enumerate(reading.findings):
         for kind in {f.name for f in findings}:
-            columns = [c for c, a in enumerate(labels) if a.finding == kind and getattr(a, attribute)]
+            columns = [
+                c for c, a in enumerate(labels) if a.finding == kind and getattr(a, attribute)
+            ]
             true = {getattr(f, attribute) for f in findings if f.name == kind}
             if len(true) == 1 and true <= {getattr(labels[c], attribute) for c in columns}:
                 best = columns[int(np.argmax(reading.logits[i, columns]))]
@@ -157,23 +206,26 @@ def _choices(reading: Reading, attribute: str) -> np.ndarray:
 
 
 def side_hits(reading: Reading) -> np.ndarray:
-    """(N, 2): hits and tries of each study. A try is a finding on exactly one side; it is a hit if the judge believes
-    that side more than the other. Chance is a half."""
+    """(N, 2): hits and tries of each study. A try is a finding on exactly one side; it is a hit if
+    the judge believes that side more than the other. Chance is a half."""
     return _choices(reading, "side")
 
 
 def lobe_hits(reading: Reading) -> np.ndarray:
-    """As `side_hits`, for findings in exactly one lobe: is it the lobe that the judge believes most? A guess without
-    the image reaches the share of the commonest lobe."""
+    """As `side_hits`, for findings in exactly one lobe: is it the lobe that the judge believes
+    most? A guess without the image reaches the share of the commonest lobe."""
     return _choices(reading, "location")
 
 
 def _share(hits: np.ndarray) -> Callable[[np.ndarray], float]:
-    return lambda i: float(hits[i, 0].sum() / hits[i, 1].sum()) if hits[i, 1].sum() else float("nan")
+    return lambda i: (
+        float(hits[i, 0].sum() / hits[i, 1].sum()) if hits[i, 1].sum() else float("nan")
+    )
 
 
 def finding_scores(reading: Reading, *, draws: int = 300) -> dict[str, Scored]:
-    """AUC, balanced accuracy, side and lobe accuracy; those that cannot be had from so few studies are left out."""
+    """AUC, balanced accuracy, side and lobe accuracy; those that cannot be had from so few studies
+    are left out."""
     n = len(reading.logits)
     scores: dict[str, Callable[[np.ndarray], float]] = {
         AUC: lambda i: macro_auc(reading, i),
@@ -187,8 +239,10 @@ def finding_scores(reading: Reading, *, draws: int = 300) -> dict[str, Scored]:
 
 
 def kappa(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cohen's kappa (1960) of yes-or-no answers (N, ...), for each column: agreement beyond that of independent
-    answers; NaN where both always say the same one thing. Equals torchmetrics' ``binary_cohen_kappa``."""
+    """Cohen's kappa (1960) of yes-or-no answers (N, ...), for each column: agreement beyond that of
+    independent answers; NaN where both always say the same one thing. Equals torchmetrics'
+    ``binary_cohen_kappa``.
+    """
     p, q = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     chance = p.mean(0) * q.mean(0) + (1 - p.mean(0)) * (1 - q.mean(0))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -196,12 +250,15 @@ def kappa(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def agreement(a: Reading, b: Reading, *, draws: int = 300) -> dict[str, Scored]:
-    """Do two streams of the same studies show the same findings, whatever is true? Row i of both is one study.
+    """Do two streams of the same studies show the same findings, whatever is true? Row i of both is
+    one study.
 
     Returns:
-        ``"agreement: correlation"``: Pearson's r of the two judges' logits over studies, mean over findings;
-        ``"agreement: kappa"``: `kappa` of their thresholded answers, mean over findings. Both are 1 at best and 0 for
-        streams that have nothing to do with each other. Findings that one of the judges never sees are left out.
+        ``"agreement: correlation"``: Pearson's r of the two judges' logits over studies, mean over
+            findings;
+        ``"agreement: kappa"``: `kappa` of their thresholded answers, mean over findings. Both are 1
+        at best and 0 for streams that have nothing to do with each other. Findings that one of the
+        judges never sees are left out.
     """
     presence = slice(0, len(findings_of(a.judge.region)))
     x, y, says_x, says_y = (v[:, presence] for v in (a.logits, b.logits, a.said, b.said))
@@ -219,7 +276,7 @@ def agreement(a: Reading, b: Reading, *, draws: int = 300) -> dict[str, Scored]:
     return {m: s for m, s in scored.items() if np.isfinite(s[0])}
 
 
-# ------------------------------------------------------------------------------------------ distribution
+# ---- distribution
 
 
 class _Given(nn.Identity):
@@ -233,7 +290,8 @@ class _Given(nn.Identity):
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
     """Fréchet distance (squared, as usual) of the Gaussians fitted to features (N, D) and (M, D).
 
-    Heusel et al. 2017, by torchmetrics. It is biased upward at small N, so both sides of a comparison need one N.
+    Heusel et al. 2017, by torchmetrics. It is biased upward at small N, so both sides of a
+    comparison need one N.
     """
     metric = FrechetInceptionDistance(feature=_Given(a.shape[1]))
     metric.update(torch.from_numpy(np.asarray(a, dtype=float)), real=True)
@@ -242,34 +300,49 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def kid(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared maximum mean discrepancy with the kernel (x·y / D + 1)^3 of features (N, D) and (N, D), unbiased: 0 on
-    average for sets of one distribution, so it may be slightly negative. Bińkowski et al. 2018, by torchmetrics."""
+    """Squared maximum mean discrepancy with the kernel (x·y / D + 1)^3 of features (N, D) and (N,
+    D), unbiased: 0 on average for sets of one distribution, so it may be slightly negative.
+        Bińkowski et al. 2018, by torchmetrics.
+    """
     if len(a) != len(b):
         raise ValueError(f"the kernel distance needs sets of one size, got {len(a)} and {len(b)}")
-    return float(poly_mmd(torch.from_numpy(np.asarray(a, dtype=float)), torch.from_numpy(np.asarray(b, dtype=float))))
+    return float(
+        poly_mmd(
+            torch.from_numpy(np.asarray(a, dtype=float)),
+            torch.from_numpy(np.asarray(b, dtype=float)),
+        )
+    )
 
 
 def diversity(features: np.ndarray, real: np.ndarray, *, draws: int = 300) -> Scored:
-    """Mean distance between two images of a set, relative to that of the real images of the same studies."""
+    """Mean distance between two images of a set, relative to that of the real images of the same
+    studies."""
 
     def distances(x: np.ndarray) -> np.ndarray:
         return torch.cdist(torch.from_numpy(x), torch.from_numpy(x)).numpy()
 
     ours, theirs = distances(features), distances(real)
-    return over_studies(lambda i: float(ours[np.ix_(i, i)].sum() / theirs[np.ix_(i, i)].sum()), len(ours), draws=draws)
+    return over_studies(
+        lambda i: float(ours[np.ix_(i, i)].sum() / theirs[np.ix_(i, i)].sum()),
+        len(ours),
+        draws=draws,
+    )
 
 
-def distribution_scores(features: np.ndarray, reference: np.ndarray, real: np.ndarray, *, draws: int = 100
-                        ) -> dict[str, Scored]:  # fmt: skip
+def distribution_scores(
+    features: np.ndarray, reference: np.ndarray, real: np.ndarray, *, draws: int = 100
+) -> dict[str, Scored]:
     """Fréchet and kernel distance to ``reference``, and diversity.
 
     Args:
         features: (N, D) of the images to score.
-        reference: features of *other* real studies; the distance of ``real`` to them at the same N is the floor.
+        reference: features of *other* real studies; the distance of ``real`` to them at the same N
+            is the floor.
         real: features of the real images of the same N studies.
 
     Returns:
-        nothing of what needs more studies than there are: with N of D or fewer a covariance matrix is singular.
+        nothing of what needs more studies than there are: with N of D or fewer a covariance matrix
+            is singular.
     """
     if min(len(features), len(reference)) <= features.shape[1]:
         return {}
@@ -281,22 +354,28 @@ def distribution_scores(features: np.ndarray, reference: np.ndarray, real: np.nd
 
 
 def nearest_distance(images: torch.Tensor, pool: torch.Tensor, side: int = 32) -> np.ndarray:
-    """Root mean square difference of each image to the most similar one of a pool, both at ``side`` pixels: (N,).
+    """Root mean square difference of each image to the most similar one of a pool, both at ``side``
+    pixels: (N,).
 
-    In image units (the range is 2). 0 is a copy. Read it against held-out real images: generated ones that are nearer
-    to the training images than those are either copied or blurry.
+    In image units (the range is 2). 0 is a copy. Read it against held-out real images: generated
+    ones that are nearer to the training images than those are either copied or blurry.
     """
-    a, b = (torch.nn.functional.adaptive_avg_pool2d(x.float().cpu(), side).flatten(1) for x in (images, pool))
+    a, b = (
+        torch.nn.functional.adaptive_avg_pool2d(x.float().cpu(), side).flatten(1)
+        for x in (images, pool)
+    )
     return (torch.cdist(a, b).amin(1) / side).double().numpy()
 
 
-# -------------------------------------------------------------------------------------------------- rows
+# ---- rows
 
 
 def rows_of(task: str, who: str, scores: Mapping[str, Scored], n: int, note: str = "") -> list[Row]:
     """Scores of one predictor as rows."""
-    return [Row(task, m, who, round(v, 4), round(low, 4), round(high, 4), n, note)
-            for m, (v, low, high) in scores.items()]  # fmt: skip
+    return [
+        Row(task, m, who, round(v, 4), round(low, 4), round(high, 4), n, note)
+        for m, (v, low, high) in scores.items()
+    ]
 
 
 def judged_rows(
@@ -312,9 +391,9 @@ def judged_rows(
     """Every score of every predictor of one stream.
 
     Args:
-        predictors: who -> images (N, 1, H, W) of the N studies, among them `REAL`. Controls get no distance to real
-            images (they are the model's own images, for others), and a model's further settings
-            (``"model, guidance 4"``) get AUC and Fréchet distance only.
+        predictors: who -> images (N, 1, H, W) of the N studies, among them `REAL`. Controls get no
+            distance to real images (they are the model's own images, for others), and a model's
+            further settings (``"model, guidance 4"``) get AUC and Fréchet distance only.
         findings: of the N studies.
         reference: features of other real studies, at best N of them.
 
@@ -326,7 +405,9 @@ def judged_rows(
     for who, reading in readings.items():
         scores = finding_scores(reading, draws=draws)
         if not who.startswith("control: "):
-            scores |= distribution_scores(reading.features, reference, readings[REAL].features, draws=draws // 3)
+            scores |= distribution_scores(
+                reading.features, reference, readings[REAL].features, draws=draws // 3
+            )
         if who.startswith("model, "):
             scores = {m: s for m, s in scores.items() if m in (AUC, FRECHET)}
         rows += rows_of(task, who, scores, len(findings), (notes or {}).get(who, ""))
@@ -334,11 +415,17 @@ def judged_rows(
 
 
 def chance_check(task: str, readings: Mapping[str, Reading], control: str) -> Check:
-    """A control's AUC is at chance: within 0.1 of a half, or a half inside its interval where studies are few."""
-    value, low, high = over_studies(lambda i: macro_auc(readings[control], i), len(readings[control].logits))
+    """A control's AUC is at chance: within 0.1 of a half, or a half inside its interval where
+    studies are few."""
+    value, low, high = over_studies(
+        lambda i: macro_auc(readings[control], i), len(readings[control].logits)
+    )
     passed = not np.isfinite(value) or abs(value - 0.5) <= 0.1 or low <= 0.5 <= high
-    return Check(f"{task}: {control.removeprefix('control: ')} gives chance", passed,
-                 f"{AUC} {value:.3f} [{low:.3f}, {high:.3f}]")  # fmt: skip
+    return Check(
+        f"{task}: {control.removeprefix('control: ')} gives chance",
+        passed,
+        f"{AUC} {value:.3f} [{low:.3f}, {high:.3f}]",
+    )
 
 
 def judge_check(task: str, readings: Mapping[str, Reading]) -> Check:
@@ -346,17 +433,25 @@ def judge_check(task: str, readings: Mapping[str, Reading]) -> Check:
     reading = readings[REAL]
     then, now = reading.judge.info.get("macro_auc"), macro_auc(reading)
     passed = then is None or not np.isfinite(now) or now >= then - 0.1
-    return Check(f"{task}: the judge fits the cohort", passed, f"{AUC} on real images {now:.3f}, when tested {then}")
+    return Check(
+        f"{task}: the judge fits the cohort",
+        passed,
+        f"{AUC} on real images {now:.3f}, when tested {then}",
+    )
 
 
 def auc_by_finding(reading: Reading) -> dict[str, float]:
     """AUC of every counted finding."""
     names = findings_of(reading.judge.region)
-    return {names[c]: round(auc(reading.logits[:, c], reading.truth[:, c]), 3) for c in reading.counted()}
+    return {
+        names[c]: round(auc(reading.logits[:, c], reading.truth[:, c]), 3)
+        for c in reading.counted()
+    }
 
 
 def auc_scorer(bench: Bench, judges: Judges) -> Callable[[str, str, torch.Tensor], Row]:
-    """A function (region, stream, images of the bench's studies in order) -> row of their macro finding AUC.
+    """A function (region, stream, images of the bench's studies in order) -> row of their macro
+    finding AUC.
 
     Raises:
         ValueError: (the function) too few studies for any AUC.
@@ -366,7 +461,10 @@ def auc_scorer(bench: Bench, judges: Judges) -> Callable[[str, str, torch.Tensor
         reading = Reading.of(judges[region, name], images, bench.data[region].findings)
         scored = over_studies(lambda i: macro_auc(reading, i), len(images))
         if not np.isfinite(scored[0]):
-            raise ValueError(f"{len(images)} {region} studies hold no finding {MIN_CASES} times: use more of them")
+            raise ValueError(
+                f"{len(images)} {region} studies hold no finding {MIN_CASES} times: use more of"
+                " them"
+            )
         return rows_of("", "", {AUC: scored}, len(images))[0]
 
     return score

@@ -1,4 +1,5 @@
-"""Image to image: MR contrasts of a brain, MR and CT of a chest, CT and X-ray; and whether guidance is used."""
+"""Image to image: MR contrasts of a brain, MR and CT of a chest, CT and X-ray; and whether guidance
+is used."""
 
 from __future__ import annotations
 
@@ -10,7 +11,12 @@ import torch
 from torch.utils.data import ConcatDataset, TensorDataset
 
 from medm2g_core.evaluation.baselines.reports import embed_images
-from medm2g_core.evaluation.baselines.translator import RegressionSettings, Translation, Translator, train_translator
+from medm2g_core.evaluation.baselines.translator import (
+    RegressionSettings,
+    Translation,
+    Translator,
+    train_translator,
+)
 from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
 from medm2g_core.evaluation.fidelity import CODEC, REAL, judged_rows
 from medm2g_core.evaluation.judges import Judges, auc
@@ -21,8 +27,19 @@ from medm2g_core.model import MedM2G
 from medm2g_core.streams import STREAMS
 from medm2g_core.training.corpus import Corpus
 
-__all__ = ["CONTROL", "GROUPS", "PIX2PIX", "REGRESSION", "TASKS", "guidance_used", "nearest_target", "own_input",
-           "pixel_rows", "retrained", "translation"]  # fmt: skip
+__all__ = [
+    "CONTROL",
+    "GROUPS",
+    "PIX2PIX",
+    "REGRESSION",
+    "TASKS",
+    "guidance_used",
+    "nearest_target",
+    "own_input",
+    "pixel_rows",
+    "retrained",
+    "translation",
+]
 
 TASKS: tuple[Translation, ...] = (
     Translation("brain", ("mri_t1", "mri_t2"), "mri_flair"),
@@ -50,11 +67,16 @@ def nearest_target(
     """The target of the training study whose given streams are nearest by aligned embedding.
 
     Args:
-        given: stream -> images (N, 1, H, W).  corpora: training studies that have all these streams and the target.
+        given: stream -> images (N, 1, H, W).  corpora: training studies that have all these streams
+            and the target.
     """
     query = torch.cat([embed_images(model, n, x) for n, x in given.items()], 1)
-    gallery = torch.cat([torch.cat([embed_images(model, n, c.images[n]) for n in given], 1) for c in corpora])
-    pool: ConcatDataset[Any] = ConcatDataset([TensorDataset(c.images[target]) for c in corpora])  # no copy of them all
+    gallery = torch.cat(
+        [torch.cat([embed_images(model, n, c.images[n]) for n in given], 1) for c in corpora]
+    )
+    pool: ConcatDataset[Any] = ConcatDataset(
+        [TensorDataset(c.images[target]) for c in corpora]
+    )  # no copy of them all
     return torch.stack([pool[i][0] for i in (query @ gallery.T).argmax(1).tolist()]).float()
 
 
@@ -71,21 +93,27 @@ def translation(
     tasks: Sequence[Translation] = TASKS,
     pix2pix: bool = True,
 ) -> Piece:
-    """PSNR, SSIM, MAE in HU, lesion Dice, and what an independent judge sees, for every translation.
+    """PSNR, SSIM, MAE in HU, lesion Dice, and what an independent judge sees, for every
+    translation.
 
-    A drawn image is one possible truth; the mean of several draws estimates the conditional mean, which is what a
-    regression network predicts and what PSNR rewards. The judges' Fréchet distance rewards the opposite.
+    A drawn image is one possible truth; the mean of several draws estimates the conditional mean,
+    which is what a regression network predicts and what PSNR rewards. The judges' Fréchet distance
+    rewards the opposite.
 
     Args:
         corpora: region -> train studies of the trained baselines (`RegressionSettings`).
-        seconds: target modality -> time (`RegressionSettings`) for training its regression network: that of the flow
-            that it faces, or a share of it.
+        seconds: target modality -> time (`RegressionSettings`) for training its regression network:
+            that of the flow that it faces, or a share of it.
         critic_seconds: the same for its pix2pix network; ``seconds`` unless told.
         threads: of torch, for that training.
         means: draws of the mean.
     """
-    piece = Piece(facts={"guidance": bench.translation_guidance, "steps": bench.steps, "baselines": {}})
-    nets = _Rivals(bench, corpora, tasks, seconds, critic_seconds or seconds, threads, piece.facts["baselines"])
+    piece = Piece(
+        facts={"guidance": bench.translation_guidance, "steps": bench.steps, "baselines": {}}
+    )
+    nets = _Rivals(
+        bench, corpora, tasks, seconds, critic_seconds or seconds, threads, piece.facts["baselines"]
+    )
     for task in tasks:
         data, target = bench.data[task.region], task.target
         title = _title(task)
@@ -96,8 +124,12 @@ def translation(
         rivals = {
             "model": draws[0],
             f"model, mean of {means}": draws.mean(0),
-            "baseline: mean image": corpora[task.region].images[target].float().mean(0, keepdim=True).expand_as(truth),
-            "baseline: nearest training study": nearest_target(bench.model, given, [corpora[task.region]], target),
+            "baseline: mean image": (
+                corpora[task.region].images[target].float().mean(0, keepdim=True).expand_as(truth)
+            ),
+            "baseline: nearest training study": nearest_target(
+                bench.model, given, [corpora[task.region]], target
+            ),
         }
         for who in (REGRESSION, PIX2PIX) if pix2pix else (REGRESSION,):
             rivals[who] = nets.net(target, who).translate(given, target)
@@ -123,7 +155,8 @@ def retrained(
     renew: Sequence[tuple[str, str]],
     tasks: Sequence[Translation] = TASKS,
 ) -> Piece:
-    """`translation` again with other training times of some baselines: nothing is drawn, all other rows are kept.
+    """`translation` again with other training times of some baselines: nothing is drawn, all other
+    rows are kept.
 
     Args:
         piece: what `translation` gave for the same model, studies and settings.
@@ -144,15 +177,26 @@ def retrained(
 
 
 class _Rivals:
-    """Translators of a group of tasks each, trained when they are first asked for; ``facts`` gets how."""
+    """Translators of a group of tasks each, trained when they are first asked for; ``facts`` gets
+    how."""
 
     def __init__(
-        self, bench: Bench, corpora: Mapping[str, Corpus], tasks: Sequence[Translation], seconds: Mapping[str, float],
-        critic_seconds: Mapping[str, float], threads: int, facts: dict[str, Any],
-    ) -> None:  # fmt: skip
+        self,
+        bench: Bench,
+        corpora: Mapping[str, Corpus],
+        tasks: Sequence[Translation],
+        seconds: Mapping[str, float],
+        critic_seconds: Mapping[str, float],
+        threads: int,
+        facts: dict[str, Any],
+    ) -> None:
         self.device, self.corpora, self.tasks, self.threads, self.facts = (
-            bench.model.device, corpora, tasks, threads, facts,
-        )  # fmt: skip
+            bench.model.device,
+            corpora,
+            tasks,
+            threads,
+            facts,
+        )
         self.seconds = {REGRESSION: seconds, PIX2PIX: critic_seconds}
         self.known: dict[tuple[str, str], Translator] = {}
 
@@ -161,7 +205,10 @@ class _Rivals:
         if (modality, who) not in self.known:
             group = tuple(t for t in self.tasks if STREAMS[t.target].modality == modality)
             settings = RegressionSettings(
-                group, round(self.seconds[who][modality], 1), self.threads, adversarial=who == PIX2PIX
+                group,
+                round(self.seconds[who][modality], 1),
+                self.threads,
+                adversarial=who == PIX2PIX,
             )
             with torch.enable_grad():
                 net = train_translator(settings, self.corpora, device=self.device)
@@ -176,9 +223,13 @@ def _title(task: Translation) -> str:
 
 
 def _scores(
-    bench: Bench, judges: Judges, task: Translation, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor,
+    bench: Bench,
+    judges: Judges,
+    task: Translation,
+    rivals: Mapping[str, torch.Tensor],
+    truth: torch.Tensor,
     piece: Piece,
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """Rows of pixels, lesions and what a judge sees, of the images (N, 1, H, W) of each rival."""
     title, target, findings = _title(task), task.target, bench.data[task.region].findings
     rows = pixel_rows(title, rivals, truth, target)
@@ -187,34 +238,53 @@ def _scores(
     if (task.region, target) in judges:
         judge = judges[task.region, target]
         reference = judge.features(bench.other[task.region].stack(target)[: len(truth)])
-        judged, _ = judged_rows(title, judge, {**rivals, REAL: truth}, findings, reference, draws=100)
-        rows += [r for r in judged if "mean image" not in r.who]  # one image for all has no distribution
+        judged, _ = judged_rows(
+            title, judge, {**rivals, REAL: truth}, findings, reference, draws=100
+        )
+        rows += [
+            r for r in judged if "mean image" not in r.who
+        ]  # one image for all has no distribution
     return rows
 
 
-def pixel_rows(title: str, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor, target: str) -> list[Row]:
-    """PSNR, SSIM and (CT) MAE in HU of images (N, 1, H, W) of each rival against the one true image of each study."""
+def pixel_rows(
+    title: str, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor, target: str
+) -> list[Row]:
+    """PSNR, SSIM and (CT) MAE in HU of images (N, 1, H, W) of each rival against the one true image
+    of each study."""
     metrics = {"PSNR, dB": psnr, "SSIM": ssim} | ({"MAE, HU": ct_mae_hu} if target == "ct" else {})
     rows = []
     for metric, score in metrics.items():
         for who, x in rivals.items():
             pairs = zip(x.split(BATCH), truth.split(BATCH), strict=True)
-            rows.append(make_row(title, metric, who, torch.cat([score(a, b) for a, b in pairs]).tolist()))
+            rows.append(
+                make_row(title, metric, who, torch.cat([score(a, b) for a, b in pairs]).tolist())
+            )
     return rows
 
 
-def own_input(title: str, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor) -> tuple[Row, Check]:
-    """How much better the model is than with another patient's input (`CONTROL`), and whether it is."""
+def own_input(
+    title: str, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor
+) -> tuple[Row, Check]:
+    """How much better the model is than with another patient's input (`CONTROL`), and whether it
+    is."""
     own, moved = (psnr(rivals[who], truth) for who in ("model", CONTROL))
-    gap = make_row(title, "PSNR of its own input less another patient's, dB", "model", (own - moved).tolist())
+    gap = make_row(
+        title, "PSNR of its own input less another patient's, dB", "model", (own - moved).tolist()
+    )
     detail = f"{gap.value:.2f} dB [{gap.low:.2f}, {gap.high:.2f}]"
     return gap, Check(f"{title}: another patient's input is worse", gap.low > 0, detail)
 
 
 def _lesions(
-    piece: Piece, title: str, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor, findings: Sequence[Any]
+    piece: Piece,
+    title: str,
+    rivals: Mapping[str, torch.Tensor],
+    truth: torch.Tensor,
+    findings: Sequence[Any],
 ) -> list[Row]:
-    """Dice of bright lesions on FLAIR, in the studies whose true image shows any, and how good the threshold is."""
+    """Dice of bright lesions on FLAIR, in the studies whose true image shows any, and how good the
+    threshold is."""
     masks = lesion_mask(truth)
     has = np.array([any(f.name in LESIONS for f in fs) for fs in findings])
     area = masks.sum((1, 2, 3)).numpy()
@@ -224,7 +294,12 @@ def _lesions(
     if len(shown) < 2:
         return []
     return [
-        make_row(title, "lesion Dice (threshold)", who, dice(lesion_mask(x[shown].clamp(-1, 1)), masks[shown]).tolist())
+        make_row(
+            title,
+            "lesion Dice (threshold)",
+            who,
+            dice(lesion_mask(x[shown].clamp(-1, 1)), masks[shown]).tolist(),
+        )
         for who, x in rivals.items()
     ]
 
@@ -237,9 +312,11 @@ GUIDED: tuple[Translation, ...] = (
 
 
 def guidance_used(bench: Bench, tasks: Sequence[Translation] = GUIDED) -> Piece:
-    """Is cross-guidance what makes a translation right? The prompt is the report throughout, only the guide differs.
+    """Is cross-guidance what makes a translation right? The prompt is the report throughout, only
+    the guide differs.
 
-    Right guide, no guide, another patient's guide (against the right patient and against that other one).
+    Right guide, no guide, another patient's guide (against the right patient and against that other
+    one).
     """
     piece = Piece()
     for task in tasks:
@@ -249,13 +326,15 @@ def guidance_used(bench: Bench, tasks: Sequence[Translation] = GUIDED) -> Piece:
         given = ["text", *task.given]
         guides = " + ".join(STREAMS[g].title for g in task.given)
         title = f"guide {guides} → {STREAMS[task.target].title} ({task.region})"
-        silent = {n: 0.0 for n in task.given}                                  # guides only: the report is the prompt
+        silent = {n: 0.0 for n in task.given}  # guides only: the report is the prompt
         options: dict[str, Any] = {"guidance": bench.translation_guidance, "prompt_weights": silent}
         right = bench.draw(task.region, given, [task.target], **options)[task.target]
         wrong = bench.draw(
             task.region, given, [task.target], shift=SHIFT, given_from=task.given, **options
-        )[task.target]  # fmt: skip
-        none = bench.draw(task.region, ["text"], [task.target], guidance=bench.translation_guidance)[task.target]
+        )[task.target]
+        none = bench.draw(
+            task.region, ["text"], [task.target], guidance=bench.translation_guidance
+        )[task.target]
         scores = {
             "model": psnr(right, truth),
             "control: no guide": psnr(none, truth),
@@ -265,12 +344,20 @@ def guidance_used(bench: Bench, tasks: Sequence[Translation] = GUIDED) -> Piece:
         piece.rows += [make_row(title, "PSNR, dB", who, x.tolist()) for who, x in scores.items()]
         gain = scores["model"] - scores["control: no guide"]
         follows = make_row(
-            title, "drawn with a wrong guide: nearer to that patient, dB", "model",
+            title,
+            "drawn with a wrong guide: nearer to that patient, dB",
+            "model",
             (psnr(wrong, wrong_truth) - psnr(wrong, truth)).tolist(),
         )
-        piece.rows += [make_row(title, "right guide less none, dB", "model", gain.tolist()), follows]
+        piece.rows += [
+            make_row(title, "right guide less none, dB", "model", gain.tolist()),
+            follows,
+        ]
         piece.checks.append(
-            Check(f"{title}: a wrong guide is visibly wrong", follows.low > 0,
-                  f"{follows.value:.2f} dB nearer to it [{follows.low:.2f}, {follows.high:.2f}]")
+            Check(
+                f"{title}: a wrong guide is visibly wrong",
+                follows.low > 0,
+                f"{follows.value:.2f} dB nearer to it [{follows.low:.2f}, {follows.high:.2f}]",
+            )
         )
     return piece

@@ -1,12 +1,16 @@
 """Judges: small finding classifiers, one for each image stream, that never saw a generated image.
 
-Whether a generated X-ray shows the left effusion of its report is decided by a network that shares neither weights nor
-architecture with the model under test: a plain convolutional classifier, trained on the *real* images of the train
-split. For every finding it answers: is it there, is it on the patient's left, on the right, in this lobe? Its pooled
-activations serve as the feature space of the Fréchet and kernel distances (`medm2g_core.evaluation.fidelity`), in the
+Whether a generated X-ray shows the left effusion of its report is decided by a network that shares
+neither weights nor
+architecture with the model under test: a plain convolutional classifier, trained on the *real*
+    images of the train
+split. For every finding it answers: is it there, is it on the patient's left, on the right, in this
+lobe? Its pooled activations serve as the feature space of the Fréchet and kernel distances
+(`medm2g_core.evaluation.fidelity`), in the
 place of an Inception network: those distances are comparable within this repository only.
 
-    python -m medm2g_core.evaluation.judges            # trains what is missing in checkpoints/judges
+    python -m medm2g_core.evaluation.judges            # trains what is missing in
+    checkpoints/judges
 """
 
 from __future__ import annotations
@@ -35,9 +39,20 @@ from medm2g_core.streams import STREAMS, Finding, StreamError, check_image
 from medm2g_core.training.corpus import Corpus
 
 __all__ = [
-    "JUDGED", "SHIPPED_JUDGES", "Judge", "JudgeSettings", "Judges", "Label", "auc", "best_threshold", "label_matrix",
-    "labels_of", "load_judges", "main", "train_judge",
-]  # fmt: skip
+    "JUDGED",
+    "SHIPPED_JUDGES",
+    "Judge",
+    "JudgeSettings",
+    "Judges",
+    "Label",
+    "auc",
+    "best_threshold",
+    "label_matrix",
+    "labels_of",
+    "load_judges",
+    "main",
+    "train_judge",
+]
 
 SHIPPED_JUDGES = Path(__file__).resolve().parents[2] / "checkpoints" / "judges"
 """The judges in this repository (present in a clone; not part of an installed wheel)."""
@@ -56,7 +71,8 @@ class Label:
     """One yes-or-no question.
 
     Attributes:
-        finding: name.  side: ``"left"``, ``"right"`` of the patient, or ``""`` for any.  location: lobe, or ``""``.
+        finding: name.  side: ``"left"``, ``"right"`` of the patient, or ``""`` for any.  location:
+            lobe, or ``""``.
     """
 
     finding: str
@@ -78,8 +94,8 @@ class Label:
 
 
 def labels_of(region: str) -> tuple[Label, ...]:
-    """The questions of a region: first the presence of every finding (in the order of `findings_of`), then its sides
-    and its locations where it has any."""
+    """The questions of a region: first the presence of every finding (in the order of
+    `findings_of`), then its sides and its locations where it has any."""
     names = findings_of(region)
     sides = [Label(n, side=s) for n in names for s in ("left", "right") if s in FINDINGS[n].sides]
     lobes = [Label(n, location=p) for n in names for p in FINDINGS[n].locations if p]
@@ -92,10 +108,12 @@ def label_matrix(findings: Sequence[Sequence[Finding]], region: str) -> torch.Te
 
 
 def auc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve of scores (N,) for positives (N,): the chance that a positive scores above a negative.
+    """Area under the ROC curve of scores (N,) for positives (N,): the chance that a positive scores
+    above a negative.
 
-    By ranks (Mann and Whitney 1947), ties count half; NaN without a positive or without a negative. The same value as
-    torchmetrics' ``binary_auroc``, in a hundredth of its time, for thousands of bootstrap draws.
+    By ranks (Mann and Whitney 1947), ties count half; NaN without a positive or without a negative.
+    The same value as torchmetrics' ``binary_auroc``, in a hundredth of its time, for thousands of
+    bootstrap draws.
     """
     positive = np.asarray(positive, dtype=bool)
     score = np.asarray(score, dtype=float)
@@ -109,7 +127,8 @@ def auc(score: np.ndarray, positive: np.ndarray) -> float:
 
 
 def best_threshold(score: np.ndarray, positive: np.ndarray) -> float:
-    """Threshold of the highest balanced accuracy, half way between two scores; 0 without positives or negatives."""
+    """Threshold of the highest balanced accuracy, half way between two scores; 0 without positives
+    or negatives."""
     positive = np.asarray(positive, dtype=bool)
     if positive.all() or not positive.any():
         return 0.0
@@ -121,14 +140,15 @@ def best_threshold(score: np.ndarray, positive: np.ndarray) -> float:
     return float(edges[np.argmax(sensitivity + specificity)])
 
 
-# ------------------------------------------------------------------------------------------------- the network
+# ---- the network
 
 
 class JudgeNet(nn.Module):
     """Images (B, 1, H, W) to logits (B, L) and features (B, `FEATURES`).
 
-    Seven 3x3 convolutions after a pixel unshuffle (cheap on a CPU). Two channels of coordinates tell it where left is
-    and where a lobe lies; the maximum keeps a small nodule that an average would drown.
+    Seven 3x3 convolutions after a pixel unshuffle (cheap on a CPU). Two channels of coordinates
+    tell it where left is and where a lobe lies; the maximum keeps a small nodule that an average
+    would drown.
     """
 
     FEATURES = 64
@@ -145,7 +165,8 @@ class JudgeNet(nn.Module):
         self.coarse = nn.Sequential(*_conv(b + 2, c, 2), *_conv(c, c, 1))
         self.last = nn.Sequential(*_conv(c + 2, c, 2))
         self.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(2 * c, n_labels))
-        # Features are standardised, so that no channel rules the distances; fitted on real images of the val split.
+        # Features are standardised, so that no channel rules the distances; fitted on real images
+        # of the val split.
         self.register_buffer("feature_shift", torch.zeros(self.FEATURES))
         self.register_buffer("feature_scale", torch.ones(self.FEATURES))
         self.register_buffer("thresholds", torch.zeros(n_labels))
@@ -164,12 +185,16 @@ def _conv(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
 
 def _with_place(h: torch.Tensor) -> torch.Tensor:
     """Two more channels: row and column, -1..1."""
-    rows = torch.linspace(-1, 1, h.shape[2], device=h.device, dtype=h.dtype)[:, None].expand(h.shape[2:])
-    columns = torch.linspace(-1, 1, h.shape[3], device=h.device, dtype=h.dtype)[None].expand(h.shape[2:])
+    rows = torch.linspace(-1, 1, h.shape[2], device=h.device, dtype=h.dtype)[:, None].expand(
+        h.shape[2:]
+    )
+    columns = torch.linspace(-1, 1, h.shape[3], device=h.device, dtype=h.dtype)[None].expand(
+        h.shape[2:]
+    )
     return torch.cat([h, torch.stack([rows, columns]).expand(len(h), -1, -1, -1)], 1)
 
 
-# --------------------------------------------------------------------------------------------------- the judge
+# ---- the judge
 
 
 @dataclass
@@ -201,11 +226,15 @@ class Judge:
         """Images (N, 1, H, W) in -1..1 to logits (N, L) and features (N, D), float64."""
         if images.ndim != 4 or not len(images) or images.shape[-1] % 16 or images.shape[-2] % 16:
             raise StreamError(
-                f"judge of {self.stream}: got {tuple(images.shape)}; needed (N, 1, H, W), N from 1, sides of 16 k"
+                f"judge of {self.stream}: got {tuple(images.shape)}; needed (N, 1, H, W), N from 1,"
+                " sides of 16 k"
             )
         check_image(images, self.stream)
         device = self.net.thresholds.device
-        parts = [self.net(x.to(device, torch.float32, memory_format=torch.channels_last)) for x in images.split(batch)]
+        parts = [
+            self.net(x.to(device, torch.float32, memory_format=torch.channels_last))
+            for x in images.split(batch)
+        ]
         logits, features = (torch.cat(p).double().cpu().numpy() for p in zip(*parts, strict=True))
         return logits, features
 
@@ -229,7 +258,7 @@ Judges = Mapping[tuple[str, str], Judge]
 """(region, stream) -> judge."""
 
 
-# ----------------------------------------------------------------------------------------------------- training
+# ---- training
 
 
 @dataclass(frozen=True)
@@ -238,8 +267,9 @@ class JudgeSettings:
 
     Attributes:
         steps, batch, lr, weight_decay: AdamW with a one-cycle schedule.
-        shift, scale: largest shift (fraction of the side) and zoom of the augmentation.  gamma: deviation of the
-            exponent's logarithm.  noise: largest deviation of added noise (the range of an image is 2).
+        shift, scale: largest shift (fraction of the side) and zoom of the augmentation.  gamma:
+            deviation of the exponent's logarithm.  noise: largest deviation of added noise (the
+            range of an image is 2).
             There are no flips: left is left.
         train, held_out: studies of the train split, and of the val and of the test split.
         seed: of weights, order and augmentation; another than the model's.
@@ -261,11 +291,16 @@ class JudgeSettings:
         """Brains: half as many studies."""
         if region == "chest":
             return self
-        return JudgeSettings(**asdict(self) | {"train": self.train // 2, "held_out": self.held_out // 2})
+        return JudgeSettings(
+            **asdict(self) | {"train": self.train // 2, "held_out": self.held_out // 2}
+        )
 
 
-def augment(images: torch.Tensor, settings: JudgeSettings, generator: torch.Generator) -> torch.Tensor:
-    """Shift, zoom, gamma and noise of images (B, 1, H, W) in -1..1, each image by its own draw; never a flip."""
+def augment(
+    images: torch.Tensor, settings: JudgeSettings, generator: torch.Generator
+) -> torch.Tensor:
+    """Shift, zoom, gamma and noise of images (B, 1, H, W) in -1..1, each image by its own draw;
+    never a flip."""
     b = len(images)
 
     def uniform(width: float) -> torch.Tensor:
@@ -290,7 +325,8 @@ def train_judge(
     resolution: int = 128,
     progress: bool = True,
 ) -> Judge:
-    """Train the judge of one stream on real images of the train split, and test it on those of the test split.
+    """Train the judge of one stream on real images of the train split, and test it on those of the
+    test split.
 
     Takes three to four minutes on one core with the standard settings.
 
@@ -299,10 +335,16 @@ def train_judge(
     """
     settings = (settings or JudgeSettings()).of(region)
     if (region, stream) not in JUDGED:
-        raise StreamError(f"no studies of region {region!r} with {stream!r}; judges exist for {JUDGED}")
+        raise StreamError(
+            f"no studies of region {region!r} with {stream!r}; judges exist for {JUDGED}"
+        )
     cohorts = {
         split: VirtualCohort(split, region, n, resolution=resolution)
-        for split, n in (("train", settings.train), ("val", settings.held_out), ("test", settings.held_out))
+        for split, n in (
+            ("train", settings.train),
+            ("val", settings.held_out),
+            ("test", settings.held_out),
+        )
     }
     truth = {split: label_matrix(c.findings, region) for split, c in cohorts.items()}
     images = {split: c.stack(stream) for split, c in cohorts.items()}
@@ -314,16 +356,24 @@ def train_judge(
     net.feature_shift.copy_(torch.from_numpy(features.mean(0)))
     net.feature_scale.copy_(torch.from_numpy(scale))
     yes = truth["val"].numpy() > 0
-    net.thresholds.copy_(torch.tensor([best_threshold(logits[:, i], yes[:, i]) for i in range(yes.shape[1])]))
-    judge.info = _facts(judge, cohorts, images["test"], truth["test"].numpy(), settings, time.process_time() - began)
+    net.thresholds.copy_(
+        torch.tensor([best_threshold(logits[:, i], yes[:, i]) for i in range(yes.shape[1])])
+    )
+    judge.info = _facts(
+        judge, cohorts, images["test"], truth["test"].numpy(), settings, time.process_time() - began
+    )
     return judge
 
 
-def _fit(x: torch.Tensor, y: torch.Tensor, settings: JudgeSettings, title: str, progress: bool) -> JudgeNet:
+def _fit(
+    x: torch.Tensor, y: torch.Tensor, settings: JudgeSettings, title: str, progress: bool
+) -> JudgeNet:
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         net = JudgeNet(y.shape[1]).train()
-        optimizer = torch.optim.AdamW(net.parameters(), settings.lr, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(
+            net.parameters(), settings.lr, weight_decay=settings.weight_decay
+        )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, settings.lr, total_steps=settings.steps, pct_start=0.15
         )
@@ -347,10 +397,15 @@ def _fit(x: torch.Tensor, y: torch.Tensor, settings: JudgeSettings, title: str, 
 
 
 def _facts(
-    judge: Judge, cohorts: Mapping[str, VirtualCohort], images: torch.Tensor, truth: np.ndarray,
-    settings: JudgeSettings, seconds: float,
-) -> dict[str, Any]:  # fmt: skip
-    """What lies beside the weights: AUC of every question with at least five positives, and what it was trained on."""
+    judge: Judge,
+    cohorts: Mapping[str, VirtualCohort],
+    images: torch.Tensor,
+    truth: np.ndarray,
+    settings: JudgeSettings,
+    seconds: float,
+) -> dict[str, Any]:
+    """What lies beside the weights: AUC of every question with at least five positives, and what it
+    was trained on."""
     logits = judge.logits(images)
     scores = {
         label.text: round(auc(logits[:, i], truth[:, i]), 4)
@@ -375,7 +430,7 @@ def _fingerprint(cohort: VirtualCohort, stream: str) -> str:
     return Corpus(cohort.region, images, [[t] for t in cohort.texts]).fingerprint()
 
 
-# ------------------------------------------------------------------------------------------------------ on disk
+# ---- on disk
 
 
 def _files(folder: Path, region: str, stream: str) -> tuple[Path, Path]:
@@ -383,17 +438,24 @@ def _files(folder: Path, region: str, stream: str) -> tuple[Path, Path]:
 
 
 def save_judge(judge: Judge, folder: Path) -> list[Path]:
-    """Write ``<region>_<stream>.safetensors`` (float16) and ``.json`` (AUCs, cohort, settings), each atomically."""
+    """Write ``<region>_<stream>.safetensors`` (float16) and ``.json`` (AUCs, cohort, settings),
+    each atomically."""
     weights, facts = _files(folder, judge.region, judge.stream)
     tensors = {
         k: (v.half() if v.is_floating_point() and v.ndim > 1 else v).detach().cpu().contiguous()
         for k, v in judge.net.state_dict().items()
         if not k.endswith("num_batches_tracked")
     }
-    meta = {"format": str(FORMAT), "region": judge.region, "stream": judge.stream,
-            "labels": json.dumps([label.text for label in judge.labels])}  # fmt: skip
+    meta = {
+        "format": str(FORMAT),
+        "region": judge.region,
+        "stream": judge.stream,
+        "labels": json.dumps([label.text for label in judge.labels]),
+    }
     atomic_write(weights, lambda p: save_file(tensors, p, meta))
-    atomic_write(facts, lambda p: p.write_text(json.dumps(judge.info, indent=1) + "\n", encoding="utf-8"))
+    atomic_write(
+        facts, lambda p: p.write_text(json.dumps(judge.info, indent=1) + "\n", encoding="utf-8")
+    )
     return [weights, facts]
 
 
@@ -410,17 +472,30 @@ def load_judge(folder: Path, region: str, stream: str) -> Judge:
             meta = f.metadata() or {}
         tensors = load_file(weights)
     except Exception as error:  # safetensors raises its own Rust error type
-        raise CheckpointError(f"{weights} or its .json is damaged ({error}); copy both again, or {again}") from error
-    expected = {"format": str(FORMAT), "region": region, "stream": stream,
-                "labels": json.dumps([label.text for label in labels_of(region)])}  # fmt: skip
+        raise CheckpointError(
+            f"{weights} or its .json is damaged ({error}); copy both again, or {again}"
+        ) from error
+    expected = {
+        "format": str(FORMAT),
+        "region": region,
+        "stream": stream,
+        "labels": json.dumps([label.text for label in labels_of(region)]),
+    }
     if meta != expected:
-        raise CheckpointError(f"{weights} is a judge of another version or stream ({meta}); {again}")
+        raise CheckpointError(
+            f"{weights} is a judge of another version or stream ({meta}); {again}"
+        )
     net = JudgeNet(len(labels_of(region)))
     own = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
-    wrong = sorted(k for k in own.keys() | tensors.keys()
-                   if k not in own or k not in tensors or own[k].shape != tensors[k].shape)  # fmt: skip
+    wrong = sorted(
+        k
+        for k in own.keys() | tensors.keys()
+        if k not in own or k not in tensors or own[k].shape != tensors[k].shape
+    )
     if wrong:
-        raise CheckpointError(f"{weights} does not fit this network: {len(wrong)} tensors, first {wrong[0]}; {again}")
+        raise CheckpointError(
+            f"{weights} does not fit this network: {len(wrong)} tensors, first {wrong[0]}; {again}"
+        )
     net.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()}, strict=False)
     return Judge(region, stream, net.eval(), info)
 
@@ -428,7 +503,8 @@ def load_judge(folder: Path, region: str, stream: str) -> Judge:
 def load_judges(
     folder: str | Path | None = None, wanted: Sequence[tuple[str, str]] = JUDGED
 ) -> dict[tuple[str, str], Judge]:
-    """(region, stream) -> judge from a folder; without one, from the folder shipped in the repository.
+    """(region, stream) -> judge from a folder; without one, from the folder shipped in the
+    repository.
 
     Raises:
         CheckpointError: a judge is missing, damaged, or of another version.
@@ -449,15 +525,42 @@ def _up_to_date(folder: Path, region: str, stream: str, settings: JudgeSettings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train the judges that are missing, damaged, or trained on other images or with other settings."""
-    parser = argparse.ArgumentParser(prog="python -m medm2g_core.evaluation.judges", description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=SHIPPED_JUDGES, help="folder of the judges (default: %(default)s)")
+    """Train the judges that are missing, damaged, or trained on other images or with other
+    settings."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medm2g_core.evaluation.judges", description=main.__doc__
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=SHIPPED_JUDGES,
+        help="folder of the judges (default: %(default)s)",
+    )
     names = [f"{r}/{s}" for r, s in JUDGED]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="REGION/STREAM", help="which ones")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="REGION/STREAM",
+        help="which ones",
+    )
     parser.add_argument("--again", action="store_true", help="train also those that are up to date")
-    parser.add_argument("--steps", type=int, default=JudgeSettings.steps, help="steps of each (default: %(default)s)")
-    parser.add_argument("--train", type=int, default=JudgeSettings.train, help="chests to train on (%(default)s)")
-    parser.add_argument("--held-out", type=int, default=JudgeSettings.held_out, help="chests to test on (%(default)s)")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=JudgeSettings.steps,
+        help="steps of each (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--train", type=int, default=JudgeSettings.train, help="chests to train on (%(default)s)"
+    )
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=JudgeSettings.held_out,
+        help="chests to test on (%(default)s)",
+    )
     args = parser.parse_args(arguments)
     settings = JudgeSettings(steps=args.steps, train=args.train, held_out=args.held_out)
     for region, stream in JUDGED:
@@ -466,7 +569,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.again or not _up_to_date(args.out, region, stream, settings):
             save_judge(train_judge(stream, region, settings), args.out)
         info = load_judge(args.out, region, stream).info
-        print(f"{STREAMS[stream].title} ({region}): macro AUC {info['macro_auc']} on {info['n_test']} real test images")
+        print(
+            f"{STREAMS[stream].title} ({region}): macro AUC {info['macro_auc']} on {info['n_test']}"
+            " real test images"
+        )
     return 0
 
 

@@ -1,12 +1,15 @@
 """Lesions of a brain FLAIR picture by a threshold, the same for true and for drawn pictures.
 
-On FLAIR fluid is dark, so nothing in a healthy brain is brighter than grey matter. With the cohort's sequence and
-tissue values grey matter has 1.4 times the signal of white matter, and tumour, oedema and white-matter lesions have 1.9
-to 2.2 times: the threshold lies between, at `RATIO`. White matter's level is taken around each place, because coil
-shading alone makes 15 %. Necrotic cores are dark, so a cystic tumour gives a ring.
+On FLAIR fluid is dark, so nothing in a healthy brain is brighter than grey matter. With the
+cohort's sequence and tissue values grey matter has 1.4 times the signal of white matter, and
+tumour, oedema and white-matter lesions have 1.9
+to 2.2 times: the threshold lies between, at `RATIO`. White matter's level is taken around each
+place, because coil shading alone makes 15 %. Necrotic cores are dark, so a cystic tumour gives a
+ring.
 
-T2 has no such threshold: a mixture of fluid and cortex has the signal of a lesion (chosen on the validation split, the
-best one told studies with white-matter lesions from others with an AUC of 0.7 only, also with fluid masked by FLAIR).
+T2 has no such threshold: a mixture of fluid and cortex has the signal of a lesion (chosen on the
+validation split, the best one told studies with white-matter lesions from others with an AUC of 0.7
+only, also with fluid masked by FLAIR).
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ SEGMENTED = ("mri_flair",)
 """Streams that `lesion_mask` can read."""
 
 RATIO = 1.7
-"""A lesion is brighter than so many times the white matter around it: the geometric mean of 1.4 and 2.1."""
+"""A lesion is brighter than so many times the white matter around it: the geometric mean of 1.4 and
+2.1."""
 
 _HEAD, _NOISE = 0.1, 0.2  # of full signal: brighter than air; brighter than air, bone and fluid
 _SCALP = 1 / 16  # of the side: scalp, skull and what lies between
@@ -60,16 +64,22 @@ def _segment(signal: np.ndarray) -> np.ndarray:
     tissue = brain & (signal > _NOISE)
     if not tissue.any():
         return np.zeros_like(brain)
-    level = float(np.percentile(signal[tissue], 25))  # about half of the tissue is white, and it is the darker half
+    level = float(
+        np.percentile(signal[tissue], 25)
+    )  # about half of the tissue is white, and it is the darker half
     white = tissue & (signal > 0.75 * level) & (signal < 1.2 * level)
-    width, trust = _AROUND * side, 0.02  # a little of the whole brain's level, for places without white matter
+    width, trust = (
+        _AROUND * side,
+        0.02,
+    )  # a little of the whole brain's level, for places without white matter
     around = ndimage.gaussian_filter(np.where(white, signal, 0.0), width) + trust * level
     around /= ndimage.gaussian_filter(white.astype(float), width) + trust
     return brain & (signal > RATIO * around)
 
 
 def dice(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Dice overlap (Dice 1945) of each pair of masks (N, 1, H, W): 2 |A and B| / (|A| + |B|); 1 if both are empty."""
+    """Dice overlap (Dice 1945) of each pair of masks (N, 1, H, W): 2 |A and B| / (|A| + |B|); 1 if
+    both are empty."""
     a, b = a.flatten(1).bool(), b.flatten(1).bool()
     both, sizes = (a & b).sum(1), a.sum(1) + b.sum(1)
     return torch.where(sizes > 0, 2 * both / sizes.clamp(min=1), 1.0).float()

@@ -1,8 +1,8 @@
 """Report generation from a chest image, and the text codec that bounds it.
 
-The finding scores lead: strict F1 (finding, side, lobe and size class all right) and presence F1. Word overlap stands
-beside the score of a text that says exactly the true findings in other words, which is as high as it can be expected
-to get.
+The finding scores lead: strict F1 (finding, side, lobe and size class all right) and presence F1.
+Word overlap stands beside the score of a text that says exactly the true findings in other words,
+which is as high as it can be expected to get.
 """
 
 from __future__ import annotations
@@ -44,9 +44,15 @@ from medm2g_core.streams import STREAMS
 from medm2g_core.training.corpus import Corpus
 
 __all__ = [
-    "DRAWS", "GRID", "best_half", "consensus", "report_generation", "reworded", "text_codec_section",
+    "DRAWS",
+    "GRID",
+    "best_half",
+    "consensus",
+    "report_generation",
+    "reworded",
+    "text_codec_section",
     "tune",
-]  # fmt: skip
+]
 
 REGION = "chest"
 DRAWS = 5
@@ -60,7 +66,9 @@ MANY = 16
 
 LOW_NOISE = 0.6
 GUIDANCE = (1.0, 2.0, 4.0, 6.0, 8.0)
-GRID: tuple[tuple[float, float], ...] = tuple((g, noise) for noise in (1.0, LOW_NOISE) for g in GUIDANCE)
+GRID: tuple[tuple[float, float], ...] = tuple(
+    (g, noise) for noise in (1.0, LOW_NOISE) for g in GUIDANCE
+)
 """(guidance scale, noise scale) of the cells that `tune` tries."""
 
 _DECODER_NAMES = {
@@ -80,15 +88,20 @@ def tune(
         given: image stream.  grid: (guidance scale, noise scale) of each cell.
 
     Returns:
-        noise scale -> guidance scale with the highest mean of strict and presence F1 of a single draw, and all cells.
+        noise scale -> guidance scale with the highest mean of strict and presence F1 of a single
+        draw, and all cells.
     """
     data = bench.other[REGION]
     truth = Truth(REGION, data.texts, data.findings)
     cells = []
     for guidance, noise in grid:
-        texts = bench.draw(REGION, [given], ["text"], guidance=guidance, noise_scale=noise, split="val")["text"]
+        texts = bench.draw(
+            REGION, [given], ["text"], guidance=guidance, noise_scale=noise, split="val"
+        )["text"]
         scores = finding_summary(texts, truth)
-        cells.append({"guidance": guidance, "noise": noise} | {k: round(v, 4) for k, v in scores.items()})
+        cells.append(
+            {"guidance": guidance, "noise": noise} | {k: round(v, 4) for k, v in scores.items()}
+        )
     best = {}
     for noise in dict.fromkeys(c["noise"] for c in cells):
         own = [c for c in cells if c["noise"] == noise]
@@ -112,15 +125,17 @@ def best_half(draws: Sequence[Sequence[str]], likeness: torch.Tensor, region: st
         draws: one list of N reports a draw.
         likeness: (draws, N).
     """
-    half = likeness.topk((len(draws) + 1) // 2, dim=0).indices.tolist()        # (half, N): which draws
+    half = likeness.topk((len(draws) + 1) // 2, dim=0).indices.tolist()  # (half, N): which draws
     return consensus([[draws[d][i] for i, d in enumerate(row)] for row in half], region)
 
 
 def reworded(truth: Truth, seed: int = 0) -> list[str]:
     """Every real report written again from the true findings, age and sex, in other words."""
     rngs = np.random.default_rng([seed, 1]).spawn(len(truth))
-    return [write_report(f, truth.region, s.age, s.sex, rng)
-            for f, s, rng in zip(truth.findings, truth.labels, rngs, strict=True)]  # fmt: skip
+    return [
+        write_report(f, truth.region, s.age, s.sex, rng)
+        for f, s, rng in zip(truth.findings, truth.labels, rngs, strict=True)
+    ]
 
 
 def report_generation(
@@ -137,20 +152,23 @@ def report_generation(
 ) -> Piece:
     """All scores of reports generated from one image, with baselines, control and ceilings.
 
-    The settings of the sampler are chosen on the validation split (`tune`); the test split is scored once.
+    The settings of the sampler are chosen on the validation split (`tune`); the test split is
+    scored once.
 
     Args:
         given: image stream.
         decoder_seconds: time for training the autoregressive decoder: that of the text flow.
         train: training studies of the baselines: those that the model had.
-        decoders: encoders of the decoder baselines, see `medm2g_core.evaluation.baselines.report_decoder`.
+        decoders: encoders of the decoder baselines, see
+            `medm2g_core.evaluation.baselines.report_decoder`.
         threads, cache: see `train_decoder`.
-        known: what this function gave for the same model, studies and settings with another ``decoder_seconds``: then
-            only the decoders are trained and scored, and nothing is drawn.
+        known: what this function gave for the same model, studies and settings with another
+            ``decoder_seconds``: then only the decoders are trained and scored, and nothing is
+                drawn.
 
     Returns:
-        Rows of every metric of `report_rows`, and the check that another patient's image scores no better than the
-        report of a random patient.
+        Rows of every metric of `report_rows`, and the check that another patient's image scores no
+        better than the report of a random patient.
     """
     data = bench.data[REGION]
     truth = Truth(REGION, data.texts, data.findings)
@@ -165,8 +183,15 @@ def report_generation(
 
     def drawn(draw: int = 0, shift: int = 0, noise: float = 1.0, best_of: int = 1) -> list[str]:
         return bench.draw(
-            REGION, [given], ["text"], draw=draw, shift=shift, guidance=best[noise], noise_scale=noise, best_of=best_of
-        )["text"]  # fmt: skip
+            REGION,
+            [given],
+            ["text"],
+            draw=draw,
+            shift=shift,
+            guidance=best[noise],
+            noise_scale=noise,
+            best_of=best_of,
+        )["text"]
 
     images = data.stack(given)
     query = embed_images(bench.model, given, images)
@@ -183,7 +208,9 @@ def report_generation(
         f"model, consensus of {DRAWS}": consensus([drawn(d) for d in range(DRAWS)], REGION),
         f"model, consensus of {DRAWS}, noise x {LOW_NOISE}": consensus(many[:DRAWS], REGION),
         f"model, best of {BEST_OF} by the aligned encoders": drawn(best_of=BEST_OF),
-        f"model, consensus of the better half of {MANY}, noise x {LOW_NOISE}": best_half(many, alike, REGION),
+        f"model, consensus of the better half of {MANY}, noise x {LOW_NOISE}": best_half(
+            many, alike, REGION
+        ),
         "control: another patient's image": drawn(shift=SHIFT),
         "baseline: constant normal report": constant_reports(REGION, n, seed),
         "baseline: random report": random_reports(corpus, n, seed),
@@ -192,14 +219,20 @@ def report_generation(
         "baseline: nearest report by embedding": report_retrieval(query, read, corpus),
     }
     facts: dict[str, Any] = {
-        "tokenization": tokenization(), "training studies": len(corpus), "validation studies": len(bench.other[REGION]),
-        "guidance chosen for each noise scale": {str(k): v for k, v in best.items()}, "grid on validation": cells,
-        "steps": bench.steps, "decoders": infos,
-    }  # fmt: skip
+        "tokenization": tokenization(),
+        "training studies": len(corpus),
+        "validation studies": len(bench.other[REGION]),
+        "guidance chosen for each noise scale": {str(k): v for k, v in best.items()},
+        "grid on validation": cells,
+        "steps": bench.steps,
+        "decoders": infos,
+    }
     rivals |= written
     rivals["ceiling: text codec"] = codec
     rivals["ceiling: true findings in other words"] = reworded(truth, seed)
-    facts["distinct reports"] = {"real": len(set(truth.texts))} | {who: len(set(t)) for who, t in rivals.items()}
+    facts["distinct reports"] = {"real": len(set(truth.texts))} | {
+        who: len(set(t)) for who, t in rivals.items()
+    }
     trained_on = {t for reports in corpus.reports for t in reports}
     facts["test reports that a training study has too"] = sum(t in trained_on for t in truth.texts)
     rows = report_rows(task, rivals, truth)
@@ -214,32 +247,48 @@ def _redecoded(
     """A piece with the rows of newly trained decoders in the place of the old ones."""
     fresh = {(r.metric, r.who): r for r in rows}
     out = Piece.from_dict(piece.to_dict())
-    # A metric that cannot be computed here (METEOR needs Java) must not stand there with another decoder's value.
-    out.rows = [fresh.get((r.metric, r.who), r) for r in out.rows if r.who not in written or (r.metric, r.who) in fresh]
+    # A metric that cannot be computed here (METEOR needs Java) must not stand there with another
+    # decoder's value.
+    out.rows = [
+        fresh.get((r.metric, r.who), r)
+        for r in out.rows
+        if r.who not in written or (r.metric, r.who) in fresh
+    ]
     out.facts["decoders"] = infos
     out.facts["distinct reports"] |= {who: len(set(texts)) for who, texts in written.items()}
     return out
 
 
 def _decoded(
-    bench: Bench, given: str, corpus: Corpus, decoders: Sequence[Encoder], seconds: float, threads: int,
-    cache: Path | None, seed: int,
-) -> tuple[dict[str, list[str]], list[dict[str, Any]]]:  # fmt: skip
+    bench: Bench,
+    given: str,
+    corpus: Corpus,
+    decoders: Sequence[Encoder],
+    seconds: float,
+    threads: int,
+    cache: Path | None,
+    seed: int,
+) -> tuple[dict[str, list[str]], list[dict[str, Any]]]:
     """Who -> the reports of trained decoders on the test studies, and how each was trained."""
     images = bench.data[REGION].stack(given)
     written: dict[str, list[str]] = {}
     infos = []
     for encoder in decoders:
         settings = DecoderSettings(stream=given, seconds=seconds, encoder=encoder, seed=seed)
-        decoder = train_decoder(bench.model, corpus, settings, threads=threads, cache=cache, device=bench.model.device)
+        decoder = train_decoder(
+            bench.model, corpus, settings, threads=threads, cache=cache, device=bench.model.device
+        )
         infos.append(decoder.info)
         written[f"baseline: {_DECODER_NAMES[encoder]}, greedy"] = decoder.write(images)
-        written[f"baseline: {_DECODER_NAMES[encoder]}, sampled"] = decoder.write(images, sample=True, seed=seed)
+        written[f"baseline: {_DECODER_NAMES[encoder]}, sampled"] = decoder.write(
+            images, sample=True, seed=seed
+        )
     return written, infos
 
 
 def _falls_to_chance(rows: Sequence[Row], task: str) -> list[Check]:
-    """Another patient's image must give no better report than a random one: their intervals overlap."""
+    """Another patient's image must give no better report than a random one: their intervals
+    overlap."""
     checks = []
     for metric in _LEADING:
         of = {r.who: r for r in rows if r.metric == metric}
@@ -248,27 +297,34 @@ def _falls_to_chance(rows: Sequence[Row], task: str) -> list[Check]:
             Check(
                 f"{task}: with another patient's image {metric} is that of a random report",
                 control.low <= chance.high,
-                f"{control.value:.3f} [{control.low:.3f}, {control.high:.3f}] against {chance.value:.3f} "
-                f"[{chance.low:.3f}, {chance.high:.3f}]; with the right image {of['model'].value:.3f}",
+                f"{control.value:.3f} [{control.low:.3f}, {control.high:.3f}] against"
+                f" {chance.value:.3f} [{chance.low:.3f}, {chance.high:.3f}]; with the right image"
+                f" {of['model'].value:.3f}",
             )
         )
     return checks
 
 
-# ------------------------------------------------------------------------------------------------------ text codec
+# ---- text codec
 
 _CODEC_METRICS = (
-    "exact match, share", "BLEU-4, corpus", "finding F1, strict", "finding F1, presence", "age right, share",
+    "exact match, share",
+    "BLEU-4, corpus",
+    "finding F1, strict",
+    "finding F1, presence",
+    "age right, share",
     "sex right, share",
-)  # fmt: skip
+)
 
 
 def text_codec_section(bench: Bench, *, iu_reports: int = 128, seed: int = 0) -> Piece:
-    """Round trip of held-out reports through the text codec, and of real ones that it was never trained for.
+    """Round trip of held-out reports through the text codec, and of real ones that it was never
+    trained for.
 
     Args:
-        iu_reports: real IU findings to try; 0 for none. They are read from the pinned archive at run time, and no text
-            of theirs is kept. Where it cannot be had, ``facts`` says so and the rows are left out.
+        iu_reports: real IU findings to try; 0 for none. They are read from the pinned archive at
+            run time, and no text of theirs is kept. Where it cannot be had, ``facts`` says so and
+            the rows are left out.
     """
     piece = Piece(facts={"tokenization": tokenization()})
     for region, data in bench.data.items():
@@ -290,7 +346,8 @@ def text_codec_section(bench: Bench, *, iu_reports: int = 128, seed: int = 0) ->
             Check(
                 f"{task}: another patient's round trip is as far off as a random report",
                 control.low <= chance.high and control.high < max(model.low, chance.high),
-                f"BLEU-4 {control.value:.3f} against {chance.value:.3f} (random) and {model.value:.3f} (own)",
+                f"BLEU-4 {control.value:.3f} against {chance.value:.3f} (random) and"
+                f" {model.value:.3f} (own)",
             )
         )
     if iu_reports:
@@ -303,13 +360,19 @@ def _real_reports(bench: Bench, piece: Piece, n: int, seed: int) -> None:
     try:
         texts = [clean_text(r.findings) for r in load_iu_reports(progress=False) if r.findings]
     except DataUnavailableError:
-        piece.facts[name] = "left out: the archive cannot be had here; run `medm2g prepare` with a network"
+        piece.facts[name] = (
+            "left out: the archive cannot be had here; run `medm2g prepare` with a network"
+        )
         return
     longest = bench.model.profile.text_codec.max_length
     lengths = encode_texts(bench.model.tokenizer, texts, 2**31)[1].sum(1)
     fits = torch.nonzero(lengths <= longest).flatten().numpy()
-    piece.facts[name] = {"reports with findings": len(texts), "that fit": len(fits), "longest, tokens": longest,
-                         "median tokens": int(lengths.median())}  # fmt: skip
+    piece.facts[name] = {
+        "reports with findings": len(texts),
+        "that fit": len(fits),
+        "longest, tokens": longest,
+        "median tokens": int(lengths.median()),
+    }
     if not len(fits):
         return
     chosen = np.random.default_rng(seed).permutation(fits)[:n]
@@ -322,6 +385,16 @@ def _real_reports(bench: Bench, piece: Piece, n: int, seed: int) -> None:
     # Nobody knows what is true of these patients: word scores only.
     truth = Truth("chest", real, [()] * len(real))
     rivals = {"model": back, "control: another patient's round trip": back[SHIFT:] + back[:SHIFT]}
-    notes = {"model": f"no bar: texts of another kind than the codec was trained on; {len(fits)} of {len(texts)} fit"}
-    piece.rows += report_rows(f"text codec: {name}", rivals, truth, notes=notes,
-                              only=("exact match, share", "BLEU-4, corpus"))  # fmt: skip
+    notes = {
+        "model": (
+            f"no bar: texts of another kind than the codec was trained on; {len(fits)} of"
+            f" {len(texts)} fit"
+        )
+    }
+    piece.rows += report_rows(
+        f"text codec: {name}",
+        rivals,
+        truth,
+        notes=notes,
+        only=("exact match, share", "BLEU-4, corpus"),
+    )

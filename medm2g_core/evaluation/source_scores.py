@@ -1,7 +1,10 @@
-"""A model on a real data set: every task that its streams allow, in the paper's metrics, beside baselines and ceilings.
+"""A model on a real data set: every task that its streams allow, in the paper's metrics, beside
+baselines and ceilings.
 
-The paper's own figures, where secondary sources quote them, stand in a column of their own. They are **not** on the
-same footing: other pictures, sizes, splits, feature networks and tokenisation; the last column says what differs.
+The paper's own figures, where secondary sources quote them, stand in a column of their own. They
+are **not** on the
+same footing: other pictures, sizes, splits, feature networks and tokenisation; the last column says
+    what differs.
 """
 
 from __future__ import annotations
@@ -17,7 +20,11 @@ from torch.nn import functional as F
 
 from medm2g_core.data.sources import SOURCES, SourceError
 from medm2g_core.evaluation.baselines.reports import embed_images, image_retrieval, random_reports
-from medm2g_core.evaluation.baselines.translator import RegressionSettings, Translation, train_translator
+from medm2g_core.evaluation.baselines.translator import (
+    RegressionSettings,
+    Translation,
+    train_translator,
+)
 from medm2g_core.evaluation.bench import BATCH, SHIFT, draw_studies
 from medm2g_core.evaluation.fidelity import CODEC, FRECHET, KID, REAL, between_sets, frechet, kid
 from medm2g_core.evaluation.image_to_image import CONTROL, nearest_target, own_input, pixel_rows
@@ -29,7 +36,15 @@ from medm2g_core.streams import STREAMS, stream
 from medm2g_core.training.corpus import Corpus
 from medm2g_core.training.data import SourceData
 
-__all__ = ["PAPER", "PaperFigure", "Task", "evaluate_source", "source_page", "source_table", "tasks_of"]
+__all__ = [
+    "PAPER",
+    "PaperFigure",
+    "Task",
+    "evaluate_source",
+    "source_page",
+    "source_table",
+    "tasks_of",
+]
 
 REGRESSION = "baseline: regression"
 NEAREST = "baseline: nearest image by embedding"
@@ -37,7 +52,9 @@ Columns = list[tuple[str, list[Any]]]
 """Heading -> the values of a few studies."""
 
 SLICES = "other slices, sizes, normalisation and split"
-FEATURES = "Inception features and n unknown; ours are those of a small classifier of virtual patients"
+FEATURES = (
+    "Inception features and n unknown; ours are those of a small classifier of virtual patients"
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +80,8 @@ class PaperFigure:
     """A figure of the paper as secondary sources quote it ([S] in the deviation ledger).
 
     Attributes:
-        source: name of the data set.  given: the streams, or ``None`` for every task with that target.
+        source: name of the data set.  given: the streams, or ``None`` for every task with that
+            target.
         metric: our metric that it stands beside.
         value: as quoted.  differs: why the two must not be compared as equals.
     """
@@ -77,17 +95,40 @@ class PaperFigure:
 
 
 PAPER: tuple[PaperFigure, ...] = (
-    PaperFigure("mimic_cxr", ("xray",), "text", "BLEU-4, corpus", "0.142", "tokenisation and section unknown"),
-    PaperFigure("iu_xray", ("xray",), "text", "BLEU-1, corpus", "0.533", "tokenisation, split and section unknown"),
+    PaperFigure(
+        "mimic_cxr",
+        ("xray",),
+        "text",
+        "BLEU-4, corpus",
+        "0.142",
+        "tokenisation and section unknown",
+    ),
+    PaperFigure(
+        "iu_xray",
+        ("xray",),
+        "text",
+        "BLEU-1, corpus",
+        "0.533",
+        "tokenisation, split and section unknown",
+    ),
     PaperFigure("mimic_cxr", ("text",), "xray", FRECHET, "FID 0.48", FEATURES),
     PaperFigure("chestxray14", ("text",), "xray", FRECHET, "FID 1.84", FEATURES),
-    PaperFigure("acdc", None, "mri_t2", FRECHET, "FID 15.89", f"{FEATURES}; what is given is unknown"),
-    PaperFigure("sliver07", None, "ct", FRECHET, "FID 6.89", f"{FEATURES}; what is given is unknown"),
+    PaperFigure(
+        "acdc", None, "mri_t2", FRECHET, "FID 15.89", f"{FEATURES}; what is given is unknown"
+    ),
+    PaperFigure(
+        "sliver07", None, "ct", FRECHET, "FID 6.89", f"{FEATURES}; what is given is unknown"
+    ),
     PaperFigure("ixi", ("mri_t2", "mri_pd"), "mri_t1", "PSNR, dB", "32.45", SLICES),
     PaperFigure("gold_atlas", ("mri_t2",), "ct", "PSNR, dB", "28.13", SLICES),
     *(
-        PaperFigure(source, None, target, metric, value, f"range over both of BraTS and IXI; {SLICES}")
-        for source, targets in (("brats2020", ("mri_t1", "mri_t2", "mri_flair")), ("ixi", ("mri_t2", "mri_pd")))
+        PaperFigure(
+            source, None, target, metric, value, f"range over both of BraTS and IXI; {SLICES}"
+        )
+        for source, targets in (
+            ("brats2020", ("mri_t1", "mri_t2", "mri_flair")),
+            ("ixi", ("mri_t2", "mri_pd")),
+        )
         for target in targets
         for metric, value in (("PSNR, dB", "29.89 to 34.81"), ("SSIM", "0.954 to 0.982"))
     ),
@@ -97,8 +138,9 @@ PAPER: tuple[PaperFigure, ...] = (
 def tasks_of(streams: Sequence[str]) -> list[Task]:
     """What can be asked of studies with these streams.
 
-    Report and image in both directions; every MR contrast from the others together; CT from each MR contrast and the
-    other way round; X-ray and CT. A lone image stream without a report is drawn from nothing.
+    Report and image in both directions; every MR contrast from the others together; CT from each MR
+    contrast and the other way round; X-ray and CT. A lone image stream without a report is drawn
+    from nothing.
     """
     images = [n for n in streams if stream(n).is_image]
     mr = tuple(n for n in images if stream(n).modality == "mri")
@@ -118,7 +160,8 @@ class _Studies:
     """Held-out studies with all streams of a task, of whichever groups have them.
 
     Attributes:
-        images: stream -> (N, 1, H, W).  texts: reports as a model can read them.  reference: reports as they are.
+        images: stream -> (N, 1, H, W).  texts: reports as a model can read them.  reference:
+            reports as they are.
     """
 
     images: Mapping[str, torch.Tensor]
@@ -172,7 +215,8 @@ def evaluate_source(
     Args:
         data: already fitted to the model (`SourceData.fit`).
         judges: whose features the Fréchet and kernel distances take.
-        seconds: modality -> CPU time for training the regression baseline of image-to-image tasks; 0 leaves it out.
+        seconds: modality -> CPU time for training the regression baseline of image-to-image tasks;
+            0 leaves it out.
         studies: at most so many a task, spread over the split.
         means: draws of the mean, for images from images.
 
@@ -183,14 +227,20 @@ def evaluate_source(
         SourceError: no study in the test split.
     """
     if not data.corpora("test"):
-        raise SourceError(f"{data.name}: no study in the test split, so there is nothing to measure on")
-    piece = Piece(facts={"source": data.facts()["source"], "tokenization": tokenization(), "baselines": {}})
+        raise SourceError(
+            f"{data.name}: no study in the test split, so there is nothing to measure on"
+        )
+    piece = Piece(
+        facts={"source": data.facts()["source"], "tokenization": tokenization(), "baselines": {}}
+    )
     tasks = list(dict.fromkeys(t for c in data.corpora("test") for t in tasks_of(c.streams)))
     examples: dict[Task, Columns] = {}
     nets = _regressions(data, tasks, seconds, threads, pipe.model.device, piece, progress)
     for task in tasks:
         held_out = _studies(data, task, "test", studies)
-        training = [c for c in data.corpora("train") if {*task.given, task.target} <= set(c.streams)]
+        training = [
+            c for c in data.corpora("train") if {*task.given, task.target} <= set(c.streams)
+        ]
         draw = partial(_draw, pipe, held_out, task, seed, steps, guidance)
         rivals: Mapping[str, Any]
         if task.target == "text":
@@ -201,13 +251,17 @@ def evaluate_source(
         else:
             rivals = {"model": draw()}
             if task.paired:
-                rivals[f"model, mean of {means}"] = torch.stack([rivals["model"], *map(draw, range(1, means))]).mean(0)
+                rivals[f"model, mean of {means}"] = torch.stack(
+                    [rivals["model"], *map(draw, range(1, means))]
+                ).mean(0)
             if task.given:
                 rivals[CONTROL] = draw(shift=True)
             rivals |= _image_rivals(pipe, task, held_out, training)
             net = nets.get(stream(task.target).modality)
             if task.paired and net is not None:
-                rivals[REGRESSION] = net.translate({g: held_out.images[g] for g in task.given}, task.target)
+                rivals[REGRESSION] = net.translate(
+                    {g: held_out.images[g] for g in task.given}, task.target
+                )
             truth = held_out.images[task.target]
             if task.paired:
                 gap, check = own_input(task.title, rivals, truth)
@@ -215,32 +269,50 @@ def evaluate_source(
                 piece.checks.append(check)
             piece.rows += _distribution_rows(task, rivals, truth, data, judges, studies)
             shown = ("model", f"model, mean of {means}", REGRESSION)
-        examples[task] = _columns(task, held_out, {who: rivals[who] for who in shown if who in rivals})
+        examples[task] = _columns(
+            task, held_out, {who: rivals[who] for who in shown if who in rivals}
+        )
     if any(t.target == "text" for t in tasks) and not any(r.metric == "METEOR" for r in piece.rows):
         piece.facts["left out"] = METEOR_MISSING
     return piece, examples
 
 
 def _draw(
-    pipe: MedM2GPipeline, held_out: _Studies, task: Task, seed: int, steps: int, guidance: float, number: int = 0,
+    pipe: MedM2GPipeline,
+    held_out: _Studies,
+    task: Task,
+    seed: int,
+    steps: int,
+    guidance: float,
+    number: int = 0,
     shift: bool = False,
-) -> Any:  # fmt: skip
-    """The target of a task for all studies; with ``shift`` each is given another study's streams."""
+) -> Any:
+    """The target of a task for all studies; with ``shift`` each is given another study's
+    streams."""
     n = len(held_out)
     by = 0 if not shift else SHIFT if n > SHIFT else 1
     return draw_studies(
-        pipe, held_out, range(n), task.given, [task.target], other=lambda _, i: (i + by) % n,
-        seed=seed + 1000003 * number, guidance_scale=guidance if "text" in (*task.given, task.target) else 1.0,
+        pipe,
+        held_out,
+        range(n),
+        task.given,
+        [task.target],
+        other=lambda _, i: (i + by) % n,
+        seed=seed + 1000003 * number,
+        guidance_scale=guidance if "text" in (*task.given, task.target) else 1.0,
         num_inference_steps=steps,
-    )[task.target]  # fmt: skip
+    )[task.target]
 
 
 def _columns(task: Task, held_out: _Studies, rivals: Mapping[str, Any], count: int = 3) -> Columns:
     """The first studies, to look at: given, truth, and what the rivals made of them."""
     values: list[tuple[str, Any]] = [
-        (f"given: {STREAMS[g].title}", held_out.texts if g == "text" else held_out.images[g]) for g in task.given
+        (f"given: {STREAMS[g].title}", held_out.texts if g == "text" else held_out.images[g])
+        for g in task.given
     ]
-    values.append(("truth", held_out.reference if task.target == "text" else held_out.images[task.target]))
+    values.append(
+        ("truth", held_out.reference if task.target == "text" else held_out.images[task.target])
+    )
     values += rivals.items()
     return [(title, [x[i] for i in range(min(count, len(held_out)))]) for title, x in values]
 
@@ -278,29 +350,52 @@ def _image_rivals(
         rivals["baseline: mean image"] = mean.expand_as(truth)
         if task.paired:
             given = {g: held_out.images[g] for g in task.given}
-            rivals["baseline: nearest training study"] = nearest_target(pipe.model, given, training, task.target)
-    back = [pipe.model.decode(task.target, pipe.model.encode(task.target, x)) for x in truth.split(BATCH)]
+            rivals["baseline: nearest training study"] = nearest_target(
+                pipe.model, given, training, task.target
+            )
+    back = [
+        pipe.model.decode(task.target, pipe.model.encode(task.target, x))
+        for x in truth.split(BATCH)
+    ]
     return rivals | {CODEC: torch.cat(back).cpu()}  # type: ignore[arg-type]
 
 
 def _judge(judges: Judges, region: str, name: str) -> Judge | None:
-    """The judge of that stream: of the region if there is one, else of another (its features are only a yardstick)."""
-    return judges.get((region, name)) or next((j for (_, s), j in judges.items() if s == name), None)
+    """The judge of that stream: of the region if there is one, else of another (its features are
+    only a yardstick)."""
+    return judges.get((region, name)) or next(
+        (j for (_, s), j in judges.items() if s == name), None
+    )
 
 
 def _distribution_rows(
-    task: Task, rivals: Mapping[str, torch.Tensor], truth: torch.Tensor, data: SourceData, judges: Judges, most: int
+    task: Task,
+    rivals: Mapping[str, torch.Tensor],
+    truth: torch.Tensor,
+    data: SourceData,
+    judges: Judges,
+    most: int,
 ) -> list[Row]:
-    """Fréchet and kernel distance to other real images, and the floor: the true images' distance to them."""
-    groups = [c for split in ("val", "train") for c in data.corpora(split) if task.target in c.images]
+    """Fréchet and kernel distance to other real images, and the floor: the true images' distance to
+    them."""
+    groups = [
+        c for split in ("val", "train") for c in data.corpora(split) if task.target in c.images
+    ]
     judge = _judge(judges, groups[0].region, task.target) if groups else None
     if judge is None:
         return []
 
     def features(x: torch.Tensor) -> Any:
-        return judge.features(F.interpolate(x.float(), size=(128, 128), mode="bilinear", antialias=True).clamp(-1, 1))
+        return judge.features(
+            F.interpolate(x.float(), size=(128, 128), mode="bilinear", antialias=True).clamp(-1, 1)
+        )
 
-    pool = torch.cat([c.images[task.target][torch.linspace(0, len(c) - 1, min(most, len(c))).long()] for c in groups])
+    pool = torch.cat(
+        [
+            c.images[task.target][torch.linspace(0, len(c) - 1, min(most, len(c))).long()]
+            for c in groups
+        ]
+    )
     n = min(len(truth), len(pool))
     if n <= judge.net.FEATURES:
         return []  # a covariance matrix of so few is singular
@@ -311,15 +406,23 @@ def _distribution_rows(
     for metric, distance in ((FRECHET, frechet), (KID, kid)):
         for who, x in own.items():
             value, low, high = between_sets(distance, features(x[:n]), reference, draws=50)
-            rows.append(Row(task.title, metric, who, round(value, 4), round(low, 4), round(high, 4), n))
+            rows.append(
+                Row(task.title, metric, who, round(value, 4), round(low, 4), round(high, 4), n)
+            )
     return rows
 
 
 def _regressions(
-    data: SourceData, tasks: Sequence[Task], seconds: Mapping[str, float], threads: int, device: torch.device,
-    piece: Piece, progress: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """Target modality -> a pixel-regression network that learnt all its tasks at once, as the flow did."""
+    data: SourceData,
+    tasks: Sequence[Task],
+    seconds: Mapping[str, float],
+    threads: int,
+    device: torch.device,
+    piece: Piece,
+    progress: bool,
+) -> dict[str, Any]:
+    """Target modality -> a pixel-regression network that learnt all its tasks at once, as the flow
+    did."""
     nets = {}
     corpora = {c.name: c for c in data.corpora("train")}
     for modality in dict.fromkeys(stream(t.target).modality for t in tasks if t.paired):
@@ -344,49 +447,72 @@ def source_page(name: str, piece: Piece) -> str:
     lines = [
         f"# {card.title}",
         "",
-        f"Measured on its test split (studies {held}) with 95 % intervals by bootstrap over studies; several of them "
-        "may be slices of one patient, so the intervals are too narrow for a claim about patients. Distances are in "
-        "the features of a small classifier of virtual patients, comparable within this repository only.",
+        (
+            f"Measured on its test split (studies {held}) with 95 % intervals by bootstrap over"
+            " studies; several of them may be slices of one patient, so the intervals are too"
+            " narrow for a claim about patients. Distances are in the features of a small"
+            " classifier of virtual patients, comparable within this repository only."
+        ),
         "",
-        *(f"{who}: {info['CPU seconds']} CPU seconds of training." for who, info in facts["baselines"].items()),
+        *(
+            f"{who}: {info['CPU seconds']} CPU seconds of training."
+            for who, info in facts["baselines"].items()
+        ),
         f"{facts['tokenization']}." if any("BLEU" in r.metric for r in piece.rows) else "",
         facts.get("left out", ""),
         "",
         source_table(name, piece.rows),
         *_unmeasured(name, piece),
-        "The paper's figures are known from secondary sources only ([S] in docs/deviations.md). They stand on other "
-        "pictures, splits and features: read them as a scale, not as a rival.",
+        (
+            "The paper's figures are known from secondary sources only ([S] in docs/deviations.md)."
+            " They stand on other pictures, splits and features: read them as a scale, not as a"
+            " rival."
+        ),
         "",
-        *(f"- {'holds' if c.passed else '**does not hold**'}: {c.name} ({c.detail})" for c in piece.checks),
+        *(
+            f"- {'holds' if c.passed else '**does not hold**'}: {c.name} ({c.detail})"
+            for c in piece.checks
+        ),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _unmeasured(name: str, piece: Piece) -> list[str]:
-    """Figures of the paper that no row stands beside, and why; an empty line at the end if there are any."""
+    """Figures of the paper that no row stands beside, and why; an empty line at the end if there
+    are any."""
     shown = {(r.task, r.metric) for r in piece.rows}
     beside = {_quoted(name, *row) for row in shown}
     left = [p for p in PAPER if p.source == name and (p.value, p.differs) not in beside]
     more = JudgeNet.FEATURES
-    why = f"distances need more than {more} held-out and {more} other studies, scores need studies with both streams"
-    lines = [f"- the paper's {p.value} ({STREAMS[p.target].title}): nothing was measured to stand beside it; {why}"
-             for p in left]  # fmt: skip
+    why = (
+        f"distances need more than {more} held-out and {more} other studies, scores need studies"
+        " with both streams"
+    )
+    lines = [
+        f"- the paper's {p.value} ({STREAMS[p.target].title}): nothing was measured to stand beside"
+        f" it; {why}"
+        for p in left
+    ]
     return [*lines, ""] if lines else []
 
 
 def source_table(name: str, rows: Sequence[Row]) -> str:
-    """Rows as Markdown, a line a task and metric: ours beside baselines and ceiling; the paper's in its own column."""
+    """Rows as Markdown, a line a task and metric: ours beside baselines and ceiling; the paper's in
+    its own column."""
     return markdown(
         rows,
         {
-            "the paper, as secondary sources quote it [S]": lambda task, metric: _quoted(name, task, metric)[0],
+            "the paper, as secondary sources quote it [S]": lambda task, metric: _quoted(
+                name, task, metric
+            )[0],
             "what differs": lambda task, metric: _quoted(name, task, metric)[1],
         },
     )
 
 
 def _quoted(name: str, title: str, metric: str) -> tuple[str, str]:
-    """The paper's figure for that task and metric, and what differs; two empty strings where none is known."""
+    """The paper's figure for that task and metric, and what differs; two empty strings where none
+    is known."""
     for p in PAPER:
         to_target = title.endswith(f"→ {STREAMS[p.target].title}")
         same = to_target if p.given is None else title == Task(p.given, p.target).title

@@ -1,4 +1,5 @@
-"""Scores as rows: what every section of the evaluation produces, how rows are shown, and how pieces are kept."""
+"""Scores as rows: what every section of the evaluation produces, how rows are shown, and how pieces
+are kept."""
 
 from __future__ import annotations
 
@@ -13,8 +14,17 @@ from medm2g_core.evaluation.metrics import bootstrap
 from medm2g_core.storage import atomic_write
 
 __all__ = [
-    "LESS_IS_BETTER", "Check", "Piece", "Row", "Shelf", "cell", "compact", "make_row", "markdown", "strongest",
-]  # fmt: skip
+    "LESS_IS_BETTER",
+    "Check",
+    "Piece",
+    "Row",
+    "Shelf",
+    "cell",
+    "compact",
+    "make_row",
+    "markdown",
+    "strongest",
+]
 
 
 @dataclass(frozen=True)
@@ -24,9 +34,12 @@ class Row:
     Attributes:
         task: what is generated from what.
         metric: the score and its unit.
-        who: ``"model"`` (perhaps ``"model, mean of 8"``), or a rival that begins with ``"baseline: "``,
-            ``"control: "`` (what must fall to chance), or ``"ceiling: "`` (codec reconstruction or real data).
-        value, low, high: mean and 95 % interval (bootstrap over studies unless ``note`` says otherwise).
+        who: ``"model"`` (perhaps ``"model, mean of 8"``), or a rival that begins with ``"baseline:
+            "``,
+            ``"control: "`` (what must fall to chance), or ``"ceiling: "`` (codec reconstruction or
+                real data).
+        value, low, high: mean and 95 % interval (bootstrap over studies unless ``note`` says
+            otherwise).
         n: held-out studies.
         note: what a reader of this one row must know; mostly empty.
     """
@@ -57,15 +70,20 @@ class Check:
 def make_row(task: str, metric: str, who: str, samples: Sequence[Any], note: str = "") -> Row:
     """A row from one number (or one `finding_counts` triple) a study; see `metrics.bootstrap`."""
     value, low, high = bootstrap(samples)
-    return Row(task, metric, who, round(value, 4), round(low, 4), round(high, 4), len(samples), note)
+    return Row(
+        task, metric, who, round(value, 4), round(low, 4), round(high, 4), len(samples), note
+    )
 
 
 def _digits(metric: str) -> int:
     return 1 if any(unit in metric for unit in ("dB", "HU", "%", "mm", "Fréchet")) else 2
 
 
-def markdown(rows: Sequence[Row], more: Mapping[str, Callable[[str, str], str]] | None = None) -> str:
-    """Rows as a Markdown table with a line a task and metric: model | baselines and controls | ceilings.
+def markdown(
+    rows: Sequence[Row], more: Mapping[str, Callable[[str, str], str]] | None = None
+) -> str:
+    """Rows as a Markdown table with a line a task and metric: model | baselines and controls |
+    ceilings.
 
     Args:
         more: headings of further columns -> from task and metric to the cell.
@@ -87,10 +105,9 @@ def markdown(rows: Sequence[Row], more: Mapping[str, Callable[[str, str], str]] 
         def cell(kinds: tuple[str, ...], group: list[Row] = group) -> str:
             return "; ".join(show(r) for r in group if r.who.startswith(kinds))
 
-        lines.append(
-            f"| {task} | {metric} | {group[0].n} | {cell(('model',))} | {cell(('baseline', 'control'))} "
-            f"| {' | '.join([cell(('ceiling',)), *(column(task, metric) for column in more.values())])} |"
-        )
+        rivals = (cell(kinds) for kinds in (("model",), ("baseline", "control"), ("ceiling",)))
+        further = (column(task, metric) for column in more.values())
+        lines.append(f"| {' | '.join([task, metric, str(group[0].n), *rivals, *further])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -98,10 +115,12 @@ LESS_IS_BETTER = ("Fréchet distance", "kernel distance", "MAE, HU")
 
 
 def strongest(rows: Sequence[Row], kind: str | tuple[str, ...]) -> Row | None:
-    """The best row of a kind among rows of one task and metric, so that nothing weaker stands for it.
+    """The best row of a kind among rows of one task and metric, so that nothing weaker stands for
+    it.
 
     Args:
-        kind: how ``who`` begins; ``"model"`` is the single draw alone, ``"model, "`` its other settings.
+        kind: how ``who`` begins; ``"model"`` is the single draw alone, ``"model, "`` its other
+            settings.
     """
     own = [r for r in rows if (r.who == kind if kind == "model" else r.who.startswith(kind))]
     best = min if own and own[0].metric in LESS_IS_BETTER else max
@@ -109,26 +128,34 @@ def strongest(rows: Sequence[Row], kind: str | tuple[str, ...]) -> Row | None:
 
 
 def cell(rows: Sequence[Row], kind: str) -> str:
-    """`strongest` with its interval, and its name where the kind does not tell it; empty if there is none."""
+    """`strongest` with its interval, and its name where the kind does not tell it; empty if there
+    is none."""
     row = strongest(rows, kind)
     if row is None:
         return ""
     digits = _digits(row.metric)
     value = f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
-    return value if kind == "model" else f"{value} {row.who.split(': ')[-1].removeprefix('model, ')}"
+    return (
+        value if kind == "model" else f"{value} {row.who.split(': ')[-1].removeprefix('model, ')}"
+    )
 
 
 def compact(rows: Sequence[Row]) -> str:
     """A line a task and metric, each rival that matters once.
 
-    The model's single draw; the best of its other settings; the `strongest` baseline and control; the ceiling: real
-    images where there are any, else the codec.
+    The model's single draw; the best of its other settings; the `strongest` baseline and control;
+    the ceiling: real images where there are any, else the codec.
     """
     table: dict[tuple[str, str], list[Row]] = {}
     for r in rows:
         table.setdefault((r.task, r.metric), []).append(r)
-    lines = ["| task | metric | n | model, one draw | its best setting | strongest baseline | control | ceiling |",
-             "|---|---|--:|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        (
+            "| task | metric | n | model, one draw | its best setting | strongest baseline |"
+            " control | ceiling |"
+        ),
+        "|---|---|--:|---|---|---|---|---|",
+    ]
     for (task, metric), group in table.items():
         ceilings = ("ceiling: real", "ceiling: codec", "ceiling: text codec", "ceiling")
         ceiling = next(filter(None, (cell(group, kind) for kind in ceilings)), "")
@@ -142,7 +169,8 @@ class Piece:
     """What one section measured.
 
     Attributes:
-        rows: the scores.  checks: what must hold.  seconds: time it took.  facts: settings and other plain values.
+        rows: the scores.  checks: what must hold.  seconds: time it took.  facts: settings and
+            other plain values.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -176,7 +204,8 @@ class Shelf:
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
     def get(self, name: str, key: str) -> Piece | None:
-        """The stored piece, or ``None`` if there is none for that key (also when the file is damaged)."""
+        """The stored piece, or ``None`` if there is none for that key (also when the file is
+        damaged)."""
         file = self.folder / f"{name}.json"
         try:
             plain = json.loads(file.read_text(encoding="utf-8"))

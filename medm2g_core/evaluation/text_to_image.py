@@ -1,4 +1,5 @@
-"""From a report to a picture: does it show what the report says, and does it look like a real one?"""
+"""From a report to a picture: does it show what the report says, and does it look like a real
+one?"""
 
 from __future__ import annotations
 
@@ -27,8 +28,11 @@ from medm2g_core.streams import STREAMS
 __all__ = ["TARGETS", "nearest_reports", "other_studies", "text_to_image"]
 
 TARGETS: tuple[tuple[str, str], ...] = (
-    ("chest", "xray"), ("chest", "ct"), ("chest", "mri_t2"), ("brain", "mri_flair"),
-)  # fmt: skip
+    ("chest", "xray"),
+    ("chest", "ct"),
+    ("chest", "mri_t2"),
+    ("brain", "mri_flair"),
+)
 """(region, stream) drawn from the report alone; text and MR never trained together."""
 
 GUIDANCES = (1.0, 4.0)
@@ -39,17 +43,22 @@ NEAREST_REPORT = "baseline: image of the nearest report"
 
 
 def other_studies(bench: Bench, region: str) -> VirtualCohort:
-    """As many real studies of the validation split as the bench has test studies: the reference of all distances.
+    """As many real studies of the validation split as the bench has test studies: the reference of
+    all distances.
 
-    Neither the model nor the test studies have to do with them, so the real test images' distance is the floor.
+    Neither the model nor the test studies have to do with them, so the real test images' distance
+    is the floor.
     """
     known = bench.other[region]
-    return VirtualCohort("val", region, len(bench.data[region]), resolution=known.resolution, persons=known.persons)
+    return VirtualCohort(
+        "val", region, len(bench.data[region]), resolution=known.resolution, persons=known.persons
+    )
 
 
 @torch.no_grad()
 def nearest_reports(model: MedM2G, reports: Sequence[str], pool: Sequence[str]) -> list[int]:
-    """For each report the index of the most similar one of a pool, by the aligned text embedding."""
+    """For each report the index of the most similar one of a pool, by the aligned text
+    embedding."""
 
     def embed(texts: Sequence[str]) -> torch.Tensor:
         parts = [list(texts[i : i + 2 * BATCH]) for i in range(0, len(texts), 2 * BATCH)]
@@ -64,15 +73,19 @@ def text_to_image(
     train_images: Mapping[str, VirtualCohort],
     targets: Sequence[tuple[str, str]] = TARGETS,
 ) -> Piece:
-    """Report to X-ray, CT, T2 (chest) and FLAIR (brain), judged by classifiers that never saw a generated image.
+    """Report to X-ray, CT, T2 (chest) and FLAIR (brain), judged by classifiers that never saw a
+    generated image.
 
-    The model at the bench's guidance, and at 1 and 4 (AUC and Fréchet distance: the first rises with guidance, the
-    second shows the price); rivals are the real training image of the most similar report, and a random one.
+    The model at the bench's guidance, and at 1 and 4 (AUC and Fréchet distance: the first rises
+    with guidance, the second shows the price); rivals are the real training image of the most
+    similar report, and a random one.
 
     Args:
         train_images: region -> studies of the train split, with their reports.
     """
-    piece = Piece(facts={"guidance": bench.guidance, "steps": bench.steps, "auc": {}, "training images": {}})
+    piece = Piece(
+        facts={"guidance": bench.guidance, "steps": bench.steps, "auc": {}, "training images": {}}
+    )
     for region, name in targets:
         data, train, judge = bench.data[region], train_images[region], judges[region, name]
         task = f"Report → {STREAMS[name].title} ({region})"
@@ -105,6 +118,8 @@ def text_to_image(
             for who in ("model", NEAREST_REPORT, CODEC, REAL)
         ]
         piece.checks += [chance_check(task, readings, CONTROL), judge_check(task, readings)]
-        piece.facts["auc"][task] = {who: auc_by_finding(readings[who]) for who in ("model", CODEC, REAL)}
+        piece.facts["auc"][task] = {
+            who: auc_by_finding(readings[who]) for who in ("model", CODEC, REAL)
+        }
         piece.facts["training images"][region] = len(train)
     return piece

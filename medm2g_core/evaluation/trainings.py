@@ -1,7 +1,8 @@
-"""The shipped weights beside less and more training of the same network: what does training alone bring?
+"""The shipped weights beside less and more training of the same network: what does training alone
+bring?
 
-``results/earlier`` holds what was measured before the last leg of the shipped training, ``results/longer`` what
-``benchmarks/gpu_training.py`` reached by going on on a GPU.
+``results/earlier`` holds what was measured before the last leg of the shipped training,
+``results/longer`` what ``benchmarks/gpu_training.py`` reached by going on on a GPU.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ class Training:
     Attributes:
         name: `EARLIER`, `SHIPPED` or `LONGER`.
         pieces: sections that were measured with its weights.
-        minutes: CPU minutes of its three rounds, summed over threads. What was trained on a GPU counts as the minutes
-            that as many studies would have taken at the speed of the training that it went on from.
+        minutes: CPU minutes of its three rounds, summed over threads. What was trained on a GPU
+            counts as the minutes that as many studies would have taken at the speed of the training
+            that it went on from.
         told: how it came about, a sentence.
     """
 
@@ -57,8 +59,8 @@ class Training:
 def load_trainings(results: Path, shipped: Path) -> list[Training]:
     """What there is of the trainings, least first; the shipped one is always there.
 
-    ``results/earlier/training.json`` also tells its ``weights``, as the ``start`` of a training that went on from them
-    does.
+    ``results/earlier/training.json`` also tells its ``weights``, as the ``start`` of a training
+    that went on from them does.
 
     Args:
         results: folder of the shipped weights' tables.
@@ -72,11 +74,14 @@ def load_trainings(results: Path, shipped: Path) -> list[Training]:
     before = results / EARLIER
     if (before / "training.json").is_file():
         less = _stages(before)
-        grown = [f"{n} {less[n]['steps']} of {stages[n]['steps']}" for n in ROUND_STAGES
-                 if less[n]["steps"] != stages[n]["steps"]]  # fmt: skip
+        grown = [
+            f"{n} {less[n]['steps']} of {stages[n]['steps']}"
+            for n in ROUND_STAGES
+            if less[n]["steps"] != stages[n]["steps"]
+        ]
         told = (
-            f"Earlier: the shipped training after its first leg ({', '.join(grown)} steps); what reads none of the "
-            "weights that moved since is the same."
+            f"Earlier: the shipped training after its first leg ({', '.join(grown)} steps); what"
+            " reads none of the weights that moved since is the same."
         )
         # A section that was not kept is one that these weights leave as it is.
         earlier = Training(EARLIER, {**own.pieces, **load_pieces(before)}, _minutes(less), told)
@@ -84,16 +89,25 @@ def load_trainings(results: Path, shipped: Path) -> list[Training]:
         if _facts(results / LONGER).get("start") == _facts(before)["weights"]:
             base, base_folder = earlier, before
     if (results / LONGER / "training.json").is_file():
-        more, sizes, base_sizes = _stages(results / LONGER), _sizes(results / LONGER), _sizes(base_folder)
+        more, sizes, base_sizes = (
+            _stages(results / LONGER),
+            _sizes(results / LONGER),
+            _sizes(base_folder),
+        )
         known = _stages(base_folder)
         minutes = sum(
-            _minutes(known, [n]) * more[n]["steps"] * sizes[n]["batch"] / known[n]["steps"] / base_sizes[n]["batch"]
+            _minutes(known, [n])
+            * more[n]["steps"]
+            * sizes[n]["batch"]
+            / known[n]["steps"]
+            / base_sizes[n]["batch"]
             for n in ROUND_STAGES
         )
         seconds = sum(more[n]["seconds"] for n in ROUND_STAGES)
         told = (
-            f"Longer: {seconds:.0f} more seconds of the three rounds on {more[ROUND_STAGES[-1]]['device']}, from the "
-            f"{base.name} weights; as many studies would take {minutes:.0f} CPU minutes at the speed of that training."
+            f"Longer: {seconds:.0f} more seconds of the three rounds on"
+            f" {more[ROUND_STAGES[-1]]['device']}, from the {base.name} weights; as many studies"
+            f" would take {minutes:.0f} CPU minutes at the speed of that training."
         )
         out.append(Training(LONGER, load_pieces(results / LONGER), base.minutes + minutes, told))
     return out
@@ -118,31 +132,43 @@ def _minutes(stages: Mapping[str, Any], names: Sequence[str] = ROUND_STAGES) -> 
 
 
 def side_by_side(trainings: Sequence[Training]) -> str:
-    """A Markdown table of single draws and best settings of each training, and sentences on what they were.
+    """A Markdown table of single draws and best settings of each training, and sentences on what
+    they were.
 
     Baselines and ceilings are those of the shipped weights' tables.
     """
     shipped = next(t for t in trainings if t.name == SHIPPED)
     heads = [f"{t.name}, {what}" for what in ("one draw", "best setting") for t in trainings]
-    lines = [f"| task | metric | n | {' | '.join(heads)} | strongest baseline | real images |",
-             f"|---|---|--:|{'---|' * (len(heads) + 2)}"]  # fmt: skip
+    lines = [
+        f"| task | metric | n | {' | '.join(heads)} | strongest baseline | real images |",
+        f"|---|---|--:|{'---|' * (len(heads) + 2)}",
+    ]
     for section, task, metric in LEADING:
         if section not in shipped.pieces:
             continue
-        of_metric = [r for r in shipped.pieces[section].rows if r.metric == metric and r.task.startswith(task)]
+        of_metric = [
+            r
+            for r in shipped.pieces[section].rows
+            if r.metric == metric and r.task.startswith(task)
+        ]
         for title in dict.fromkeys(r.task for r in of_metric):
             own = [r for r in of_metric if r.task == title]
             of_each = [_rows(t, section, title, metric) for t in trainings]
             cells = [cell(rows, kind) for kind in ("model", "model, ") for rows in of_each]
-            cells += [cell(own, "baseline"), cell(own, "ceiling: real").removesuffix(" real images")]
+            cells += [
+                cell(own, "baseline"),
+                cell(own, "ceiling: real").removesuffix(" real images"),
+            ]
             lines.append(f"| {title} | {metric} | {own[0].n} | {' | '.join(cells)} |")
     minutes = ", ".join(f"{t.name} {t.minutes:.0f}" for t in trainings)
     told = " ".join(t.told for t in trainings if t.told)
-    text = f"CPU minutes of the three rounds: {minutes}. {told} Baselines are those of the shipped weights' tables."
+    text = (
+        f"CPU minutes of the three rounds: {minutes}. {told} Baselines are those of the shipped"
+        " weights' tables."
+    )
     return "\n".join(lines) + f"\n\n{text}\n"
 
 
 def _rows(training: Training, section: str, task: str, metric: str) -> list[Row]:
     rows = training.pieces[section].rows if section in training.pieces else []
     return [r for r in rows if (r.task, r.metric) == (task, metric)]
-

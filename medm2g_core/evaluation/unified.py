@@ -1,4 +1,5 @@
-"""One sentence, several pictures, and pairs that never trained together: does everything speak of one patient?"""
+"""One sentence, several pictures, and pairs that never trained together: does everything speak of
+one patient?"""
 
 from __future__ import annotations
 
@@ -38,8 +39,11 @@ JOINT = ("xray", "ct", "mri_t2")
 """Drawn from one report."""
 
 PAIRS: tuple[tuple[str, str, str], ...] = (
-    ("ct", "xray", "text"), ("xray", "ct", "text"), ("text", "mri_t2", "ct"), ("xray", "mri_t2", "ct"),
-)  # fmt: skip
+    ("ct", "xray", "text"),
+    ("xray", "ct", "text"),
+    ("text", "mri_t2", "ct"),
+    ("xray", "mri_t2", "ct"),
+)
 """(given, wanted, third): given and wanted never trained together, third and wanted did."""
 
 CONTROL = "control: another patient's input"
@@ -50,13 +54,22 @@ ORDERS: Mapping[Order, str] = {"joint": "model", "cascade": "model, cascade"}
 def unified(bench: Bench, judges: Judges) -> Piece:
     """Pairs that never trained together, and joint generation from one report.
 
-    *Pairs*: findings and looks of the wanted stream, beside the pair that was trained to draw the same stream.
+    *Pairs*: findings and looks of the wanted stream, beside the pair that was trained to draw the
+        same stream.
 
-    *Joint*: X-ray, CT and T2 drawn from one report together (``joint``), one after another (``cascade``), or apart,
-    each from noise of its own. The report alone makes them agree; what the streams tell each other shows in draws from
-    nothing at all, where streams drawn apart have nothing in common (a control).
+    *Joint*: X-ray, CT and T2 drawn from one report together (``joint``), one after another
+    (``cascade``), or apart, each from noise of its own. The report alone makes them agree; what the
+    streams tell each other shows in draws from nothing at all, where streams drawn apart have
+    nothing in common (a control).
     """
-    piece = Piece(facts={"guidance": bench.guidance, "steps": bench.steps, "auc": {}, "relative to trained pair": {}})
+    piece = Piece(
+        facts={
+            "guidance": bench.guidance,
+            "steps": bench.steps,
+            "auc": {},
+            "relative to trained pair": {},
+        }
+    )
     for given, want, trained in PAIRS:
         _pair(bench, judges, given, want, trained, piece)
     _together(bench, judges, ["text"], JOINT, piece)
@@ -85,30 +98,44 @@ def _pair(bench: Bench, judges: Judges, given: str, want: str, trained: str, pie
         REAL: data.stack(want),
     }
     notes = {REAL: "Fréchet and kernel distance: real against other real images, the floor"}
-    rows, readings = judged_rows(task, judge, predictors, data.findings, judge.features(others), notes=notes)
+    rows, readings = judged_rows(
+        task, judge, predictors, data.findings, judge.features(others), notes=notes
+    )
     piece.rows += rows
     piece.checks += [chance_check(task, readings, CONTROL), judge_check(task, readings)]
-    piece.facts["auc"][task] = {who: auc_by_finding(readings[who]) for who in ("model", trained_pair, REAL)}
+    piece.facts["auc"][task] = {
+        who: auc_by_finding(readings[who]) for who in ("model", trained_pair, REAL)
+    }
     ratio = macro_auc(readings["model"]) / macro_auc(readings[trained_pair])
     piece.facts["relative to trained pair"][task] = round(ratio, 3) if np.isfinite(ratio) else None
 
 
-def _together(bench: Bench, judges: Judges, given: Sequence[str], streams: Sequence[str], piece: Piece) -> None:
-    """Streams of one patient drawn from a report, or from nothing: findings, agreement, matching."""
+def _together(
+    bench: Bench, judges: Judges, given: Sequence[str], streams: Sequence[str], piece: Piece
+) -> None:
+    """Streams of one patient drawn from a report, or from nothing: findings, agreement,
+    matching."""
     data, n = bench.data[REGION], len(bench.data[REGION])
     apart = "baseline: drawn apart" if given else "control: drawn apart"
-    drawn = {who: bench.draw(REGION, given, streams, order=o, guidance=bench.guidance) for o, who in ORDERS.items()}
+    drawn = {
+        who: bench.draw(REGION, given, streams, order=o, guidance=bench.guidance)
+        for o, who in ORDERS.items()
+    }
     drawn[apart] = {
-        s: bench.draw(REGION, given, [s], draw=i, guidance=bench.guidance)[s] for i, s in enumerate(streams)
+        s: bench.draw(REGION, given, [s], draw=i, guidance=bench.guidance)[s]
+        for i, s in enumerate(streams)
     }
     drawn[REAL] = {s: data.stack(s) for s in streams}
     readings = {
-        who: {s: Reading.of(judges[REGION, s], x[s], data.findings) for s in streams} for who, x in drawn.items()
+        who: {s: Reading.of(judges[REGION, s], x[s], data.findings) for s in streams}
+        for who, x in drawn.items()
     }
     task = f"{'Report' if given else 'nothing'} → {' + '.join(STREAMS[s].title for s in streams)}"
     if given:  # without a report there is nothing to be right about
         for s, who in itertools.product(streams, readings):
-            piece.rows += rows_of(f"{task}: {STREAMS[s].title}", who, finding_scores(readings[who][s]), n)
+            piece.rows += rows_of(
+                f"{task}: {STREAMS[s].title}", who, finding_scores(readings[who][s]), n
+            )
     for a, b in itertools.combinations(streams, 2):
         title = f"{task}: {STREAMS[a].title} and {STREAMS[b].title}"
         pairs = {who: (r[a], r[b]) for who, r in readings.items()}
@@ -128,18 +155,29 @@ def _moved(reading: Reading) -> Reading:
 
 def _disagree(row: Row) -> Check:
     """A control agrees no more than by chance, which is 0."""
-    return Check(f"{row.task}: {row.who.removeprefix('control: ')} does not agree", row.low <= 0 or row.value < 0.15,
-                 f"{row.metric} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]")  # fmt: skip
+    return Check(
+        f"{row.task}: {row.who.removeprefix('control: ')} does not agree",
+        row.low <= 0 or row.value < 0.15,
+        f"{row.metric} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]",
+    )
 
 
 @torch.no_grad()
 def _matching(
-    bench: Bench, task: str, names: tuple[str, str], pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    bench: Bench,
+    task: str,
+    names: tuple[str, str],
+    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
 ) -> list[Row]:
-    """Does an image find its partner of the other stream among all, by the aligned encoders of the model under test?"""
+    """Does an image find its partner of the other stream among all, by the aligned encoders of the
+    model under test?"""
     rows = []
     for who, images in pairs.items():
-        query, gallery = (embed_images(bench.model, s, x) for s, x in zip(names, images, strict=True))
+        query, gallery = (
+            embed_images(bench.model, s, x) for s, x in zip(names, images, strict=True)
+        )
         rows += [make_row(task, f"R@{k}", who, hits_at(query, gallery, k)) for k in (1, 5)]
     n = len(query)
-    return rows + [make_row(task, f"R@{k}", "baseline: chance", [min(1.0, k / n)] * n) for k in (1, 5)]
+    return rows + [
+        make_row(task, f"R@{k}", "baseline: chance", [min(1.0, k / n)] * n) for k in (1, 5)
+    ]

@@ -1,8 +1,11 @@
-"""Leave one person out: the same short training three times, each without one of the three people's chests.
+"""Leave one person out: the same short training three times, each without one of the three people's
+chests.
 
-Each study of the test split is answered twice with equal budgets: by the model that never saw its person, and by one
-that did. The difference is what the virtual cohort hides everywhere else, since its patients share three anatomies.
-Three people are few: this shows that there is a gap and about how large it is, not what it is for the next person.
+Each study of the test split is answered twice with equal budgets: by the model that never saw its
+person, and by one that did. The difference is what the virtual cohort hides everywhere else, since
+its patients share three anatomies.
+Three people are few: this shows that there is a gap and about how large it is, not what it is for
+    the next person.
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ class UnseenBudget:
 
     Attributes:
         alignment, round1, round2, round3: steps.
-        train: studies of the train split before a person's are taken out.  test: studies of the test split.
+        train: studies of the train split before a person's are taken out.  test: studies of the
+            test split.
     """
 
     alignment: int = 120
@@ -74,13 +78,15 @@ def unseen_person(
     """Train what is not in ``folder`` yet, draw, and score.
 
     Args:
-        source: folder of a trained model: its profile and its two codecs. The codecs saw all three people; alignment
-            and flows are trained anew.
-        folder: ``<person>.safetensors`` (what the model without that person drew) and work in progress.
+        source: folder of a trained model: its profile and its two codecs. The codecs saw all three
+            people; alignment and flows are trained anew.
+        folder: ``<person>.safetensors`` (what the model without that person drew) and work in
+            progress.
 
     Returns:
-        Rows of report to X-ray (finding AUC), CT to T2 (PSNR) and X-ray to report (finding F1), for `UNSEEN` and
-        `SEEN` on the same studies, with the score of real images; a check that both are above another patient's.
+        Rows of report to X-ray (finding AUC), CT to T2 (PSNR) and X-ray to report (finding F1), for
+        `UNSEEN` and `SEEN` on the same studies, with the score of real images; a check that both
+        are above another patient's.
     """
     budget = budget or UnseenBudget()
     base = MedM2G.from_pretrained(source)
@@ -105,32 +111,55 @@ def _spent(file: Path) -> dict[str, float]:
 
 
 def _answers(
-    base: MedM2G, person: str, data: VirtualCohort, index: Sequence[int], folder: Path, budget: UnseenBudget,
-    seed: int, precision: str, progress: bool,
-) -> dict[int, dict[str, Any]]:  # fmt: skip
-    """What the model without ``person`` draws for the studies ``index``; trained only if it is not on disk."""
+    base: MedM2G,
+    person: str,
+    data: VirtualCohort,
+    index: Sequence[int],
+    folder: Path,
+    budget: UnseenBudget,
+    seed: int,
+    precision: str,
+    progress: bool,
+) -> dict[int, dict[str, Any]]:
+    """What the model without ``person`` draws for the studies ``index``; trained only if it is not
+    on disk."""
     file = folder / f"{person}.safetensors"
     made_for = json.dumps({"studies": list(index), "budget": asdict(budget), "seed": seed})
     if not file.is_file():
         size = base.profile.resolution
-        cohort = VirtualCohort("train", "chest", budget.train, seed=base.profile.data.seed, resolution=size)
+        cohort = VirtualCohort(
+            "train", "chest", budget.train, seed=base.profile.data.seed, resolution=size
+        )
         corpus = corpus_of(cohort, [i for i in range(len(cohort)) if cohort[i].person != person])
-        model, spent = _train(base, corpus, folder / "work" / person, budget, seed, precision, progress)
+        model, spent = _train(
+            base, corpus, folder / "work" / person, budget, seed, precision, progress
+        )
         images, texts = _draw(model, data, index)
         meta = {"made for": made_for, "texts": json.dumps(texts), "CPU seconds": json.dumps(spent)}
         atomic_write(file, lambda p: save_file(images, p, meta))
     with safe_open(file, "pt") as f:
         meta = f.metadata()
     if meta.get("made for") != made_for:
-        raise ValueError(f"{file} was made with another budget, seed or other studies; delete it to train afresh")
+        raise ValueError(
+            f"{file} was made with another budget, seed or other studies; delete it to train afresh"
+        )
     images, texts = load_file(file), json.loads(meta["texts"])
-    return {i: {**{n: x[j] for n, x in images.items()}, "text": texts[j]} for j, i in enumerate(index)}
+    return {
+        i: {**{n: x[j] for n, x in images.items()}, "text": texts[j]} for j, i in enumerate(index)
+    }
 
 
 def _train(
-    base: MedM2G, corpus: Corpus, work: Path, budget: UnseenBudget, seed: int, precision: str, progress: bool
+    base: MedM2G,
+    corpus: Corpus,
+    work: Path,
+    budget: UnseenBudget,
+    seed: int,
+    precision: str,
+    progress: bool,
 ) -> tuple[MedM2G, dict[str, float]]:
-    """Alignment and three rounds on one corpus of chests, on the codecs of ``base``; each stage resumes.
+    """Alignment and three rounds on one corpus of chests, on the codecs of ``base``; each stage
+    resumes.
 
     Returns:
         The model, and the CPU seconds of each stage (of its last run, where it was interrupted).
@@ -150,7 +179,11 @@ def _train(
         begin = time.process_time()
         run_stage(made, config, work, seed=seed, precision=precision, progress=progress)
         spent[name] = round(time.process_time() - begin, 1)
-        tensors = {k: v.detach().clone().contiguous() for k, v in model.state_dict().items() if "lm_head" not in k}
+        tensors = {
+            k: v.detach().clone().contiguous()
+            for k, v in model.state_dict().items()
+            if "lm_head" not in k
+        }
         atomic_write(done, lambda p: save_file(tensors, p, {"CPU seconds": str(spent[name])}))
         state_file(work, name).unlink(missing_ok=True)
 
@@ -164,22 +197,31 @@ def _train(
     return model.eval(), spent
 
 
-def _draw(model: MedM2G, data: VirtualCohort, index: Sequence[int]) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _draw(
+    model: MedM2G, data: VirtualCohort, index: Sequence[int]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
     pipe = MedM2GPipeline(model)
     pipe.set_progress_bar_config(disable=True)
     out = {
-        want: draw_studies(pipe, data, index, [given], [want], guidance_scale=1.0 if given == "ct" else 2.0)[want]
+        want: draw_studies(
+            pipe, data, index, [given], [want], guidance_scale=1.0 if given == "ct" else 2.0
+        )[want]
         for given, want in DRAWN
     }
     return {n: x.contiguous() for n, x in out.items() if n != "text"}, out["text"]
 
 
 def _scores(
-    drawn: Mapping[str, Mapping[int, Mapping[str, Any]]], data: VirtualCohort, owner: np.ndarray, judges: Judges,
+    drawn: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    data: VirtualCohort,
+    owner: np.ndarray,
+    judges: Judges,
     budget: UnseenBudget,
-) -> Piece:  # fmt: skip
+) -> Piece:
     n = len(data)
-    piece = Piece(facts={"budget": asdict(budget), "studies": {p: int((owner == p).sum()) for p in PERSONS}})
+    piece = Piece(
+        facts={"budget": asdict(budget), "studies": {p: int((owner == p).sum()) for p in PERSONS}}
+    )
     judge = judges["chest", "xray"]
 
     def stack(who: str, name: str) -> torch.Tensor:
@@ -202,35 +244,48 @@ def _scores(
             own = x[torch.from_numpy(owner == person)]
             if len(own):
                 piece.rows.append(make_row(f"{title}, {person}", "PSNR, dB", who, own.tolist()))
-    piece.rows.append(make_row(title, "person seen less not seen, dB", "model", (db[SEEN] - db[UNSEEN]).tolist()))
+    piece.rows.append(
+        make_row(title, "person seen less not seen, dB", "model", (db[SEEN] - db[UNSEEN]).tolist())
+    )
 
     reports = {who: [drawn[who][i]["text"] for i in range(n)] for who in (UNSEEN, SEEN)}
     moved = reports[UNSEEN][7:] + reports[UNSEEN][:7]
     rows: list[Row] = report_rows(
-        "Chest X-ray → Report (chest)", {**reports, "control: another patient's report": moved},
-        Truth("chest", data.texts, data.findings), only=("finding F1, strict", "finding F1, presence"),
-    )  # fmt: skip
+        "Chest X-ray → Report (chest)",
+        {**reports, "control: another patient's report": moved},
+        Truth("chest", data.texts, data.findings),
+        only=("finding F1, strict", "finding F1, presence"),
+    )
     piece.rows += rows
     f1 = {r.who: r for r in rows if r.metric == "finding F1, presence"}
     control = f1["control: another patient's report"]
     piece.checks.append(
-        Check("leave one out: reports of another patient are worse than one's own", control.value < f1[SEEN].value,
-              f"presence F1 {control.value:.3f} against {f1[SEEN].value:.3f} (seen), {f1[UNSEEN].value:.3f} (unseen)")
-    )  # fmt: skip
+        Check(
+            "leave one out: reports of another patient are worse than one's own",
+            control.value < f1[SEEN].value,
+            f"presence F1 {control.value:.3f} against {f1[SEEN].value:.3f} (seen),"
+            f" {f1[UNSEEN].value:.3f} (unseen)",
+        )
+    )
     return piece
 
 
 def person_table(piece: Piece) -> str:
-    """The section as Markdown: the person left out beside the person seen, each with its 95 % interval."""
+    """The section as Markdown: the person left out beside the person seen, each with its 95 %
+    interval."""
     of: dict[tuple[str, str], dict[str, Row]] = {}
     for r in piece.rows:
         of.setdefault((r.task, r.metric), {})[r.who] = r
 
     def cell(row: Row | None, digits: int) -> str:
-        return f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]" if row else ""
+        return (
+            f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]" if row else ""
+        )
 
-    lines = ["| task | metric | n | person not in the training | person in the training | real images |",
-             "|---|---|--:|---|---|---|"]  # fmt: skip
+    lines = [
+        "| task | metric | n | person not in the training | person in the training | real images |",
+        "|---|---|--:|---|---|---|",
+    ]
     for (task, metric), rows in of.items():
         if UNSEEN in rows and SEEN in rows:
             digits = 1 if "dB" in metric else 2

@@ -1,4 +1,5 @@
-"""Environment encoders: a stream's latent, at whatever noise it has, as tokens for the other flows."""
+"""Environment encoders: a stream's latent, at whatever noise it has, as tokens for the other
+flows."""
 
 from __future__ import annotations
 
@@ -38,15 +39,18 @@ class NoiseLevel(nn.Module):
 
 
 class ImageEnvironment(nn.Module):
-    """V_m of an image modality: latent (B, C, h, w) at noise level s (B,) to grid tokens (B, g^2, E) and a map.
+    """V_m of an image modality: latent (B, C, h, w) at noise level s (B,) to grid tokens (B, g^2,
+    E) and a map.
 
-    It is told s: a noisy guide taken for a clean one misleads the other flow badly. ``pooled`` averages to one
-    token, as the public ancestors do; attention over one key is a constant, so it carries no places. The map
-    (B, `map_width`, h, w) keeps the latent's resolution for flows that draw the same places; ``None`` without
-    ``aligned_map``.
+    It is told s: a noisy guide taken for a clean one misleads the other flow badly. ``pooled``
+    averages to one token, as the public ancestors do; attention over one key is a constant, so it
+    carries no places. The map (B, `map_width`, h, w) keeps the latent's resolution for flows that
+    draw the same places; ``None`` without ``aligned_map``.
     """
 
-    def __init__(self, latent_channels: int, latent_size: int, config: FlowConfig, contrasts: int = 1) -> None:
+    def __init__(
+        self, latent_channels: int, latent_size: int, config: FlowConfig, contrasts: int = 1
+    ) -> None:
         super().__init__()
         width = config.env_width
         self.pooled = config.guidance == "pooled"
@@ -62,18 +66,22 @@ class ImageEnvironment(nn.Module):
         self.fold = latent_size // self.grid
         self.merge = nn.Conv2d(half * self.fold**2, width, 1)
         groups = config.norm_groups if width % config.norm_groups == 0 else 1
-        self.coarse = ResnetBlock2D(in_channels=width, out_channels=width, **(block | {"groups": groups}))
+        self.coarse = ResnetBlock2D(
+            in_channels=width, out_channels=width, **(block | {"groups": groups})
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(
         self, z: torch.Tensor, level: torch.Tensor, contrast: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        temb = self.level(level, contrast)                                     # (B, E)
-        fine = self.fine(self.enter(z), temb)                                  # (B, E/2, h, w)
-        h = F.pixel_unshuffle(fine, self.fold)                                 # (B, E/2 f^2, g, g)
-        h = self.coarse(self.merge(h), temb)                                   # (B, E, g, g)
-        tokens = self.norm(h.flatten(2).transpose(1, 2))                       # (B, g^2, E)
-        return tokens.mean(1, keepdim=True) if self.pooled else tokens, fine if self.has_map else None
+        temb = self.level(level, contrast)  # (B, E)
+        fine = self.fine(self.enter(z), temb)  # (B, E/2, h, w)
+        h = F.pixel_unshuffle(fine, self.fold)  # (B, E/2 f^2, g, g)
+        h = self.coarse(self.merge(h), temb)  # (B, E, g, g)
+        tokens = self.norm(h.flatten(2).transpose(1, 2))  # (B, g^2, E)
+        return tokens.mean(1, keepdim=True) if self.pooled else tokens, (
+            fine if self.has_map else None
+        )
 
     @property
     def token_grid(self) -> tuple[int, int] | None:
@@ -81,7 +89,8 @@ class ImageEnvironment(nn.Module):
 
 
 class TextEnvironment(nn.Module):
-    """V_text: latent tokens (B, K, d) at noise level s (B,) to tokens (B, K, E); words have no map."""
+    """V_text: latent tokens (B, K, d) at noise level s (B,) to tokens (B, K, E); words have no
+    map."""
 
     token_grid: tuple[int, int] | None = None
 
@@ -93,7 +102,13 @@ class TextEnvironment(nn.Module):
         self.enter = nn.Linear(latent_dim, width)
         self.place = nn.Parameter(torch.randn(latent_tokens, width) * 0.02)
         layer = nn.TransformerEncoderLayer(
-            width, config.guidance_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            width,
+            config.guidance_heads,
+            4 * width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
         )
         self.mix = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)
@@ -102,5 +117,5 @@ class TextEnvironment(nn.Module):
         self, z: torch.Tensor, level: torch.Tensor, contrast: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         h = self.enter(z) + self.place + self.level(level, contrast)[:, None]  # (B, K, E)
-        tokens = self.norm(self.mix(h))                                        # (B, K, E)
+        tokens = self.norm(self.mix(h))  # (B, K, E)
         return tokens.mean(1, keepdim=True) if self.pooled else tokens, None

@@ -1,7 +1,8 @@
 """Cross-guidance: the attention by which one flow looks at the environment of another.
 
-It sits in the cross-attention sub-layers of each flow, next to the attention to the prompt, as an attention
-processor of diffusers. Stable Diffusion's UNet therefore needs no change, and its weights still fit.
+It sits in the cross-attention sub-layers of each flow, next to the attention to the prompt, as an
+attention processor of diffusers. Stable Diffusion's UNet therefore needs no change, and its weights
+still fit.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from torch.nn import functional as F
 from medm2g_core.profiles import FlowConfig
 from medm2g_core.streams import MODALITIES
 
-__all__ = ["CrossGuidedAttnProcessor", "GuidanceInput", "Guide", "SelfAttnProcessor", "grid_positions", "install"]
+__all__ = [
+    "CrossGuidedAttnProcessor",
+    "GuidanceInput",
+    "Guide",
+    "SelfAttnProcessor",
+    "grid_positions",
+    "install",
+]
 
 N_FREQUENCIES = 8
 POSITION_DIM = 4 * N_FREQUENCIES
@@ -34,7 +42,8 @@ class Guide:
         modality: whose it is; picks the gate.
         tokens: (B, N, E) output of that modality's environment encoder.
         grid: (rows, columns) if the N tokens are cells of an image, else ``None`` (text).
-        present: (B,) 1 where the guide is there, 0 where it is dropped; a dropped guide contributes exactly 0.
+        present: (B,) 1 where the guide is there, 0 where it is dropped; a dropped guide contributes
+            exactly 0.
         map: (B, W, h, w) of an image at the resolution of its latent, or ``None``.
     """
 
@@ -50,7 +59,8 @@ class GuidanceInput:
     """What travels to every cross-attention site in one call of a flow.
 
     Attributes:
-        context_bias: (B, N) added to the logits of the attention to the prompt: 0, a log weight, or -inf.
+        context_bias: (B, N) added to the logits of the attention to the prompt: 0, a log weight, or
+            -inf.
         guides: the other streams.
         latent_size: (rows, columns) of the latent of an image flow; ``None`` for the text flow.
     """
@@ -61,20 +71,25 @@ class GuidanceInput:
 
 
 def grid_positions(grid: tuple[int, int], device: torch.device | str = "cpu") -> torch.Tensor:
-    """Sines and cosines of cell centres in [0, 1]^2, 8 frequencies of 0.25..4 cycles an axis: (rows cols, 32).
+    """Sines and cosines of cell centres in [0, 1]^2, 8 frequencies of 0.25..4 cycles an axis: (rows
+    cols, 32).
 
-    All grids share this frame whatever their resolution, so a 4x4 query map and an 8x8 key map agree on where
-    "left lower lung" is.
+    All grids share this frame whatever their resolution, so a 4x4 query map and an 8x8 key map
+    agree on where "left lower lung" is.
     """
-    cycles = torch.logspace(math.log2(0.25), math.log2(4), N_FREQUENCIES, base=2.0, device=device)   # (F,)
+    cycles = torch.logspace(
+        math.log2(0.25), math.log2(4), N_FREQUENCIES, base=2.0, device=device
+    )  # (F,)
     axes = [(torch.arange(n, device=device) + 0.5) / n for n in grid]
     y, x = torch.meshgrid(*axes, indexing="ij")
-    phase = 2 * math.pi * torch.stack([y.flatten(), x.flatten()], -1)[..., None] * cycles            # (N, 2, F)
-    return torch.cat([phase.sin(), phase.cos()], -1).flatten(1)                                      # (N, 4F)
+    phase = (
+        2 * math.pi * torch.stack([y.flatten(), x.flatten()], -1)[..., None] * cycles
+    )  # (N, 2, F)
+    return torch.cat([phase.sin(), phase.cos()], -1).flatten(1)  # (N, 4F)
 
 
 def _heads(x: torch.Tensor, n: int) -> torch.Tensor:
-    return x.unflatten(-1, (n, -1)).transpose(1, 2)                            # (B, N, C) -> (B, n, N, C/n)
+    return x.unflatten(-1, (n, -1)).transpose(1, 2)  # (B, N, C) -> (B, n, N, C/n)
 
 
 class SelfAttnProcessor(AttnProcessor2_0):
@@ -98,9 +113,10 @@ class CrossGuidedAttnProcessor(nn.Module):
     out = Attn(h, c) + sum_n present_n * g_n * W_o softmax(q k_n^T / sqrt(d)) v_n,
     q = W_q h + P_q pos,  k_n = W_k e_n + P_k pos,  v_n = W_v e_n.
 
-    g_n is the adaptive cross-guidance parameter, one a layer and an ordered pair of modalities. With ``tied``
-    positions P_k starts as a copy of P_q and both are scaled by 3, so attention looks at the right place from the
-    first step. ``adapter`` replaces attention by a zero-initialised projection of the guide's map at the same place.
+    g_n is the adaptive cross-guidance parameter, one a layer and an ordered pair of modalities.
+    With ``tied`` positions P_k starts as a copy of P_q and both are scaled by 3, so attention looks
+    at the right place from the first step. ``adapter`` replaces attention by a zero-initialised
+    projection of the guide's map at the same place.
     """
 
     def __init__(self, width: int, config: FlowConfig, is_grid: bool) -> None:
@@ -124,7 +140,9 @@ class CrossGuidedAttnProcessor(nn.Module):
                         self.q_position.weight.mul_(POSITION_SCALE)
                         self.k_position.weight.copy_(self.q_position.weight)
         if self.mode != "off":
-            self.gate = nn.ParameterDict({m: nn.Parameter(torch.tensor(config.gate_start)) for m in MODALITIES})
+            self.gate = nn.ParameterDict(
+                {m: nn.Parameter(torch.tensor(config.gate_start)) for m in MODALITIES}
+            )
 
     def __call__(
         self,
@@ -137,18 +155,23 @@ class CrossGuidedAttnProcessor(nn.Module):
     ) -> torch.Tensor:
         """hidden_states (B, N, C), encoder_hidden_states (B, M, D): returns (B, N, C)."""
         if guidance is None or encoder_hidden_states is None:
-            raise ValueError("a cross-guided flow needs encoder_hidden_states and cross_attention_kwargs['guidance']")
-        q = _heads(attn.to_q(hidden_states), attn.heads)                       # (B, n, N, C/n)
-        k = _heads(attn.to_k(encoder_hidden_states), attn.heads)               # (B, n, M, C/n)
-        v = _heads(attn.to_v(encoder_hidden_states), attn.heads)               # (B, n, M, C/n)
-        bias = guidance.context_bias[:, None, None, :].to(q.dtype)             # (B, 1, 1, M)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)          # (B, n, N, C/n)
-        out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))   # (B, N, C)
+            raise ValueError(
+                "a cross-guided flow needs encoder_hidden_states and"
+                " cross_attention_kwargs['guidance']"
+            )
+        q = _heads(attn.to_q(hidden_states), attn.heads)  # (B, n, N, C/n)
+        k = _heads(attn.to_k(encoder_hidden_states), attn.heads)  # (B, n, M, C/n)
+        v = _heads(attn.to_v(encoder_hidden_states), attn.heads)  # (B, n, M, C/n)
+        bias = guidance.context_bias[:, None, None, :].to(q.dtype)  # (B, 1, 1, M)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, n, N, C/n)
+        out = attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))  # (B, N, C)
         if self.mode == "off":
             return out
         for guide in guidance.guides:
-            gate = self.gate[guide.modality] * guide.present                   # (B,)
-            out = out + gate[:, None, None].to(out.dtype) * self._look(hidden_states, guide, guidance)
+            gate = self.gate[guide.modality] * guide.present  # (B,)
+            out = out + gate[:, None, None].to(out.dtype) * self._look(
+                hidden_states, guide, guidance
+            )
         return out
 
     def _look(self, h: torch.Tensor, guide: Guide, guidance: GuidanceInput) -> torch.Tensor:
@@ -157,16 +180,16 @@ class CrossGuidedAttnProcessor(nn.Module):
         if self.mode == "adapter":
             if guide.grid is None or query_grid is None:
                 return self.adapt(guide.tokens.mean(1, keepdim=True)).expand(-1, h.shape[1], -1)
-            cells = guide.tokens.transpose(1, 2).unflatten(-1, guide.grid)     # (B, E, r, c)
+            cells = guide.tokens.transpose(1, 2).unflatten(-1, guide.grid)  # (B, E, r, c)
             cells = F.interpolate(cells, size=query_grid, mode="bilinear", align_corners=False)
-            return self.adapt(cells.flatten(2).transpose(1, 2))                # (B, N, C)
-        q, k = self.to_q(h), self.to_k(guide.tokens)                           # (B, N, C), (B, M, C)
+            return self.adapt(cells.flatten(2).transpose(1, 2))  # (B, N, C)
+        q, k = self.to_q(h), self.to_k(guide.tokens)  # (B, N, C), (B, M, C)
         if hasattr(self, "q_position") and guide.grid is not None and query_grid is not None:
             q = q + self.q_position(grid_positions(query_grid, h.device).to(h.dtype))
             k = k + self.k_position(grid_positions(guide.grid, h.device).to(h.dtype))
         q, k, v = (_heads(x, self.n_heads) for x in (q, k, self.to_v(guide.tokens)))
-        out = F.scaled_dot_product_attention(q, k, v)                          # (B, n, N, C/n)
-        return self.to_out(out.transpose(1, 2).flatten(2))                     # (B, N, C)
+        out = F.scaled_dot_product_attention(q, k, v)  # (B, n, N, C/n)
+        return self.to_out(out.transpose(1, 2).flatten(2))  # (B, N, C)
 
 
 def _grid_of(n: int, latent_size: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -182,10 +205,15 @@ def _grid_of(n: int, latent_size: tuple[int, int] | None) -> tuple[int, int] | N
 
 
 def install(module: nn.Module, config: FlowConfig, is_grid: bool) -> None:
-    """Give every attention of ``module`` its processor: cross-guided for cross-attention, plain for the rest."""
+    """Give every attention of ``module`` its processor: cross-guided for cross-attention, plain for
+    the rest."""
     for attention in [m for m in module.modules() if isinstance(m, Attention)]:
         if attention.is_cross_attention:
-            processor: nn.Module | SelfAttnProcessor = CrossGuidedAttnProcessor(attention.query_dim, config, is_grid)
+            processor: nn.Module | SelfAttnProcessor = CrossGuidedAttnProcessor(
+                attention.query_dim, config, is_grid
+            )
         else:
             processor = SelfAttnProcessor()
-        attention.set_processor(cast(AttnProcessor, processor))  # diffusers names a few classes, but takes any callable
+        attention.set_processor(
+            cast(AttnProcessor, processor)
+        )  # diffusers names a few classes, but takes any callable

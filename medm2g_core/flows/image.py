@@ -19,11 +19,12 @@ __all__ = ["ImageFlow"]
 
 
 class MapConv(nn.Conv2d):
-    """The UNet's first convolution; channels beyond its own are a map (B, out, h, w) that is added to what it gives."""
+    """The UNet's first convolution; channels beyond its own are a map (B, out, h, w) that is added
+    to what it gives."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         z, added = x[:, : self.in_channels], x[:, self.in_channels :]
-        out = super().forward(z)                                               # (B, out, h, w)
+        out = super().forward(z)  # (B, out, h, w)
         return out + added if added.shape[1] else out
 
 
@@ -32,13 +33,19 @@ class ImageFlow(nn.Module):
 
     z: (B, C, h, w) standardised latent at noise level t (B,) in [0, 1]; the output has z's shape.
 
-    With ``aligned_map`` the maps of image guides enter at the first convolution. conv(z) + sum_n W_n map_n is a
-    convolution of the channels of z and all maps together: channel concatenation, with a matrix of its own for every
-    modality (which starts at 0), so any set of guides may be there and the UNet keeps the shape of Stable Diffusion's.
+    With ``aligned_map`` the maps of image guides enter at the first convolution. conv(z) + sum_n
+    W_n map_n is a
+    convolution of the channels of z and all maps together: channel concatenation, with a matrix of
+    its own for every modality (which starts at 0), so any set of guides may be there and the UNet
+    keeps the shape of Stable Diffusion's.
     """
 
     def __init__(
-        self, codec: ImageCodecConfig, alignment: AlignmentConfig, config: FlowConfig, contrasts: int = 1
+        self,
+        codec: ImageCodecConfig,
+        alignment: AlignmentConfig,
+        config: FlowConfig,
+        contrasts: int = 1,
     ) -> None:
         super().__init__()
         self.contrasts = contrasts
@@ -46,8 +53,12 @@ class ImageFlow(nn.Module):
             sample_size=codec.latent_size,
             in_channels=codec.latent_channels,
             out_channels=codec.latent_channels,
-            down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention),
-            up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)),
+            down_block_types=tuple(
+                "CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.attention
+            ),
+            up_block_types=tuple(
+                "CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(config.attention)
+            ),
             block_out_channels=config.channels,
             layers_per_block=config.layers,
             cross_attention_dim=alignment.embed_dim,
@@ -56,10 +67,14 @@ class ImageFlow(nn.Module):
             num_class_embeds=contrasts if contrasts > 1 else None,
         )
         first = self.unet.conv_in
-        self.unet.conv_in = MapConv(first.in_channels, first.out_channels, first.kernel_size, padding=first.padding)
+        self.unet.conv_in = MapConv(
+            first.in_channels, first.out_channels, first.kernel_size, padding=first.padding
+        )
         install(self.unet, config, is_grid=True)
         self.maps = nn.ModuleDict()
-        for m in dict.fromkeys(stream(n).modality for n in IMAGE_STREAMS) if config.aligned_map else ():
+        for m in (
+            dict.fromkeys(stream(n).modality for n in IMAGE_STREAMS) if config.aligned_map else ()
+        ):
             entry = nn.Conv2d(map_width(config), config.channels[0], 1)
             nn.init.zeros_(entry.weight)
             nn.init.zeros_(cast(torch.Tensor, entry.bias))
@@ -67,12 +82,17 @@ class ImageFlow(nn.Module):
         self.prompt = PromptProjection(alignment)
 
     def forward(
-        self, z: torch.Tensor, t: torch.Tensor, prompt: Prompt, guides: Sequence[Guide], contrast: torch.Tensor
+        self,
+        z: torch.Tensor,
+        t: torch.Tensor,
+        prompt: Prompt,
+        guides: Sequence[Guide],
+        contrast: torch.Tensor,
     ) -> torch.Tensor:
-        context, bias = self.prompt(prompt)                                    # (B, N, D), (B, N)
+        context, bias = self.prompt(prompt)  # (B, N, D), (B, N)
         size = (z.shape[-2], z.shape[-1])
         maps = [
-            g.present[:, None, None, None] * self.maps[g.modality](g.map)      # (B, channels[0], h, w)
+            g.present[:, None, None, None] * self.maps[g.modality](g.map)  # (B, channels[0], h, w)
             for g in guides
             if g.map is not None and g.modality in self.maps
         ]
@@ -82,18 +102,26 @@ class ImageFlow(nn.Module):
             encoder_hidden_states=context,
             class_labels=contrast if self.contrasts > 1 else None,
             cross_attention_kwargs={"guidance": GuidanceInput(bias, guides, size)},
-        ).sample                                                               # (B, C, h, w)
+        ).sample  # (B, C, h, w)
 
     @torch.no_grad()
     def load_stable_diffusion(self, folder: str) -> None:
-        """Take the UNet of a Stable Diffusion folder on disk; guidance and prompt projections stay fresh.
+        """Take the UNet of a Stable Diffusion folder on disk; guidance and prompt projections stay
+        fresh.
 
         Raises:
-            OSError: the folder holds no UNet.  RuntimeError: a weight is missing or has another size.
+            OSError: the folder holds no UNet.  RuntimeError: a weight is missing or has another
+                size.
         """
-        source = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", local_files_only=True).state_dict()
+        source = UNet2DConditionModel.from_pretrained(
+            folder, subfolder="unet", local_files_only=True
+        ).state_dict()
         result = self.unet.load_state_dict(source, strict=False)
-        missing = [k for k in result.missing_keys if ".processor." not in k and "class_embedding" not in k]
+        missing = [
+            k for k in result.missing_keys if ".processor." not in k and "class_embedding" not in k
+        ]
         if missing or result.unexpected_keys:
-            raise RuntimeError(f"{folder}: this UNet does not fit; missing {missing[:3]}, "
-                               f"unexpected {result.unexpected_keys[:3]}")
+            raise RuntimeError(
+                f"{folder}: this UNet does not fit; missing {missing[:3]}, "
+                f"unexpected {result.unexpected_keys[:3]}"
+            )

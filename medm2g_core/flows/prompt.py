@@ -1,4 +1,5 @@
-"""Prompts: aligned embeddings of the given streams, mixed, as the context of a flow's cross-attention."""
+"""Prompts: aligned embeddings of the given streams, mixed, as the context of a flow's
+cross-attention."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ class Prompt:
     Attributes:
         pooled: (B, D) weighted mean of the aligned embeddings, not normalised again (as in CoDi).
         present: (B,) 1 where there is a prompt; where it is 0 the flow sees its learned null token.
-        details: for every prompt stream its modality, tokens (B, N, D) and their bias (B, N), which is the log of the
-            prompt's weight, or very negative for padding and for a weight of 0.
+        details: for every prompt stream its modality, tokens (B, N, D) and their bias (B, N), which
+            is the log of the prompt's weight, or very negative for padding and for a weight of 0.
     """
 
     pooled: torch.Tensor
@@ -33,10 +34,13 @@ class Prompt:
     details: tuple[tuple[str, torch.Tensor, torch.Tensor], ...] = ()
 
     def drop(self, keep: torch.Tensor, keep_details: torch.Tensor | None = None) -> Prompt:
-        """Keep the prompt only where ``keep`` (B,) is 1, its details only where ``keep_details`` is 1 as well."""
+        """Keep the prompt only where ``keep`` (B,) is 1, its details only where ``keep_details`` is
+        1 as well."""
         details_kept = keep if keep_details is None else keep * keep_details
         gone = (1 - details_kept)[:, None] * _GONE
-        details = tuple((m, tokens, (bias + gone).clamp(min=_GONE)) for m, tokens, bias in self.details)
+        details = tuple(
+            (m, tokens, (bias + gone).clamp(min=_GONE)) for m, tokens, bias in self.details
+        )
         return Prompt(self.pooled, self.present * keep, details)
 
     def repeat(self, keep: list[float]) -> Prompt:
@@ -50,34 +54,47 @@ class Prompt:
         return many.drop(torch.tensor(keep).repeat_interleave(b).to(self.pooled))
 
 
-def mix(embeddings: Mapping[str, Embedding], weights: Mapping[str, float | torch.Tensor] | None = None) -> Prompt:
+def mix(
+    embeddings: Mapping[str, Embedding], weights: Mapping[str, float | torch.Tensor] | None = None
+) -> Prompt:
     """Weighted mean of several prompts; equal weights unless told.
 
     Args:
         embeddings: stream -> `Embedding` of the same batch.
-        weights: stream -> number or (B,) tensor, not negative; they are normalised to sum 1 a sample.
+        weights: stream -> number or (B,) tensor, not negative; they are normalised to sum 1 a
+            sample.
 
     Raises:
-        ValueError: no prompts, a weight for a stream that is not there, negative weights, or a sum of 0.
+        ValueError: no prompts, a weight for a stream that is not there, negative weights, or a sum
+            of 0.
     """
     if not embeddings:
         raise ValueError("no prompt to mix; use null_prompt for none")
     weights = dict(weights or {})
     unknown = set(weights) - set(embeddings)
     if unknown:
-        raise ValueError(f"prompt weights for {sorted(unknown)}, but the prompts are {sorted(embeddings)}")
+        raise ValueError(
+            f"prompt weights for {sorted(unknown)}, but the prompts are {sorted(embeddings)}"
+        )
     first = next(iter(embeddings.values())).pooled
-    w = torch.stack([torch.as_tensor(weights.get(n, 1.0)).to(first).expand(len(first)) for n in embeddings])  # (S, B)
+    w = torch.stack(
+        [torch.as_tensor(weights.get(n, 1.0)).to(first).expand(len(first)) for n in embeddings]
+    )  # (S, B)
     if (w < 0).any() or (w.sum(0) <= 0).any():
         raise ValueError("prompt weights must not be negative and must not all be 0")
     w = w / w.sum(0)
     pooled = sum(wi[:, None] * e.pooled for wi, e in zip(w, embeddings.values(), strict=True))
     details = tuple(
-        (stream(n).modality, e.tokens, torch.where(e.mask, wi.clamp(min=1e-4).log()[:, None], _GONE))
+        (
+            stream(n).modality,
+            e.tokens,
+            torch.where(e.mask, wi.clamp(min=1e-4).log()[:, None], _GONE),
+        )
         for wi, (n, e) in zip(w, embeddings.items(), strict=True)
     )
     details = tuple(
-        (m, t, torch.where((wi > 0)[:, None], bias, _GONE)) for wi, (m, t, bias) in zip(w, details, strict=True)
+        (m, t, torch.where((wi > 0)[:, None], bias, _GONE))
+        for wi, (m, t, bias) in zip(w, details, strict=True)
     )
     return Prompt(torch.as_tensor(pooled), torch.ones_like(w[0]), details)
 
@@ -90,9 +107,9 @@ def null_prompt(batch: int, dim: int, like: torch.Tensor) -> Prompt:
 class PromptProjection(nn.Module):
     """A `Prompt` as context (B, 1 + N, D) and its bias (B, 1 + N) for one flow.
 
-    The pooled embedding lives in the aligned space, so one projection serves every modality, also one that this flow
-    never met. Details are each encoder's own, so each modality has its own projection, trained in the round in which
-    the modality first prompts this flow.
+    The pooled embedding lives in the aligned space, so one projection serves every modality, also
+    one that this flow never met. Details are each encoder's own, so each modality has its own
+    projection, trained in the round in which the modality first prompts this flow.
     """
 
     met: torch.Tensor
@@ -107,20 +124,21 @@ class PromptProjection(nn.Module):
         self.register_buffer("met", torch.ones(len(MODALITIES)))
 
     def knows(self, modality: str) -> bool:
-        """Whether this flow was trained with that modality (`met`; training clears it, then sets what it meets).
+        """Whether this flow was trained with that modality (`met`; training clears it, then sets
+        what it meets).
 
-        Details and guides of a modality that it never met would enter through untrained weights; only the pooled
-        embedding, which lives in the aligned space, may cross to it.
+        Details and guides of a modality that it never met would enter through untrained weights;
+        only the pooled embedding, which lives in the aligned space, may cross to it.
         """
         return bool(self.met[MODALITIES.index(modality)])
 
     def forward(self, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
         there = prompt.present[:, None]
-        first = there * self.pooled(prompt.pooled * self.scale) + (1 - there) * self.null      # (B, D)
+        first = there * self.pooled(prompt.pooled * self.scale) + (1 - there) * self.null  # (B, D)
         parts, bias = [first[:, None]], [torch.zeros_like(there)]
         for modality, tokens, token_bias in prompt.details:
             if not self.knows(modality):
                 continue
-            parts.append(self.details[modality](tokens))                                       # (B, N, D)
+            parts.append(self.details[modality](tokens))  # (B, N, D)
             bias.append(token_bias)
         return torch.cat(parts, 1), torch.cat(bias, 1)

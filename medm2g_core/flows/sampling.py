@@ -23,8 +23,10 @@ class SampleStep:
     """What a callback sees after each step.
 
     Attributes:
-        step: 0-based index.  total: number of steps.  level: noise level in [0, 1] that was just left.
-        latents: stream -> latent after the step.  denoised: stream -> the clean latent predicted at this step.
+        step: 0-based index.  total: number of steps.  level: noise level in [0, 1] that was just
+            left.
+        latents: stream -> latent after the step.  denoised: stream -> the clean latent predicted at
+            this step.
     """
 
     step: int
@@ -35,11 +37,15 @@ class SampleStep:
 
 
 def draw_noise(
-    shape: Sequence[int], generator: torch.Generator | Sequence[torch.Generator] | None, like: torch.Tensor
+    shape: Sequence[int],
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    like: torch.Tensor,
 ) -> torch.Tensor:
-    """Standard normal noise drawn on the CPU, then moved: a seed gives the same start on every device.
+    """Standard normal noise drawn on the CPU, then moved: a seed gives the same start on every
+    device.
 
-    A list of generators gives each sample its own, so a sample does not depend on the batch that it is drawn in.
+    A list of generators gives each sample its own, so a sample does not depend on the batch that it
+    is drawn in.
     """
     if generator is None or isinstance(generator, torch.Generator):
         noise = torch.randn(tuple(shape), generator=generator)
@@ -67,31 +73,41 @@ def sample_latents(
 ) -> dict[str, torch.Tensor]:
     """Draw the latents of the wanted streams.
 
-    Classifier-free guidance extrapolates from a prediction without prompt and without *given* guides; the wanted
-    streams keep guiding each other in both. With its own ``cross_guidance_scale`` the given guides get a third
-    prediction (prompt only), so prompt and guides can be turned up separately:
-    e = e_0 + w_p (e_p - e_0) + w_g (e_pg - e_p).
+    Classifier-free guidance extrapolates from a prediction without prompt and without *given*
+    guides; the wanted streams keep guiding each other in both. With its own
+    ``cross_guidance_scale`` the given guides get a third prediction (prompt only), so prompt and
+    guides can be turned up separately: e = e_0 + w_p (e_p - e_0) + w_g (e_pg - e_p).
 
     Args:
-        given: stream -> clean standardised latent (B, ...).  want: streams to draw, none of them given.
-        order: ``"joint"`` draws all together, each step with ONE joint call; ``"cascade"`` one after the other in the
-            order of ``want``, each finished one a clean guide for the next.
+        given: stream -> clean standardised latent (B, ...).  want: streams to draw, none of them
+            given.
+        order: ``"joint"`` draws all together, each step with ONE joint call; ``"cascade"`` one
+            after the other in the order of ``want``, each finished one a clean guide for the next.
         noise_scale: deviation of the starting noise; below 1 trades diversity for likelihood.
     """
     if order == "cascade":
         done: dict[str, torch.Tensor] = {}
         for name in want:
             done |= sample_latents(
-                model, {**given, **done}, [name], prompt, steps=steps, guidance_scale=guidance_scale,
-                cross_guidance_scale=cross_guidance_scale, generator=generator, noise_scale=noise_scale,
+                model,
+                {**given, **done},
+                [name],
+                prompt,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                cross_guidance_scale=cross_guidance_scale,
+                generator=generator,
+                noise_scale=noise_scale,
                 callback=callback,
-            )  # fmt: skip
+            )
         return done
     if order != "joint":
         raise ValueError(f"unknown order {order!r}; known: joint, cascade")
 
     batch, like = len(prompt.pooled), prompt.pooled
-    z = {n: noise_scale * draw_noise((batch, *model.latent_shape(n)), generator, like) for n in want}
+    z = {
+        n: noise_scale * draw_noise((batch, *model.latent_shape(n)), generator, like) for n in want
+    }
     schedulers = {n: model.schedule.scheduler(steps) for n in want}
     levels = next(iter(schedulers.values()))[1]
 
@@ -113,7 +129,7 @@ def sample_latents(
     for i, level in enumerate(levels):
         latents = {n: repeat(x) for n, x in {**given, **z}.items()}
         at = {n: zeros for n in given} | {n: torch.full_like(zeros, level) for n in z}
-        predictions = model.predict(latents, at, want, many_prompts, present)      # ONE joint call
+        predictions = model.predict(latents, at, want, many_prompts, present)  # ONE joint call
         denoised = {}
         for n in want:
             e = predictions[n].chunk(copies)
@@ -123,9 +139,15 @@ def sample_latents(
                 guided = e[1] + guidance_scale * (e[0] - e[1])
             else:
                 assert cross_guidance_scale is not None
-                guided = e[2] + guidance_scale * (e[1] - e[2]) + cross_guidance_scale * (e[0] - e[1])
-            denoised[n] = model.schedule.denoised(z[n], guided, torch.full_like(zeros[:batch], level))
-            scheduler = cast(Any, schedulers[n][0])  # its own type hints want a float tensor type of old
+                guided = (
+                    e[2] + guidance_scale * (e[1] - e[2]) + cross_guidance_scale * (e[0] - e[1])
+                )
+            denoised[n] = model.schedule.denoised(
+                z[n], guided, torch.full_like(zeros[:batch], level)
+            )
+            scheduler = cast(
+                Any, schedulers[n][0]
+            )  # its own type hints want a float tensor type of old
             z[n] = scheduler.step(guided, scheduler.timesteps[i], z[n]).prev_sample.to(like)
         if callback is not None:
             callback(SampleStep(i, len(levels), level, dict(z), denoised))

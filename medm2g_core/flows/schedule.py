@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from medm2g_core.profiles import Objective
 
@@ -31,12 +33,15 @@ class NoiseSchedule:
         self.objective = objective
         self._alphas = DDIMScheduler(**BETAS, num_train_timesteps=TRAIN_STEPS).alphas_cumprod
 
-    def coefficients(self, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(a, s) of z_t = a z_0 + s eps for levels t (B,), shaped to broadcast with ``like`` (B, ...)."""
+    def coefficients(
+        self, t: torch.Tensor, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(a, s) of z_t = a z_0 + s eps for levels t (B,), shaped to broadcast with ``like`` (B,
+        ...)."""
         if self.objective == "flow":
             a, s = 1 - t, t
         else:
-            index = (t * TRAIN_STEPS).round().long() - 1                       # -1 is "no noise"
+            index = (t * TRAIN_STEPS).round().long() - 1  # -1 is "no noise"
             bar = torch.cat([self._alphas, self._alphas.new_ones(1)]).to(t.device)[index]
             a, s = bar.sqrt(), (1 - bar).sqrt()
         shape = (-1,) + (1,) * (like.ndim - 1)
@@ -65,13 +70,16 @@ class NoiseSchedule:
             return (zt - s * prediction) / a.clamp(min=1e-4)
         return a * zt - s * prediction
 
-    def precondition(self, t: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def precondition(
+        self, t: torch.Tensor, like: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(c_in, c_skip, c_out): the prediction is c_skip z_t + c_out F(c_in z_t) for a network F.
 
-        As in Karras et al. 2022, for latents of unit variance: input and target of F have unit variance at every
-        level, and c_skip z_t is the best linear guess. For ``flow``, with d = (1 - t)^2 + t^2, F's target is
-        ((1 - t) eps - t z_0) / sqrt(d). So where there is nothing but noise F draws z_0 from what it is told; without
-        this it would have to hand the noise through, place by place, first. The other objectives are used as they are.
+        As in Karras et al. 2022, for latents of unit variance: input and target of F have unit
+        variance at every level, and c_skip z_t is the best linear guess. For ``flow``, with d = (1
+        - t)^2 + t^2, F's target is ((1 - t) eps - t z_0) / sqrt(d). So where there is nothing but
+        noise F draws z_0 from what it is told; without this it would have to hand the noise
+        through, place by place, first. The other objectives are used as they are.
         """
         if self.objective != "flow":
             one = torch.ones_like(t)
@@ -83,14 +91,18 @@ class NoiseSchedule:
         return tuple(c.to(like.dtype).reshape(shape) for c in (c_in, c_skip, c_out))  # type: ignore[return-value]
 
     def sample_levels(self, n: int, generator: torch.Generator) -> torch.Tensor:
-        """Training levels (n,) on the CPU: uniform; for flow logit-normal (Esser et al. 2024), denser where noise is
+        """Training levels (n,) on the CPU: uniform; for flow logit-normal (Esser et al. 2024),
+        denser where noise is
         high: there the prompt and the guides decide what is drawn."""
         if self.objective == "flow":
             return (LEVEL_MEAN + LEVEL_STD * torch.randn(n, generator=generator)).sigmoid()
         return (torch.randint(TRAIN_STEPS, (n,), generator=generator) + 1) / TRAIN_STEPS
 
-    def scheduler(self, steps: int) -> tuple[FlowMatchEulerDiscreteScheduler | DDIMScheduler, list[float]]:
-        """A fresh diffusers scheduler set to ``steps``, and the noise level in [0, 1] at each of its timesteps."""
+    def scheduler(
+        self, steps: int
+    ) -> tuple[FlowMatchEulerDiscreteScheduler | DDIMScheduler, list[float]]:
+        """A fresh diffusers scheduler set to ``steps``, and the noise level in [0, 1] at each of
+        its timesteps."""
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
         if self.objective == "flow":

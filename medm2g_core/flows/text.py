@@ -19,16 +19,21 @@ __all__ = ["TextFlow"]
 class TextFlow(nn.Module):
     """eps_text (or the velocity): z (B, K, d) at noise level t (B,) to the same shape.
 
-    A latent of one vector can be split into ``text_pseudo_tokens`` tokens, as CoDi does with its 768 numbers.
+    A latent of one vector can be split into ``text_pseudo_tokens`` tokens, as CoDi does with its
+    768 numbers.
     """
 
-    def __init__(self, codec: TextCodecConfig, alignment: AlignmentConfig, config: FlowConfig) -> None:
+    def __init__(
+        self, codec: TextCodecConfig, alignment: AlignmentConfig, config: FlowConfig
+    ) -> None:
         super().__init__()
         width = config.text_width
         tokens, dim = codec.latent_tokens, codec.latent_dim
         self.split = config.text_pseudo_tokens or tokens
         if (tokens * dim) % self.split:
-            raise ValueError(f"a latent of {tokens} x {dim} does not split into {self.split} tokens")
+            raise ValueError(
+                f"a latent of {tokens} x {dim} does not split into {self.split} tokens"
+            )
         inner = tokens * dim // self.split
         self.enter = nn.Linear(inner, width)
         self.place = nn.Parameter(torch.randn(self.split, width) * 0.02)
@@ -54,20 +59,27 @@ class TextFlow(nn.Module):
         self.prompt = PromptProjection(alignment)
 
     def forward(
-        self, z: torch.Tensor, t: torch.Tensor, prompt: Prompt, guides: Sequence[Guide], contrast: torch.Tensor
+        self,
+        z: torch.Tensor,
+        t: torch.Tensor,
+        prompt: Prompt,
+        guides: Sequence[Guide],
+        contrast: torch.Tensor,
     ) -> torch.Tensor:
-        context, bias = self.prompt(prompt)                                    # (B, N, D), (B, N)
+        context, bias = self.prompt(prompt)  # (B, N, D), (B, N)
         guidance = GuidanceInput(bias, guides)
-        h = z.reshape(len(z), self.split, -1)                                  # (B, S, K d / S)
-        h = self.enter(h) + self.place                                         # (B, S, width)
-        modulation, embedded = self.time(t.float() * 1000, hidden_dtype=h.dtype)   # (B, 6 width), (B, width)
+        h = z.reshape(len(z), self.split, -1)  # (B, S, K d / S)
+        h = self.enter(h) + self.place  # (B, S, width)
+        modulation, embedded = self.time(
+            t.float() * 1000, hidden_dtype=h.dtype
+        )  # (B, 6 width), (B, width)
         for block in self.blocks:
             h = block(
                 h,
                 encoder_hidden_states=context,
                 timestep=modulation,
                 cross_attention_kwargs={"guidance": guidance},
-            )                                                                  # (B, S, width)
-        shift, scale = (self.modulate[None] + embedded[:, None]).chunk(2, 1)   # (B, 1, width) each
+            )  # (B, S, width)
+        shift, scale = (self.modulate[None] + embedded[:, None]).chunk(2, 1)  # (B, 1, width) each
         h = self.norm(h) * (1 + scale) + shift
-        return self.leave(h).reshape(z.shape)                                  # (B, K, d)
+        return self.leave(h).reshape(z.shape)  # (B, K, d)

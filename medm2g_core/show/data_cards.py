@@ -1,4 +1,5 @@
-"""The card of every real data set as one page: ``python -m medm2g_core.show.data_cards`` writes docs/data_sets.md."""
+"""The card of every real data set as one page: ``python -m medm2g_core.show.data_cards`` writes
+docs/data_sets.md."""
 
 from __future__ import annotations
 
@@ -20,8 +21,10 @@ def card(source: Source) -> str:
     lines = [
         f"## {c.title}",
         "",
-        f"`open_source(\"{source.name}\", folder)`: {', '.join(STREAMS[s].title for s in source.streams)}; "
-        f"region {source.region}",
+        (
+            f'`open_source("{source.name}", folder)`:'
+            f" {', '.join(STREAMS[s].title for s in source.streams)}; region {source.region}"
+        ),
         "",
         f"- home: {c.homepage}",
         f"- licence: {c.licence}",
@@ -43,7 +46,12 @@ def card(source: Source) -> str:
         "```",
     ]
     if c.recalled:
-        lines += ["", "From memory or descriptions, to be checked on the real thing: " + "; ".join(c.recalled) + "."]
+        lines += [
+            "",
+            "From memory or descriptions, to be checked on the real thing: "
+            + "; ".join(c.recalled)
+            + ".",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -52,10 +60,19 @@ def page() -> str:
     head = [
         "# The real data sets",
         "",
-        "Their images were not at hand when this was written: every reader is tested on small replicas with the true",
-        "tree, names, formats and faults, IU X-Ray's also on its real reports and ChestX-ray14's on its real tables.",
+        (
+            "Their images were not at hand when this was written: every reader is tested on small"
+            " replicas with the true"
+        ),
+        (
+            "tree, names, formats and faults, IU X-Ray's also on its real reports and"
+            " ChestX-ray14's on its real tables."
+        ),
         "Point `open_source(name, folder)` at a download, or prepare shards with",
-        "`python data_scripts/prepare_<name>.py FOLDER` (`--dry-run` only checks). Marks: [P] the paper, [S] secondary",
+        (
+            "`python data_scripts/prepare_<name>.py FOLDER` (`--dry-run` only checks). Marks: [P]"
+            " the paper, [S] secondary"
+        ),
         "sources, [C] our choice.",
         "",
         "```sh",
@@ -63,12 +80,30 @@ def page() -> str:
         "python -m medm2g_core evaluate --source NAME --root FOLDER --model outputs/train-gpu-NAME",
         "```",
         "",
-        "`FOLDER` is the download or a folder of shards. `train` goes through the stages that the data set's",
-        "streams allow and says which it leaves out and why; `--start DIR` begins from the weights of another",
-        "model, `--limit N` takes N subjects for a trial. Reports longer than the profile reads end after the last",
-        "whole sentence that fits, and are counted. Pictures are mapped from files; the latents of all studies are",
-        "held in memory while the flows train. `evaluate` draws and scores the test split: every task of its",
-        "streams, beside baselines, a control and the codec's ceiling, with the paper's figures, where secondary",
+        (
+            "`FOLDER` is the download or a folder of shards. `train` goes through the stages that"
+            " the data set's"
+        ),
+        (
+            "streams allow and says which it leaves out and why; `--start DIR` begins from the"
+            " weights of another"
+        ),
+        (
+            "model, `--limit N` takes N subjects for a trial. Reports longer than the profile reads"
+            " end after the last"
+        ),
+        (
+            "whole sentence that fits, and are counted. Pictures are mapped from files; the latents"
+            " of all studies are"
+        ),
+        (
+            "held in memory while the flows train. `evaluate` draws and scores the test split:"
+            " every task of its"
+        ),
+        (
+            "streams, beside baselines, a control and the codec's ceiling, with the paper's"
+            " figures, where secondary"
+        ),
         "sources quote them, in a column of their own and a note on what differs.",
         "",
     ]

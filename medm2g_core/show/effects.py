@@ -1,7 +1,7 @@
 """Pictures of the component effects and of score against training time.
 
-``python -m medm2g_core.show.effects`` draws ``results/ablation/ablation.png`` and ``results/budget.png`` from what was
-measured.
+``python -m medm2g_core.show.effects`` draws ``results/ablation/ablation.png`` and
+``results/budget.png`` from what was measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _BLUE, _GREY = "#2a6f97", "#9aa5ad"
 
 
 def ablation_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """A panel a group and leading score: a dot a seed, a line at their mean, arms from top to bottom.
+    """A panel a group and leading score: a dot a seed, a line at their mean, arms from top to
+    bottom.
 
     Raises:
         ValueError: no run at all.
@@ -41,8 +42,17 @@ def ablation_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     columns = max(sum(g == group for g, _ in panels) for group in arms)
     with matplotlib.rc_context(_FONT):
         figure = Figure(figsize=(3.1 * columns + 2.2, sum(rows)), dpi=110)
-        grid = figure.add_gridspec(len(arms), columns, height_ratios=rows, hspace=0.55, wspace=0.15, left=0.27,
-                                   right=0.98, top=0.96, bottom=0.07)  # fmt: skip
+        grid = figure.add_gridspec(
+            len(arms),
+            columns,
+            height_ratios=rows,
+            hspace=0.55,
+            wspace=0.15,
+            left=0.27,
+            right=0.98,
+            top=0.96,
+            bottom=0.07,
+        )
         for i, group in enumerate(arms):
             for j, metric in enumerate(LEADING[group]):
                 axes = figure.add_subplot(grid[i, j])
@@ -59,7 +69,8 @@ def ablation_figure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
 
 
 def budget_figure(points: Sequence[Point]) -> Figure:
-    """A panel a curve: score with its interval against CPU minutes of the three rounds, on a logarithmic axis."""
+    """A panel a curve: score with its interval against CPU minutes of the three rounds, on a
+    logarithmic axis."""
     curves = [c for c in CURVES if any(p.curve == c for p in points)]
     with matplotlib.rc_context(_FONT):
         figure = Figure(figsize=(3.0 * max(1, len(curves)), 2.5), dpi=110)
@@ -72,7 +83,13 @@ def budget_figure(points: Sequence[Point]) -> Figure:
             axes.errorbar(x, y, yerr=error, fmt="o", ms=4, color=_BLUE, capsize=2, lw=1)
             for k, p in enumerate(own):
                 place = (6, 3 if k % 2 else -8)  # the cheap trainings lie close together
-                axes.annotate(p.what, (p.minutes, p.value), textcoords="offset points", xytext=place, fontsize=6)
+                axes.annotate(
+                    p.what,
+                    (p.minutes, p.value),
+                    textcoords="offset points",
+                    xytext=place,
+                    fontsize=6,
+                )
             axes.set_xscale("log")
             axes.margins(y=0.22)
             axes.set_xlim(min(x) / 1.6, max(x) * 9)

@@ -1,8 +1,9 @@
 """Run a notebook and keep its outputs fit for version control.
 
-``python -m medm2g_core.show.execute notebooks/00_quickstart.ipynb`` runs it in place with its default parameters and
-removes what differs from machine to machine (times, paths, widget states). ``-p NAME VALUE`` changes parameters; then
-``--out`` must name another file, because committed outputs always come from the defaults.
+``python -m medm2g_core.show.execute notebooks/00_quickstart.ipynb`` runs it in place with its
+default parameters and removes what differs from machine to machine (times, paths, widget states).
+``-p NAME VALUE`` changes parameters; then ``--out`` must name another file, because committed
+outputs always come from the defaults.
 """
 
 from __future__ import annotations
@@ -45,8 +46,13 @@ def parameter_names(notebook: NotebookNode) -> list[str]:
 
 @contextmanager
 def _kernel_environment() -> Iterator[None]:
-    """No progress bars in the kernel (its tqdm reads this when imported), and this environment's own kernel first."""
-    wanted = {"TQDM_DISABLE": "1", "JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    """No progress bars in the kernel (its tqdm reads this when imported), and this environment's
+    own kernel first."""
+    wanted = {
+        "TQDM_DISABLE": "1",
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
     before = {k: os.environ.get(k) for k in wanted}
     os.environ.update(wanted)
     try:
@@ -60,39 +66,61 @@ def _kernel_environment() -> Iterator[None]:
 
 
 def run(
-    source: Path, target: Path, parameters: Mapping[str, Any] | None = None, *, progress: bool = True
+    source: Path,
+    target: Path,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    progress: bool = True,
 ) -> NotebookNode:
     """Execute ``source`` with papermill into ``target`` and return it. The kernel is this Python.
 
     Raises:
-        NotebookError: no such notebook, an unknown parameter, or a cell that failed (``target`` then shows where).
+        NotebookError: no such notebook, an unknown parameter, or a cell that failed (``target``
+            then shows where).
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
     source = Path(source)
     if not source.is_file():
-        raise NotebookError(f"there is no notebook {source}: run this from a clone of the repository")
+        raise NotebookError(
+            f"there is no notebook {source}: run this from a clone of the repository"
+        )
     names = parameter_names(nbformat.read(source, as_version=4))
     unknown = sorted(set(parameters or {}) - set(names))
     if unknown:  # papermill would only warn
-        raise NotebookError(f"{source.name} has no parameter {unknown[0]!r}; it has: {', '.join(names)}")
+        raise NotebookError(
+            f"{source.name} has no parameter {unknown[0]!r}; it has: {', '.join(names)}"
+        )
     with _kernel_environment():
         try:
             return papermill.execute_notebook(
-                str(source), str(target), parameters=dict(parameters or {}), kernel_name="python3", language="python",
-                cwd=str(source.resolve().parent), progress_bar=progress, log_output=False,
-            )  # fmt: skip
+                str(source),
+                str(target),
+                parameters=dict(parameters or {}),
+                kernel_name="python3",
+                language="python",
+                cwd=str(source.resolve().parent),
+                progress_bar=progress,
+                log_output=False,
+            )
         except PapermillExecutionError as error:
             raise NotebookError(f"{source.name} failed:\n{error}") from error
 
 
 def scrub(notebook: NotebookNode) -> NotebookNode:
-    """Remove, in place, what differs from run to run: times, paths, cell states, widget views and their state."""
-    notebook.metadata = nbformat.from_dict({
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"},
-    })  # fmt: skip
+    """Remove, in place, what differs from run to run: times, paths, cell states, widget views and
+    their state."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {
+                "name": "python",
+                "file_extension": ".py",
+                "mimetype": "text/x-python",
+            },
+        }
+    )
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
@@ -126,8 +154,11 @@ def _complaints(notebook: NotebookNode) -> list[str]:
     return out
 
 
-def execute(path: Path, parameters: Mapping[str, Any] | None = None, out: Path | None = None) -> Path:
-    """Execute and scrub one notebook, in place unless ``out`` is given; written whole or not at all.
+def execute(
+    path: Path, parameters: Mapping[str, Any] | None = None, out: Path | None = None
+) -> Path:
+    """Execute and scrub one notebook, in place unless ``out`` is given; written whole or not at
+    all.
 
     Raises:
         NotebookError: as `run`, or the notebook wrote to stderr.
@@ -135,9 +166,13 @@ def execute(path: Path, parameters: Mapping[str, Any] | None = None, out: Path |
     path = Path(path)
     target = path if out is None else Path(out)
     if parameters and target.resolve() == path.resolve():
-        raise NotebookError("committed outputs come from the default parameters: name another file with --out")
+        raise NotebookError(
+            "committed outputs come from the default parameters: name another file with --out"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(
+        dir=target.parent, prefix=f".{target.stem}-", suffix=".tmp"
+    )
     os.close(handle)
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -163,10 +198,16 @@ def _value(text: str) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; exit code 1 with one message on failure."""
-    parser = argparse.ArgumentParser(prog="python -m medm2g_core.show.execute", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m medm2g_core.show.execute", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("notebooks", nargs="+", type=Path)
-    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    parser.add_argument("--out", type=Path, help="write here instead of in place (one notebook only)")
+    parser.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
+    )
+    parser.add_argument(
+        "--out", type=Path, help="write here instead of in place (one notebook only)"
+    )
     options = parser.parse_args(arguments)
     if options.out and len(options.notebooks) > 1:
         parser.error("--out takes one notebook")

@@ -14,7 +14,14 @@ from medm2g_core.data.mri import Sequence as PulseSequence
 from medm2g_core.data.xray import MU_WATER
 from medm2g_core.streams import STREAMS, Finding
 
-__all__ = ["check_call", "check_hounsfield", "check_null_time", "check_psnr", "check_statement", "check_unseen_pair"]
+__all__ = [
+    "check_call",
+    "check_hounsfield",
+    "check_null_time",
+    "check_psnr",
+    "check_statement",
+    "check_unseen_pair",
+]
 
 _TRAINED = ({"text", "xray"}, {"text", "ct"}, {"ct", "mri"})
 
@@ -31,7 +38,11 @@ def _unanswered(*answers: Any) -> bool:
 
 
 def _names(value: Any) -> set[str] | None:
-    known = isinstance(value, Sequence) and not isinstance(value, str) and all(v in STREAMS for v in value)
+    known = (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and all(v in STREAMS for v in value)
+    )
     return set(value) if known else None
 
 
@@ -45,7 +56,9 @@ def check_call(given: Sequence[str] | None, want: Sequence[str] | None) -> None:
     if have & need:
         return _say(False, f"{', '.join(sorted(have & need))} cannot be given and wanted at once")
     if have != {"mri_t1", "mri_pd"} or need != {"mri_t2", "mri_flair"}:
-        return _say(False, "given is what exists, want is what is missing, and no other stream takes part")
+        return _say(
+            False, "given is what exists, want is what is missing, and no other stream takes part"
+        )
     return _say(True, "both are drawn in one call, and guide each other while they take shape.")
 
 
@@ -65,7 +78,11 @@ def check_psnr(function: Callable[[torch.Tensor, torch.Tensor], Any] | None) -> 
         if math.isclose(value, wanted - 20 * math.log10(2), abs_tol=1e-2):
             return _say(False, "that is right for values 0..1; here the range of the data is 2")
         if not math.isclose(value, wanted, abs_tol=1e-2):
-            return _say(False, f"an error of {offset} everywhere is {wanted:.2f} dB, the function says {value:.2f}")
+            return _say(
+                False,
+                f"an error of {offset} everywhere is {wanted:.2f} dB, the function says"
+                f" {value:.2f}",
+            )
     return _say(True, "a tenth of the error is 20 dB more.")
 
 
@@ -73,7 +90,11 @@ def check_unseen_pair(pair: Sequence[str] | None) -> None:
     """Two modalities that the three rounds never train together."""
     if _unanswered(pair) or pair is None:
         return None
-    if isinstance(pair, str) or len(set(pair)) != 2 or not set(pair) <= {"text", "xray", "ct", "mri"}:
+    if (
+        isinstance(pair, str)
+        or len(set(pair)) != 2
+        or not set(pair) <= {"text", "xray", "ct", "mri"}
+    ):
         return _say(False, 'two of "text", "xray", "ct", "mri" are needed')
     if set(pair) in _TRAINED:
         return _say(False, f"{' and '.join(pair)} are trained together in one of the rounds")
@@ -102,15 +123,21 @@ def check_null_time(ti_ms: float | None, tissue: str = "fat", tr_ms: float = 900
         return None
     t = TISSUES[tissue]
     ti = float(ti_ms or 0)
-    left = signal(t.t1_ms, t.t2_ms, t.pd, PulseSequence("inversion recovery", tr_ms, 15.0, ti)).item()
+    left = signal(
+        t.t1_ms, t.t2_ms, t.pd, PulseSequence("inversion recovery", tr_ms, 15.0, ti)
+    ).item()
     full = signal(t.t1_ms, t.t2_ms, t.pd, PulseSequence("spin echo", tr_ms, 15.0)).item()
     if left > 0.01 * full:
-        return _say(False, f"at TI = {ti:.0f} ms {tissue} still gives {100 * left / full:.0f} % of its signal")
+        return _say(
+            False,
+            f"at TI = {ti:.0f} ms {tissue} still gives {100 * left / full:.0f} % of its signal",
+        )
     return _say(True, f"at TI = {ti:.0f} ms {tissue} is gone.")
 
 
 def check_statement(findings: Sequence[Finding] | None) -> None:
-    """A moderate nodule of the right middle lobe and a small effusion of the left, as `Finding` objects."""
+    """A moderate nodule of the right middle lobe and a small effusion of the left, as `Finding`
+    objects."""
     if _unanswered(findings):
         return None
     try:
@@ -121,7 +148,9 @@ def check_statement(findings: Sequence[Finding] | None) -> None:
     if len(names) != 2 or nodule is None or effusion is None:
         return _say(False, "exactly a nodule and a pleural_effusion are needed")
     if (nodule.side, nodule.location, nodule.size) != ("right", "middle", "moderate"):
-        return _say(False, f"the nodule is {nodule.size} in the {nodule.side} {nodule.location} lobe")
+        return _say(
+            False, f"the nodule is {nodule.size} in the {nodule.side} {nodule.location} lobe"
+        )
     if (effusion.side, effusion.size) != ("left", "small"):
         return _say(False, f"the effusion is {effusion.size} on the {effusion.side}")
     return _say(True, f"a nodule of {nodule.size_mm} mm is moderate by definition.")

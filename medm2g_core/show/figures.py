@@ -1,8 +1,9 @@
 """Matplotlib figures of studies and of training, as pure functions that return a `Figure`.
 
-Nothing here imports pyplot or sets global options: a `Figure` shows itself in a notebook, and is saved with
-``figure.savefig(path)`` elsewhere. Pictures are in radiological convention (the patient's right on the left, marked
-R and L) and grey over the fixed range -1..1 of their stream, so brightness compares between panels.
+Nothing here imports pyplot or sets global options: a `Figure` shows itself in a notebook, and is
+saved with ``figure.savefig(path)`` elsewhere. Pictures are in radiological convention (the
+patient's right on the left, marked R and L) and grey over the fixed range -1..1 of their stream, so
+brightness compares between panels.
 """
 
 from __future__ import annotations
@@ -27,10 +28,25 @@ from PIL import Image
 from medm2g_core.show.report import COLOURS, SIGNS, write_report_on
 from medm2g_core.streams import CT_WINDOW_HU, STREAMS, Finding, Study, stream
 
-__all__ = ["Figure", "Panel", "compare", "contact_sheet", "report_panel", "show_study", "training_curves"]
+__all__ = [
+    "Figure",
+    "Panel",
+    "compare",
+    "contact_sheet",
+    "report_panel",
+    "show_study",
+    "training_curves",
+]
 
-_RC: Any = {"font.family": ["DejaVu Sans"], "font.size": 8.0, "text.color": "black", "axes.facecolor": "white",
-       "figure.facecolor": "white", "axes.edgecolor": "black", "text.usetex": False}  # fmt: skip
+_RC: Any = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 8.0,
+    "text.color": "black",
+    "axes.facecolor": "white",
+    "figure.facecolor": "white",
+    "axes.edgecolor": "black",
+    "text.usetex": False,
+}
 _DPI = 100
 _GAP = 0.07  # inches between panels
 _TITLE = 0.26
@@ -49,7 +65,8 @@ class Figure(MatplotlibFigure):
     def png(self, greys: int = 64) -> bytes:
         """PNG with a palette of so many greys and 32 colours: a fifth of the bytes of full colour.
 
-        A figure that is coloured in more than 5 % of its pixels gets 256 colours of its own choice instead.
+        A figure that is coloured in more than 5 % of its pixels gets 256 colours of its own choice
+        instead.
         """
         plain = io.BytesIO()
         self.savefig(plain, format="png", dpi=_DPI, metadata={"Software": None})
@@ -60,9 +77,18 @@ class Figure(MatplotlibFigure):
             picture = picture.quantize(256, dither=Image.Dither.NONE)
         else:  # an adaptive palette of the whole would drop the few coloured words
             index = np.rint(pixels.mean(2) / 255 * (greys - 1)).astype(np.uint8)
-            palette = np.linspace(0, 255, greys).round().astype(int)[:, None].repeat(3, 1).ravel().tolist()
+            palette = (
+                np.linspace(0, 255, greys)
+                .round()
+                .astype(int)[:, None]
+                .repeat(3, 1)
+                .ravel()
+                .tolist()
+            )
             if tinted.any():
-                words = Image.fromarray(pixels[tinted][None].astype(np.uint8)).quantize(32, dither=Image.Dither.NONE)
+                words = Image.fromarray(pixels[tinted][None].astype(np.uint8)).quantize(
+                    32, dither=Image.Dither.NONE
+                )
                 index[tinted] = greys + np.asarray(words)[0]
                 palette += words.getpalette() or []
             picture = Image.fromarray(index)
@@ -76,7 +102,10 @@ class Figure(MatplotlibFigure):
 
         from IPython.display import display
 
-        data = {"image/png": base64.b64encode(self.png()).decode("ascii"), "text/plain": self._words()}
+        data = {
+            "image/png": base64.b64encode(self.png()).decode("ascii"),
+            "text/plain": self._words(),
+        }
         display(data, raw=True)
 
     def _words(self) -> str:
@@ -91,11 +120,14 @@ class Panel:
     Attributes:
         value: image (H, W), (1, H, W) or (1, 1, H, W); a report; or ``None`` for an empty cell.
         caption: written under it.
-        name: stream of the value; ``"ct"`` gets a bar in Hounsfield units when the sheet asks for one.
-        limits: values shown as black and white. Other limits and colours are for differences and masks.
+        name: stream of the value; ``"ct"`` gets a bar in Hounsfield units when the sheet asks for
+            one.
+        limits: values shown as black and white. Other limits and colours are for differences and
+            masks.
         cmap: a matplotlib colour map.
         sides: write R and L on the picture.
-        findings: reports only: what is true of the patient; sentences get the colour of their verdict.
+        findings: reports only: what is true of the patient; sentences get the colour of their
+            verdict.
         region: reports only: ``"chest"`` or ``"brain"``.
     """
 
@@ -118,13 +150,19 @@ Cell = Panel | torch.Tensor | np.ndarray | str | None
 
 def _flat(value: torch.Tensor | np.ndarray) -> np.ndarray:
     """An image tensor or array as (H, W) or (H, W, 3)."""
-    array = value.detach().float().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    array = (
+        value.detach().float().cpu().numpy()
+        if isinstance(value, torch.Tensor)
+        else np.asarray(value)
+    )
     if array.ndim == 3 and array.shape[-1] in (3, 4):
         return array
     while array.ndim > 2 and array.shape[0] == 1:
         array = array[0]
     if array.ndim != 2:
-        raise ValueError(f"a panel shows one image (H, W) or (1, H, W); got shape {tuple(value.shape)}")
+        raise ValueError(
+            f"a panel shows one image (H, W) or (1, H, W); got shape {tuple(value.shape)}"
+        )
     return array
 
 
@@ -135,23 +173,44 @@ def _panel(cell: Cell) -> Panel:
 def _draw_image(axes: Axes, panel: Panel) -> None:
     assert panel.value is not None and not isinstance(panel.value, str)
     array = _flat(panel.value)
-    axes.imshow(array, cmap=panel.cmap, vmin=panel.limits[0], vmax=panel.limits[1], interpolation="bilinear",
-                aspect="equal")  # fmt: skip
+    axes.imshow(
+        array,
+        cmap=panel.cmap,
+        vmin=panel.limits[0],
+        vmax=panel.limits[1],
+        interpolation="bilinear",
+        aspect="equal",
+    )
     axes.set_axis_off()
     if panel.sides:
         edge = [patheffects.withStroke(linewidth=1.4, foreground="black")]
         for x, letter, side in ((0.03, "R", "left"), (0.96, "L", "right")):
-            axes.text(x, 0.97, letter, transform=axes.transAxes, color="white", fontsize=7, fontweight="bold", ha=side,
-                      va="top", path_effects=edge)  # fmt: skip
+            axes.text(
+                x,
+                0.97,
+                letter,
+                transform=axes.transAxes,
+                color="white",
+                fontsize=7,
+                fontweight="bold",
+                ha=side,
+                va="top",
+                path_effects=edge,
+            )
 
 
-def _hu_bar(figure: Figure, box: tuple[float, float, float, float], inches: tuple[float, float]) -> None:
-    """A vertical bar in HU right of a CT. ``box`` is the picture's (left, bottom, width, height) in inches."""
+def _hu_bar(
+    figure: Figure, box: tuple[float, float, float, float], inches: tuple[float, float]
+) -> None:
+    """A vertical bar in HU right of a CT. ``box`` is the picture's (left, bottom, width, height) in
+    inches."""
     left, bottom, width, height = box
     low, high = CT_WINDOW_HU
     x, y, w, h = left + width + 0.05, bottom + 0.05 * height, 0.08, 0.9 * height
     axes = figure.add_axes((x / inches[0], y / inches[1], w / inches[0], h / inches[1]))
-    axes.imshow(np.linspace(high, low, 64)[:, None], cmap="gray", aspect="auto", extent=(0, 1, low, high))
+    axes.imshow(
+        np.linspace(high, low, 64)[:, None], cmap="gray", aspect="auto", extent=(0, 1, low, high)
+    )
     axes.set_xticks([])
     axes.yaxis.tick_right()
     axes.set_yticks([low, -500, 0, high])
@@ -173,8 +232,8 @@ def contact_sheet(
     """Labelled rows of pictures and reports.
 
     Args:
-        rows: (label, cells) each; a cell is a `Panel`, an image, a report, or ``None`` for a gap. Rows may differ in
-            length.
+        rows: (label, cells) each; a cell is a `Panel`, an image, a report, or ``None`` for a gap.
+            Rows may differ in length.
         columns: headings over the columns.
         title: above everything.
         hu_bar: a bar in Hounsfield units beside every ``ct`` panel.
@@ -193,60 +252,111 @@ def contact_sheet(
     wide = [text_width if t else size for t in text]
     room = [w + (_HU_BAR if b else 0) for w, b in zip(wide, bar, strict=True)]
     gutter = _LABEL if any(label for label, _ in table) else 0.0
-    under = [max((c.caption.count("\n") + 1 for c in cells if c.caption), default=0) * _CAPTION_LINE + 0.06
-             for _, cells in table]  # fmt: skip
+    under = [
+        max((c.caption.count("\n") + 1 for c in cells if c.caption), default=0) * _CAPTION_LINE
+        + 0.06
+        for _, cells in table
+    ]
     above = 0.0 if title or columns else (0.14 if any(bar) else _GAP)
     headings = max((1 + c.count("\n") for c in columns), default=0)
-    head = above + (_TITLE if title else 0.0) + (_CAPTION_LINE * headings + 0.05 if headings else 0.0)
+    head = (
+        above + (_TITLE if title else 0.0) + (_CAPTION_LINE * headings + 0.05 if headings else 0.0)
+    )
     width = gutter + sum(room) + _GAP * (count + 1)
     judged = any(c.is_text and c.findings is not None for _, cells in table for c in cells)
     height = head + sum(size + u for u in under) + _GAP + (0.16 if judged else 0.0)
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(width, height), dpi=_DPI)
         if title:
-            figure.text(0.5, 1 - 0.05 / height, title, ha="center", va="top", fontsize=9.5, fontweight="bold")
+            figure.text(
+                0.5,
+                1 - 0.05 / height,
+                title,
+                ha="center",
+                va="top",
+                fontsize=9.5,
+                fontweight="bold",
+            )
         lefts = [gutter + _GAP + sum(room[:i]) + _GAP * i for i in range(count)]
         for i, heading in enumerate(columns):
-            figure.text((lefts[i] + wide[i] / 2) / width, 1 - (head - 0.04) / height, heading, ha="center", va="bottom",
-                        fontsize=8, fontweight="bold")  # fmt: skip
+            figure.text(
+                (lefts[i] + wide[i] / 2) / width,
+                1 - (head - 0.04) / height,
+                heading,
+                ha="center",
+                va="bottom",
+                fontsize=8,
+                fontweight="bold",
+            )
         top = height - head
         for (label, cells), below in zip(table, under, strict=True):
             if label:
-                figure.text(0.06 / width, (top - size / 2) / height, label, ha="left", va="center", fontsize=8)
+                figure.text(
+                    0.06 / width,
+                    (top - size / 2) / height,
+                    label,
+                    ha="left",
+                    va="center",
+                    fontsize=8,
+                )
             for i, panel in enumerate(cells):
                 if panel.value is None:
                     continue
                 box = (lefts[i], top - size, wide[i], size)
-                axes = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
+                axes = figure.add_axes(
+                    (box[0] / width, box[1] / height, box[2] / width, box[3] / height)
+                )
                 if isinstance(panel.value, str):
                     write_report_on(axes, panel.value, panel.findings, region=panel.region)
                 else:
                     _draw_image(axes, panel)
                     if hu_bar and panel.name == "ct":
-                        _hu_bar(figure, (box[0] + (wide[i] - size) / 2, box[1], size, size), (width, height))
+                        _hu_bar(
+                            figure,
+                            (box[0] + (wide[i] - size) / 2, box[1], size, size),
+                            (width, height),
+                        )
                 if panel.caption:
                     middle = (box[0] + box[2] / 2) / width
-                    figure.text(middle, (top - size - 0.035) / height, panel.caption, ha="center", va="top", fontsize=7,
-                                linespacing=1.15)  # fmt: skip
+                    figure.text(
+                        middle,
+                        (top - size - 0.035) / height,
+                        panel.caption,
+                        ha="center",
+                        va="top",
+                        fontsize=7,
+                        linespacing=1.15,
+                    )
             top -= size + below
         if judged:
             legend(figure)
     return figure
 
 
-def report_panel(text: str, findings: tuple[Finding, ...] | None = None, *, region: str = "chest", title: str = "",
-                 width: float = 5.0, height: float = 1.7) -> Figure:  # fmt: skip
+def report_panel(
+    text: str,
+    findings: tuple[Finding, ...] | None = None,
+    *,
+    region: str = "chest",
+    title: str = "",
+    width: float = 5.0,
+    height: float = 1.7,
+) -> Figure:
     """One report; with ``findings`` (what is true) each sentence has the colour of its verdict.
 
-    Green ✓: a true finding, as stated. Ochre ~: a true finding at a wrong place or of a wrong size. Red ✗: not true.
-    Grey: missed. Black: nothing to judge. The verdicts come from `medm2g_core.data.labeller.label_report`.
+    Green ✓: a true finding, as stated. Ochre ~: a true finding at a wrong place or of a wrong size.
+    Red ✗: not true.
+    Grey: missed. Black: nothing to judge. The verdicts come from
+        `medm2g_core.data.labeller.label_report`.
     """
     with matplotlib.rc_context(_RC):
         figure = Figure(figsize=(width, height), dpi=_DPI)
         top = 1 - (0.24 / height if title else 0.03)
         foot = 0.2 / height if findings is not None else 0.03
         if title:
-            figure.text(0.5, 1 - 0.04 / height, title, ha="center", va="top", fontsize=9, fontweight="bold")
+            figure.text(
+                0.5, 1 - 0.04 / height, title, ha="center", va="top", fontsize=9, fontweight="bold"
+            )
         axes = figure.add_axes((0.01, foot, 0.98, top - foot))
         write_report_on(axes, text, findings, region=region, size=8.0)
         if findings is not None:
@@ -257,18 +367,31 @@ def report_panel(text: str, findings: tuple[Finding, ...] | None = None, *, regi
 def legend(figure: Figure) -> None:
     """A line at the bottom of a figure that explains the colours of reports."""
     measure = RendererAgg(8, 8, figure.dpi)
-    words = (("right", "true"), ("partly", "true, wrong place or size"), ("wrong", "not true"), ("missed", "missed"))
+    words = (
+        ("right", "true"),
+        ("partly", "true, wrong place or size"),
+        ("wrong", "not true"),
+        ("missed", "missed"),
+    )
     width = float(figure.get_size_inches()[0]) * 72
     x = 4.0
     for verdict, meaning in words:
         label = f"{SIGNS[verdict]} {meaning}"
-        figure.text(x / width, 0.02, label, color=COLOURS[verdict], fontsize=6.5, ha="left", va="bottom")
+        figure.text(
+            x / width, 0.02, label, color=COLOURS[verdict], fontsize=6.5, ha="left", va="bottom"
+        )
         font = FontProperties(family="DejaVu Sans", size=6.5)
         x += 8.0 + measure.get_text_width_height_descent(label, font, False)[0] * 72 / figure.dpi
 
 
-def _cell(name: str, value: torch.Tensor | str, study: Study | None = None, caption: str = "",
-          judge: tuple[Finding, ...] | None = None, region: str = "chest") -> Panel:  # fmt: skip
+def _cell(
+    name: str,
+    value: torch.Tensor | str,
+    study: Study | None = None,
+    caption: str = "",
+    judge: tuple[Finding, ...] | None = None,
+    region: str = "chest",
+) -> Panel:
     title = caption or stream(name).title
     return Panel(value, title, name, findings=judge, region=study.region if study else region)
 
@@ -278,8 +401,13 @@ def show_study(study: Study, *, hu_bar: bool = True, size: float = 1.6) -> Figur
     order = [*(n for n in STREAMS if n != "text"), "text"]
     cells = [_cell(n, study[n], study) for n in order if n in study.streams]
     who = f"{study.id}: {study.sex}, {study.age} years" if study.age is not None else study.id
-    return contact_sheet([("", cells)], title=f"{who} (anatomy of {study.person})", hu_bar=hu_bar, size=size,
-                         text_width=2.9)  # fmt: skip
+    return contact_sheet(
+        [("", cells)],
+        title=f"{who} (anatomy of {study.person})",
+        hu_bar=hu_bar,
+        size=size,
+        text_width=2.9,
+    )
 
 
 def compare(
@@ -301,7 +429,8 @@ def compare(
     Args:
         given: stream -> value, of one patient.
         truth: wanted stream -> the patient's real value; may lack streams.
-        samples: wanted stream -> draws (N, 1, H, W) or list of N reports, as the pipeline returns them.
+        samples: wanted stream -> draws (N, 1, H, W) or list of N reports, as the pipeline returns
+            them.
         findings: what is true of the patient; drawn reports are then coloured against it.
         region: of the patient, for the labeller.
         title: above everything.
@@ -320,7 +449,9 @@ def compare(
             cells.append(_cell(name, truth[name], region=region) if name in truth else None)
             for drawn in samples[name]:
                 words = caption(name, drawn) if caption else ""
-                cells.append(replace(_cell(name, drawn, judge=findings, region=region), caption=words))
+                cells.append(
+                    replace(_cell(name, drawn, judge=findings, region=region), caption=words)
+                )
         rows.append(("", cells))
     most = max(len(v) for v in samples.values())
     drawn_titles = ["drawn"] if most == 1 else [f"drawn {k + 1}" for k in range(most)]
@@ -328,11 +459,14 @@ def compare(
     return contact_sheet(rows, columns=columns, title=title, size=size, text_width=text_width)
 
 
-def training_curves(path: str | Path | Sequence[str | Path], *, keys: Sequence[str] = (), smooth: int = 9) -> Figure:
+def training_curves(
+    path: str | Path | Sequence[str | Path], *, keys: Sequence[str] = (), smooth: int = 9
+) -> Figure:
     """Logged values of training against the step, one panel a value, one line a file.
 
     Args:
-        path: ``<stage>.log.jsonl`` of one or more stages: a JSON object a line with ``step``, ``seconds`` and values.
+        path: ``<stage>.log.jsonl`` of one or more stages: a JSON object a line with ``step``,
+            ``seconds`` and values.
         keys: which values; all of them if empty.
         smooth: width of the running median drawn over the raw values.
 
@@ -342,14 +476,18 @@ def training_curves(path: str | Path | Sequence[str | Path], *, keys: Sequence[s
     """
     files = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
     logs = {f.name.removesuffix(".log.jsonl"): _read_log(f) for f in files}
-    names = keys or list(dict.fromkeys(k for log in logs.values() for k in log if k not in ("step", "seconds")))
+    names = keys or list(
+        dict.fromkeys(k for log in logs.values() for k in log if k not in ("step", "seconds"))
+    )
     names = [n for n in names if any(n in log for log in logs.values())]
     if not names:
         raise ValueError(f"none of {list(keys)} is logged in {', '.join(str(f) for f in files)}")
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(2.4 * columns + 0.2, 1.75 * rows + 0.1), dpi=_DPI, layout="constrained")
+        figure = Figure(
+            figsize=(2.4 * columns + 0.2, 1.75 * rows + 0.1), dpi=_DPI, layout="constrained"
+        )
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, name in zip(grid.flat, names, strict=False):
             for label, log in logs.items():
@@ -358,7 +496,9 @@ def training_curves(path: str | Path | Sequence[str | Path], *, keys: Sequence[s
                     keep = np.isfinite(values)
                     (line,) = axes.plot(steps[keep], values[keep], linewidth=0.5, alpha=0.35)
                     middle = _median(values[keep], smooth)
-                    axes.plot(steps[keep], middle, linewidth=1.2, color=line.get_color(), label=label)
+                    axes.plot(
+                        steps[keep], middle, linewidth=1.2, color=line.get_color(), label=label
+                    )
             axes.set_title(name, fontsize=8)
             axes.set_xlabel("step", fontsize=7)
             axes.tick_params(labelsize=6.5)
@@ -372,7 +512,9 @@ def training_curves(path: str | Path | Sequence[str | Path], *, keys: Sequence[s
 
 def _read_log(path: Path) -> dict[str, np.ndarray]:
     """Key -> values of a jsonl log; NaN where a line lacks the key."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [
+        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
     lines = [line for line in lines if "step" in line]
     if not lines:
         raise ValueError(f"{path} has no lines with a step; needed one JSON object a line")
@@ -383,4 +525,6 @@ def _read_log(path: Path) -> dict[str, np.ndarray]:
 def _median(values: np.ndarray, width: int) -> np.ndarray:
     """Running median, shorter at the ends."""
     half = max(0, width // 2)
-    return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
+    return np.array(
+        [np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+    )

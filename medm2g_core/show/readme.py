@@ -1,4 +1,5 @@
-"""The README's numbers and its picture come from this program: ``python -m medm2g_core.show.readme [--picture]``."""
+"""The README's numbers and its picture come from this program: ``python -m medm2g_core.show.readme
+[--picture]``."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def blocks(root: Path = ROOT) -> dict[str, str]:
     pieces = load_pieces(root / "results")
     if pieces:
         out["results"] = f"{compact(summary_rows(pieces))}\n{handicap(pieces)}\n"
-        out["bars"] = bar_summary(verdicts(pieces), {n: title for n, (title, _) in SECTIONS.items()})
+        out["bars"] = bar_summary(
+            verdicts(pieces), {n: title for n, (title, _) in SECTIONS.items()}
+        )
     if "unseen" in pieces:
         out["unseen"] = person_table(pieces["unseen"])
     trainings = load_trainings(root / "results", root / "checkpoints" / "cpu")
@@ -49,18 +52,27 @@ def blocks(root: Path = ROOT) -> dict[str, str]:
     if speed.is_file():
         rows = json.loads(speed.read_text(encoding="utf-8"))
         lines = ["| what | measured | aim | where |", "|---|---|---|---|"]
-        lines += [f"| {r['what']} | {r['measured']} | {r['aim']} | {r['where']} |" for r in rows.values()]
+        lines += [
+            f"| {r['what']} | {r['measured']} | {r['aim']} | {r['where']} |" for r in rows.values()
+        ]
         out["speed"] = "\n".join(lines) + "\n"
     return out
 
 
 def _limits(rows: Sequence[Mapping[str, Any]]) -> str:
     """The table of ``benchmarks/what_limits.py``."""
-    lines = ["| the MR flow, T1 + T2 → FLAIR | CPU seconds more | n | one step, dB | ten steps, dB |",
-             "|---|--:|--:|---|---|"]  # fmt: skip
+    lines = [
+        "| the MR flow, T1 + T2 → FLAIR | CPU seconds more | n | one step, dB | ten steps, dB |",
+        "|---|--:|--:|---|---|",
+    ]
     for r in rows:
-        cells = [f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in (r["PSNR"]["1"], r["PSNR"]["10"])]
-        lines.append(f"| {r['training']} | {r['CPU seconds']:.0f} | {r['n']} | {' | '.join(cells)} |")
+        cells = [
+            f"{value:.1f} [{low:.1f}, {high:.1f}]"
+            for value, low, high in (r["PSNR"]["1"], r["PSNR"]["10"])
+        ]
+        lines.append(
+            f"| {r['training']} | {r['CPU seconds']:.0f} | {r['n']} | {' | '.join(cells)} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -80,7 +92,8 @@ def fill(text: str, parts: dict[str, str]) -> str:
 
 
 def picture(pipe: MedM2GPipeline, chest: Study, brain: Study, seed: int = 0) -> Figure:
-    """Given and truth beside one draw, for each of the five tasks: the first draw of a fixed seed, not a chosen one."""
+    """Given and truth beside one draw, for each of the five tasks: the first draw of a fixed seed,
+    not a chosen one."""
 
     def row(label: str, study: Study, given: list[str], want: list[str]) -> tuple[str, list[Cell]]:
         out = pipe(study.pick(given), want, generator=torch.Generator().manual_seed(seed))
@@ -107,7 +120,8 @@ def picture(pipe: MedM2GPipeline, chest: Study, brain: Study, seed: int = 0) -> 
 
 
 def main() -> None:
-    """Rewrite README.md in place; with ``--picture`` draw docs/overview.png with the shipped weights as well."""
+    """Rewrite README.md in place; with ``--picture`` draw docs/overview.png with the shipped
+    weights as well."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--picture", action="store_true")
     if parser.parse_args().picture:
@@ -115,8 +129,12 @@ def main() -> None:
 
         chests, brains = VirtualCohort("test", "chest", 16), VirtualCohort("test", "brain", 16)
         # The first patients with two findings, so that there is something to see.
-        chest = next(s for s in map(chests.__getitem__, range(len(chests))) if len(s.findings or ()) >= 2)
-        brain = next(s for s in map(brains.__getitem__, range(len(brains))) if len(s.findings or ()) >= 2)
+        chest = next(
+            s for s in map(chests.__getitem__, range(len(chests))) if len(s.findings or ()) >= 2
+        )
+        brain = next(
+            s for s in map(brains.__getitem__, range(len(brains))) if len(s.findings or ()) >= 2
+        )
         png = picture(MedM2GPipeline.from_pretrained(), chest, brain).png()
         atomic_write(ROOT / "docs" / "overview.png", lambda p: p.write_bytes(png))
     file = ROOT / "README.md"

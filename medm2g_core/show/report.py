@@ -1,4 +1,5 @@
-"""Reports for the eye: what each sentence claims, whether it is true, and the text as coloured, wrapped words."""
+"""Reports for the eye: what each sentence claims, whether it is true, and the text as coloured,
+wrapped words."""
 
 from __future__ import annotations
 
@@ -16,8 +17,15 @@ from medm2g_core.streams import Finding
 
 __all__ = ["COLOURS", "Judged", "finding_words", "judge_report", "write_report_on"]
 
-COLOURS = {"right": "#1a7f37", "partly": "#9a6700", "wrong": "#cf222e", "missed": "#8a8a8a", "": "#1f1f1f"}
-"""Verdict -> colour. The verdict is also written as a sign, for who cannot tell the colours apart."""
+COLOURS = {
+    "right": "#1a7f37",
+    "partly": "#9a6700",
+    "wrong": "#cf222e",
+    "missed": "#8a8a8a",
+    "": "#1f1f1f",
+}
+"""Verdict -> colour. The verdict is also written as a sign, for who cannot tell the colours
+apart."""
 SIGNS = {"right": "✓", "partly": "~", "wrong": "✗", "missed": "–", "": ""}
 
 _SENTENCE = re.compile(r"(?<=\.)\s+")
@@ -30,9 +38,10 @@ class Judged:
 
     Attributes:
         text: a sentence, a heading, or (``"missed"``) a finding that the report does not assert.
-        verdict: ``"right"``: asserts a true finding, and every attribute that it states is true; ``"partly"``: a true
-            finding at a wrong place or of a wrong size; ``"wrong"``: asserts what is not there, or denies what is;
-            ``"missed"``; ``""``: claims nothing that can be judged.
+        verdict: ``"right"``: asserts a true finding, and every attribute that it states is true;
+            ``"partly"``: a true finding at a wrong place or of a wrong size; ``"wrong"``: asserts
+            what is not there, or denies what is; ``"missed"``; ``""``: claims nothing that can be
+            judged.
     """
 
     text: str
@@ -44,7 +53,8 @@ def _is_heading(text: str) -> bool:
 
 
 def finding_words(finding: Finding) -> str:
-    """A finding as people write it: ``"moderate left pleural effusion"``, ``"12 mm right upper lobe nodule"``."""
+    """A finding as people write it: ``"moderate left pleural effusion"``, ``"12 mm right upper lobe
+    nodule"``."""
     size = f"{finding.size_mm} mm" if finding.size_mm is not None else finding.size
     side = "bilateral" if finding.side == "both" else finding.side
     place = f"{finding.location} lobe" if finding.location else ""
@@ -54,8 +64,12 @@ def finding_words(finding: Finding) -> str:
 
 
 def _agrees(claim: Finding, truth: Finding) -> bool:
-    stated = ((claim.side, truth.side), (claim.location, truth.location), (claim.size, truth.size),
-              (claim.size_mm, truth.size_mm))  # fmt: skip
+    stated = (
+        (claim.side, truth.side),
+        (claim.location, truth.location),
+        (claim.size, truth.size),
+        (claim.size_mm, truth.size_mm),
+    )
     return all(said in ("", None) or said == is_so for said, is_so in stated)
 
 
@@ -79,7 +93,8 @@ def judge_report(text: str, truth: Sequence[Finding] | None, region: str) -> lis
         region: ``"chest"`` or ``"brain"``: whose words to look for.
 
     Returns:
-        The pieces in order, then the findings that the whole report does not assert (verdict ``"missed"``).
+        The pieces in order, then the findings that the whole report does not assert (verdict
+        ``"missed"``).
     """
     pieces = [p for p in _HEADING.split(text) if p.strip()]
     out: list[Judged] = []
@@ -98,11 +113,17 @@ def judge_report(text: str, truth: Sequence[Finding] | None, region: str) -> lis
 def _wrapped(
     pieces: Sequence[Judged], size: float, width: float, measure: RendererAgg
 ) -> list[list[tuple[float, str, Judged]]]:
-    """Lines of (x in points, words, piece) runs. Headings and missed findings begin a line; sentences flow."""
-    fonts = {b: FontProperties(family="DejaVu Sans", size=size, weight="bold" if b else "normal") for b in (0, 1)}
+    """Lines of (x in points, words, piece) runs. Headings and missed findings begin a line;
+    sentences flow."""
+    fonts = {
+        b: FontProperties(family="DejaVu Sans", size=size, weight="bold" if b else "normal")
+        for b in (0, 1)
+    }
 
     def extent(text: str, piece: Judged) -> float:
-        pixels = measure.get_text_width_height_descent(text, fonts[_is_heading(piece.text)], False)[0]
+        pixels = measure.get_text_width_height_descent(text, fonts[_is_heading(piece.text)], False)[
+            0
+        ]
         return float(pixels) * 72 / measure.dpi
 
     space = size * 0.32
@@ -114,7 +135,9 @@ def _wrapped(
             x = 0.0
         words = (f"missed: {piece.text}" if piece.verdict == "missed" else piece.text).split()
         if words and piece.verdict != "missed" and SIGNS[piece.verdict]:
-            words[-1] += f"\u00a0{SIGNS[piece.verdict]}"  # the sign never stands alone at the start of a line
+            words[-1] += (  # the sign never stands alone at the start of a line
+                f"\u00a0{SIGNS[piece.verdict]}"
+            )
         run = ""
         for word in words:
             longer = f"{run} {word}".strip()
@@ -139,10 +162,11 @@ def write_report_on(
     size: float = 7.5,
     smallest: float = 4.5,
 ) -> list[Judged]:
-    """Write a report into an axes, wrapped to its width, each sentence in the colour of its verdict.
+    """Write a report into an axes, wrapped to its width, each sentence in the colour of its
+    verdict.
 
-    The letters shrink from ``size`` to ``smallest`` points until the text fits; what still does not fit is cut, and
-    the last line says so.
+    The letters shrink from ``size`` to ``smallest`` points until the text fits; what still does not
+    fit is cut, and the last line says so.
 
     Returns:
         The judged pieces, as from `judge_report`.
@@ -170,8 +194,15 @@ def write_report_on(
     for number, line in enumerate(lines):
         for x, words, piece in line:
             axes.text(
-                x + width * 0.015, (number + 0.85) * leading, words, color=COLOURS[piece.verdict], fontsize=size,
-                family="DejaVu Sans", fontweight="bold" if _is_heading(piece.text) else "normal", va="baseline",
-                clip_on=True, parse_math=False,
-            )  # fmt: skip
+                x + width * 0.015,
+                (number + 0.85) * leading,
+                words,
+                color=COLOURS[piece.verdict],
+                fontsize=size,
+                family="DejaVu Sans",
+                fontweight="bold" if _is_heading(piece.text) else "normal",
+                va="baseline",
+                clip_on=True,
+                parse_math=False,
+            )
     return pieces

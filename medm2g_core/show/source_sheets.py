@@ -1,4 +1,5 @@
-"""Contact sheets of an evaluation on a real data set: given, truth, a draw and the rivals of the first studies."""
+"""Contact sheets of an evaluation on a real data set: given, truth, a draw and the rivals of the
+first studies."""
 
 from __future__ import annotations
 
@@ -17,10 +18,12 @@ Columns = Sequence[tuple[str, Sequence[Any]]]
 
 
 def source_sheet(task: Task, columns: Columns) -> Figure:
-    """A row a study, a column a heading (`medm2g_core.evaluation.source_scores.evaluate_source`)."""
+    """A row a study, a column a heading
+    (`medm2g_core.evaluation.source_scores.evaluate_source`)."""
     count = len(columns[0][1])
     rows: list[tuple[str, list[Cell]]] = [
-        ("", [Panel(values[i], heading.split(": ")[-1]) for heading, values in columns]) for i in range(count)
+        ("", [Panel(values[i], heading.split(": ")[-1]) for heading, values in columns])
+        for i in range(count)
     ]
     title = f"{task.title}: generated, for research and teaching only"
     return contact_sheet(rows, size=1.9, text_width=2.7, title=title)

@@ -1,7 +1,8 @@
-"""A contact sheet a task: given, truth, what the codec keeps of it, four draws, their mean, a baseline.
+"""A contact sheet a task: given, truth, what the codec keeps of it, four draws, their mean, a
+baseline.
 
-``python -m medm2g_core.show.task_sheets`` writes ``results/sheet_<task>.png``. The patients are the first of the test
-split that have a finding, the draws the first of a fixed seed: nothing is chosen.
+``python -m medm2g_core.show.task_sheets`` writes ``results/sheet_<task>.png``. The patients are the
+first of the test split that have a finding, the draws the first of a fixed seed: nothing is chosen.
 """
 
 from __future__ import annotations
@@ -41,55 +42,86 @@ def first_with_findings(pipe: MedM2GPipeline, region: str, count: int = 3) -> li
     return [s for s in map(cohort.__getitem__, range(len(cohort))) if s.findings][:count]
 
 
-def _draws(pipe: MedM2GPipeline, study: Study, given: Sequence[str], want: Sequence[str], count: int) -> Any:
+def _draws(
+    pipe: MedM2GPipeline, study: Study, given: Sequence[str], want: Sequence[str], count: int
+) -> Any:
     generators = [torch.Generator().manual_seed(i) for i in range(count)]
     scale = 2.0 if list(given) == ["text"] or "text" in want else 1.0
-    return pipe(study.pick(list(given)), list(want), num_samples=count, generator=generators, guidance_scale=scale)
+    return pipe(
+        study.pick(list(given)),
+        list(want),
+        num_samples=count,
+        generator=generators,
+        guidance_scale=scale,
+    )
 
 
-def translation_sheet(pipe: MedM2GPipeline, region: str, given: Sequence[str], target: str) -> Figure:
-    """Rows of patients: given | truth | through the codec | four draws | their mean | the mean training image."""
-    mean = VirtualCohort("train", region, 64, resolution=pipe.model.profile.resolution).stack(target).mean(0)
+def translation_sheet(
+    pipe: MedM2GPipeline, region: str, given: Sequence[str], target: str
+) -> Figure:
+    """Rows of patients: given | truth | through the codec | four draws | their mean | the mean
+    training image."""
+    mean = (
+        VirtualCohort("train", region, 64, resolution=pipe.model.profile.resolution)
+        .stack(target)
+        .mean(0)
+    )
     rows: list[tuple[str, list[Cell]]] = []
     for study in first_with_findings(pipe, region):
         out = _draws(pipe, study, given, [target], DRAWS)[target]
         truth = study.images[target]
         codec = pipe.model.decode(target, pipe.model.encode(target, truth[None]))[0]
         cells: list[Cell] = [Panel(study[n], STREAMS[n].title, n, region=region) for n in given]
-        cells += [Panel(truth, "truth", target, region=region), Panel(codec, "codec", target, region=region)]
+        cells += [
+            Panel(truth, "truth", target, region=region),
+            Panel(codec, "codec", target, region=region),
+        ]
         cells += [Panel(x, f"draw {i + 1}", target, region=region) for i, x in enumerate(out)]
-        cells += [Panel(out.mean(0), f"mean of {DRAWS}", target, region=region),
-                  Panel(mean, "mean image", target, region=region)]  # fmt: skip
+        cells += [
+            Panel(out.mean(0), f"mean of {DRAWS}", target, region=region),
+            Panel(mean, "mean image", target, region=region),
+        ]
         rows.append(("", cells))
     names = " + ".join(STREAMS[n].title for n in given)
-    return contact_sheet(rows, title=f"{names} → {STREAMS[target].title}: generated, for research and teaching only")
+    return contact_sheet(
+        rows, title=f"{names} → {STREAMS[target].title}: generated, for research and teaching only"
+    )
 
 
 def report_sheet(pipe: MedM2GPipeline, given: str) -> Figure:
-    """Rows of patients: image | true report | two draws, coloured by whether what they say is true."""
+    """Rows of patients: image | true report | two draws, coloured by whether what they say is
+    true."""
     rows: list[tuple[str, list[Cell]]] = []
     for study in first_with_findings(pipe, "chest"):
         out = _draws(pipe, study, [given], ["text"], 2)["text"]
         cells: list[Cell] = [Panel(study[given], STREAMS[given].title, given)]
         cells.append(Panel(study["text"], "true report", "text"))
-        cells += [Panel(t, f"draw {i + 1}", "text", findings=study.findings, region="chest") for i, t in enumerate(out)]
+        cells += [
+            Panel(t, f"draw {i + 1}", "text", findings=study.findings, region="chest")
+            for i, t in enumerate(out)
+        ]
         rows.append(("", cells))
     title = f"{STREAMS[given].title} → Report: generated, for research and teaching only"
     return contact_sheet(rows, size=1.9, text_width=2.7, title=title)
 
 
 def joint_sheet(pipe: MedM2GPipeline) -> Figure:
-    """Rows of patients: the report | truth and draw of X-ray, CT, T2, drawn together and one after another."""
+    """Rows of patients: the report | truth and draw of X-ray, CT, T2, drawn together and one after
+    another."""
     want = ["xray", "ct", "mri_t2"]
     rows: list[tuple[str, list[Cell]]] = []
     for study in first_with_findings(pipe, "chest", 2):
         cells: list[Cell] = [Panel(study["text"], "given report", "text")]
         cells += [Panel(study[n], f"true {STREAMS[n].title}", n) for n in want]
         for order in ("joint", "cascade"):
-            out = pipe(study.pick(["text"]), want, order=order, generator=torch.Generator().manual_seed(0))
+            out = pipe(
+                study.pick(["text"]), want, order=order, generator=torch.Generator().manual_seed(0)
+            )
             cells += [Panel(out[n][0], f"{order}: {STREAMS[n].title}", n) for n in want]
         rows.append(("", cells))
-    return contact_sheet(rows, title="One sentence → X-ray, CT and T2: generated, for research and teaching only")
+    return contact_sheet(
+        rows, title="One sentence → X-ray, CT and T2: generated, for research and teaching only"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,7 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     pipe = MedM2GPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
-    figures: dict[str, Callable[[], Figure]] = {n: partial(translation_sheet, pipe, *t) for n, t in SHEETS.items()}
+    figures: dict[str, Callable[[], Figure]] = {
+        n: partial(translation_sheet, pipe, *t) for n, t in SHEETS.items()
+    }
     figures |= {f"{n}_to_report": partial(report_sheet, pipe, n) for n in ("xray", "ct")}
     figures["joint"] = partial(joint_sheet, pipe)
     for name, draw in figures.items():

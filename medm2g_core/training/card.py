@@ -1,6 +1,7 @@
 """A trained model as it is given to others: half precision, its card, its record and its logs.
 
-The card is written from ``training.json`` and the model itself, so its numbers cannot differ from the training's.
+The card is written from ``training.json`` and the model itself, so its numbers cannot differ from
+the training's.
 """
 
 from __future__ import annotations
@@ -28,15 +29,22 @@ MISSING = "-"
 
 
 def export_model(
-    model: MedM2G, trained: str | Path, folder: str | Path, *, command: str, dtype: torch.dtype = torch.float16
+    model: MedM2G,
+    trained: str | Path,
+    folder: str | Path,
+    *,
+    command: str,
+    dtype: torch.dtype = torch.float16,
 ) -> list[Path]:
-    """Write a copy to give away: weights as ``dtype``, ``README.md``, ``training.json`` and ``logs/<stage>.jsonl``.
+    """Write a copy to give away: weights as ``dtype``, ``README.md``, ``training.json`` and
+    ``logs/<stage>.jsonl``.
 
     Args:
         model: as `medm2g_core.training.run.train` returned it.
         trained: the folder that it was trained into.
         folder: the copy's folder; its files are replaced one by one, each in one step.
-        command: the command that trains this model again; it stands in the card and in ``training.json``.
+        command: the command that trains this model again; it stands in the card and in
+            ``training.json``.
 
     Returns:
         The paths written.
@@ -50,16 +58,24 @@ def export_model(
         record = json.loads(record_file.read_text(encoding="utf-8"))
         stages = record["stages"]
     except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise CheckpointError(f"{record_file} is missing or damaged ({error}); train a stage again") from error
+        raise CheckpointError(
+            f"{record_file} is missing or damaged ({error}); train a stage again"
+        ) from error
     model.save_pretrained(folder, dtype=dtype)
-    written = [*(folder / f"{part}.safetensors" for part in PARTS), folder / "tokenizer.json", folder / "config.json"]
+    written = [
+        *(folder / f"{part}.safetensors" for part in PARTS),
+        folder / "tokenizer.json",
+        folder / "config.json",
+    ]
     texts = {folder / "training.json": json.dumps({**record, "command": command}, indent=1) + "\n"}
     for stage in stages:
         log = trained / "work" / f"{stage}.log.jsonl"
         if log.is_file():
             texts[folder / "logs" / f"{stage}.jsonl"] = thinned_log(log.read_text(encoding="utf-8"))
     size = sum(path.stat().st_size for path in written if path.suffix == ".safetensors")
-    texts[folder / "README.md"] = model_card(model, record, command=command, bytes_on_disk=size, dtype=dtype)
+    texts[folder / "README.md"] = model_card(
+        model, record, command=command, bytes_on_disk=size, dtype=dtype
+    )
     for path, text in texts.items():
         atomic_write(path, lambda p, t=text: p.write_text(t, encoding="utf-8"))
     return [*written, *texts]
@@ -68,7 +84,8 @@ def export_model(
 def thinned_log(text: str, lines: int = LOG_LINES) -> str:
     """Every k-th line of a stage's log, with the first and the last, at most ``lines`` of them.
 
-    A log is appended to, so a stage that was resumed or trained again has steps twice: the later ones count.
+    A log is appended to, so a stage that was resumed or trained again has steps twice: the later
+    ones count.
     """
     entries: list[tuple[int, str]] = []
     for line in text.splitlines():
@@ -80,12 +97,19 @@ def thinned_log(text: str, lines: int = LOG_LINES) -> str:
             entries.pop()
         entries.append((step, line))
     n = len(entries)
-    keep = range(n) if n <= lines else sorted({round(i * (n - 1) / (lines - 1)) for i in range(lines)})
+    keep = (
+        range(n) if n <= lines else sorted({round(i * (n - 1) / (lines - 1)) for i in range(lines)})
+    )
     return "".join(entries[i][1] + "\n" for i in keep)
 
 
 def model_card(
-    model: MedM2G, record: Mapping[str, Any], *, command: str, bytes_on_disk: int, dtype: torch.dtype
+    model: MedM2G,
+    record: Mapping[str, Any],
+    *,
+    command: str,
+    bytes_on_disk: int,
+    dtype: torch.dtype,
 ) -> str:
     """The card as Markdown.
 
@@ -96,7 +120,9 @@ def model_card(
     profile, stages = model.profile, record["stages"]
     number = sum(p.numel() for p in model.parameters())
     on_cpu = all(s.get("device", "cpu") == "cpu" for s in stages.values())
-    hours = sum(s["seconds"] * (s.get("threads", 1) if on_cpu else 1) for s in stages.values()) / 3600
+    hours = (
+        sum(s["seconds"] * (s.get("threads", 1) if on_cpu else 1) for s in stages.values()) / 3600
+    )
     missing = [name for name in STAGES if name not in stages]
     persons = record.get("persons", "")
     persons = persons if isinstance(persons, str) else ", ".join(persons)
@@ -106,34 +132,52 @@ def model_card(
     blocks = [
         _front_matter(profile, record),
         f"# MedM2G, profile `{profile.name}`",
-        f"One latent diffusion model for {', '.join(s.title for s in STREAMS.values())}: any subset of the streams "
-        "of a study in, any other subset out. An open reproduction of the method of MedM2G (arXiv:2403.04290), "
-        f"trained on {_trained_on(record)}. **For research and teaching. Not for diagnosis, not a medical device.**",
-        f"- {number / 1e6:.1f} million parameters, {bytes_on_disk / 1e6:.1f} MB on disk ({half})\n"
-        f"- images of {profile.resolution} x {profile.resolution} pixels, latents of {codec.latent_channels} x "
-        f"{codec.latent_size} x {codec.latent_size}; reports of up to {profile.text_codec.max_length} tokens",
+        (
+            f"One latent diffusion model for {', '.join(s.title for s in STREAMS.values())}: any"
+            " subset of the streams of a study in, any other subset out. An open reproduction of"
+            f" the method of MedM2G (arXiv:2403.04290), trained on {_trained_on(record)}. **For"
+            " research and teaching. Not for diagnosis, not a medical device.**"
+        ),
+        (
+            f"- {number / 1e6:.1f} million parameters, {bytes_on_disk / 1e6:.1f} MB on disk"
+            f" ({half})\n- images of {profile.resolution} x {profile.resolution} pixels, latents of"
+            f" {codec.latent_channels} x {codec.latent_size} x {codec.latent_size}; reports of up"
+            f" to {profile.text_codec.max_length} tokens"
+        ),
         "## Use",
-        "```python\nfrom medm2g_core import MedM2GPipeline\n\n"
-        'pipe = MedM2GPipeline.from_pretrained("path/of/this/folder")\n'
-        'out = pipe(given={"text": "..."}, want=["xray", "ct"])\n```',
+        (
+            "```python\nfrom medm2g_core import MedM2GPipeline\n\n"
+            'pipe = MedM2GPipeline.from_pretrained("path/of/this/folder")\n'
+            'out = pipe(given={"text": "..."}, want=["xray", "ct"])\n```'
+        ),
         "## Training",
-        f"Seed {record['seed']}{anatomy}. Version {record['version']}, torch {record['torch']}, "
-        f"{record['machine']}. {hours:.2f} {'core ' if on_cpu else ''}hours in all stages. The command:",
+        (
+            f"Seed {record['seed']}{anatomy}. Version {record['version']}, torch {record['torch']},"
+            f" {record['machine']}. {hours:.2f} {'core ' if on_cpu else ''}hours in all stages. The"
+            " command:"
+        ),
         f"```\n{command}\n```",
         _data_sentence(profile, record),
-        f"Started from the weights of another model: {record['start']}." if "start" in record else "",
+        (
+            f"Started from the weights of another model: {record['start']}."
+            if "start" in record
+            else ""
+        ),
         *_changes(profile),
         _stage_table(profile, stages),
         f"**Not trained: {', '.join(missing)}.** {_untrained(record)}" if missing else "",
         f"## Figures on held-out {'patients' if 'source' in record else 'virtual patients'}",
-        "Measured by the training program after each stage, in full precision, before rounding to "
-        f"{half}. PSNR in dB (`psnr_*`), share of reports that survive the text codec word for word (`exact_*`), "
-        "retrieval recall among `n_*` studies (`*_r@k`), otherwise losses.",
+        (
+            "Measured by the training program after each stage, in full precision, before rounding"
+            f" to {half}. PSNR in dB (`psnr_*`), share of reports that survive the text codec word"
+            " for word (`exact_*`), retrieval recall among `n_*` studies (`*_r@k`), otherwise"
+            " losses."
+        ),
         *_figures(stages),
         "## What it cannot do",
         *_limits(profile, record),
         *_origin(record),
-    ]  # fmt: skip
+    ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -145,30 +189,38 @@ def _front_matter(profile: Profile, record: Mapping[str, Any]) -> str:
 
 
 def _trained_on(record: Mapping[str, Any]) -> str:
-    return f"the data set {SOURCES[record['source']['name']].card.title}" if "source" in record else "virtual patients"
+    return (
+        f"the data set {SOURCES[record['source']['name']].card.title}"
+        if "source" in record
+        else "virtual patients"
+    )
 
 
 def _untrained(record: Mapping[str, Any]) -> str:
     why = "; ".join(f"{stage}: {reason}" for stage, reason in record.get("left out", {}).items())
     state = "as it was in that model" if "start" in record else "untrained here"
-    return f"What these stages would train is {state}." + (f" The data has for {why}." if why else "")
+    return f"What these stages would train is {state}." + (
+        f" The data has for {why}." if why else ""
+    )
 
 
 def _data_sentence(profile: Profile, record: Mapping[str, Any]) -> str:
     if "source" in record:
         source = record["source"]
         counts = ", ".join(f"{split}: {n}" for split, n in source["studies"].items())
-        streams = ", ".join(f"{n} with {STREAMS[name].title}" for name, n in source["streams"].items())
+        streams = ", ".join(
+            f"{n} with {STREAMS[name].title}" for name, n in source["streams"].items()
+        )
         return (
-            f"Training data: {_trained_on(record)}, studies in its splits {counts} ({streams}). No subject is in two "
-            f"splits. Shards of digest `{source['shards']}`."
+            f"Training data: {_trained_on(record)}, studies in its splits {counts} ({streams}). No"
+            f" subject is in two splits. Shards of digest `{source['shards']}`."
         )
     d = profile.data
     return (
-        f"Training data: {d.chest_train} virtual chest studies (report, X-ray, CT, MR T1 and T2) and "
-        f"{d.brain_train} virtual brain studies (report, four MR contrasts) of the embedded cohort, seed {d.seed}; "
-        f"held out: {d.chest_val} and {d.brain_val}. No patient is in both parts, but all are drawn from the same few "
-        "people's anatomy."
+        f"Training data: {d.chest_train} virtual chest studies (report, X-ray, CT, MR T1 and T2)"
+        f" and {d.brain_train} virtual brain studies (report, four MR contrasts) of the embedded"
+        f" cohort, seed {d.seed}; held out: {d.chest_val} and {d.brain_val}. No patient is in both"
+        " parts, but all are drawn from the same few people's anatomy."
     )
 
 
@@ -177,7 +229,11 @@ def _changes(profile: Profile) -> list[str]:
     if profile.name not in PROFILES:
         return []
     own, base = _flat(profile.to_dict()), _flat(PROFILES[profile.name].to_dict())
-    changed = [f"`{key}={own.get(key)}`" for key in sorted(own.keys() | base.keys()) if own.get(key) != base.get(key)]
+    changed = [
+        f"`{key}={own.get(key)}`"
+        for key in sorted(own.keys() | base.keys())
+        if own.get(key) != base.get(key)
+    ]
     return [f"Changed from the profile: {', '.join(changed)}."] if changed else []
 
 
@@ -192,8 +248,16 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _stage_table(profile: Profile, stages: Mapping[str, Mapping[str, Any]]) -> str:
-    heads = ("stage", "steps (+ after a restart)", "batch", "learning rate", "seconds", "precision",
-             "processes x threads", "last loss")  # fmt: skip
+    heads = (
+        "stage",
+        "steps (+ after a restart)",
+        "batch",
+        "learning rate",
+        "seconds",
+        "precision",
+        "processes x threads",
+        "last loss",
+    )
     rows = [f"| {' | '.join(heads)} |", "|---|--:|--:|--:|--:|---|---|--:|"]
     for name, result in stages.items():
         config = profile.stages.get(name, profile.stages.get("round1"))
@@ -201,9 +265,9 @@ def _stage_table(profile: Profile, stages: Mapping[str, Mapping[str, Any]]) -> s
         steps, first = result["steps"], config.restart if config else 0
         told = f"{first} + {steps - first}" if first else steps
         rows.append(
-            f"| {name} | {told} | {batch} | {rate} | {result['seconds']:.0f} | {result['precision']} | "
-            f"{result.get('processes', MISSING)} x {result.get('threads', MISSING)} | "
-            f"{result.get('last_loss', MISSING)} |"
+            f"| {name} | {told} | {batch} | {rate} | {result['seconds']:.0f} |"
+            f" {result['precision']} | {result.get('processes', MISSING)} x"
+            f" {result.get('threads', MISSING)} | {result.get('last_loss', MISSING)} |"
         )
     return "\n".join(rows)
 
@@ -222,26 +286,45 @@ def _limits(profile: Profile, record: Mapping[str, Any]) -> list[str]:
     low, high = CT_WINDOW_HU
     if "source" in record:
         return [
-            "- No clinician has judged its output, and it must not inform the care of anyone.\n"
-            "- A generative model can repeat what it was trained on: look for copies of real patients before you pass "
-            f"on its weights or images.\n- It makes single slices and radiographs of {profile.resolution} pixels a "
-            f"side, no volumes. CT is clipped to {low:.0f}..{high:.0f} HU.\n"
-            + "\n".join(f"- Lost in preparation: {lost}." for lost in SOURCES[record["source"]["name"]].card.lost)
+            "- No clinician has judged its output, and it must not inform the care of anyone.\n- A"
+            " generative model can repeat what it was trained on: look for copies of real patients"
+            " before you pass on its weights or images.\n- It makes single slices and radiographs"
+            f" of {profile.resolution} pixels a side, no volumes. CT is clipped to"
+            f" {low:.0f}..{high:.0f} HU.\n"
+            + "\n".join(
+                f"- Lost in preparation: {lost}."
+                for lost in SOURCES[record["source"]["name"]].card.lost
+            )
         ]
     points = [
-        "It depicts no patient and must not inform the care of one; no clinician has judged its output.",
-        "Its chests are variations of three people's CT and its brains of one averaged template: it knows little of "
-        "how people differ. Real scans are outside of what it was trained on.",
-        f"It makes single slices and one frontal radiograph of {profile.resolution} pixels a side, no volumes. CT is "
-        f"clipped to {low:.0f}..{high:.0f} HU; MR has no absolute signal scale.",
-        "It knows only the findings and the wording of the report grammar it was trained with, in English. Reports "
-        "come from rules, not from radiologists.",
-        "Chest and brain never met in one training patient: asked for a brain from a chest, it has only the aligned "
-        "prompt to go by.",
+        (
+            "It depicts no patient and must not inform the care of one; no clinician has judged its"
+            " output."
+        ),
+        (
+            "Its chests are variations of three people's CT and its brains of one averaged"
+            " template: it knows little of how people differ. Real scans are outside of what it was"
+            " trained on."
+        ),
+        (
+            f"It makes single slices and one frontal radiograph of {profile.resolution} pixels a"
+            f" side, no volumes. CT is clipped to {low:.0f}..{high:.0f} HU; MR has no absolute"
+            " signal scale."
+        ),
+        (
+            "It knows only the findings and the wording of the report grammar it was trained with,"
+            " in English. Reports come from rules, not from radiologists."
+        ),
+        (
+            "Chest and brain never met in one training patient: asked for a brain from a chest, it"
+            " has only the aligned prompt to go by."
+        ),
         "It may state findings that the images do not show, and miss those that they do.",
     ]
     if profile.name == "smoke":
-        points.insert(0, "Profile `smoke` proves that the program runs; its output is close to noise.")
+        points.insert(
+            0, "Profile `smoke` proves that the program runs; its output is close to noise."
+        )
     return ["\n".join(f"- {point}" for point in points)]
 
 
@@ -253,15 +336,19 @@ def _origin(record: Mapping[str, Any]) -> list[str]:
             "## Where the data comes from",
             f"{card.title}, {card.homepage}. {card.access}",
             "## Licence",
-            f"The code: Apache-2.0. The data set: {card.licence} Its terms may bind weights that were trained on it: "
-            "read them before you pass this folder on.",
+            (
+                f"The code: Apache-2.0. The data set: {card.licence} Its terms may bind weights"
+                " that were trained on it: read them before you pass this folder on."
+            ),
         ]
     return [
         "## Where the anatomy comes from",
         _provenance(),
         "## Licence",
-        "The weights: Apache-2.0, like the code. The packages above have licences of their own; they are fetched by "
-        "each user and are not part of this folder.",
+        (
+            "The weights: Apache-2.0, like the code. The packages above have licences of their own;"
+            " they are fetched by each user and are not part of this folder."
+        ),
     ]
 
 
@@ -272,10 +359,14 @@ def _provenance() -> str:
     }
     brain = "MNI152 (ICBM 2009a) brain template and tissue maps"
     rows = ["| package | version | its licence | used |", "|---|---|---|---|"]
-    rows += [f"| {n} | {PACKAGES[n].version} | {PACKAGES[n].licence} | {what} |" for n, what in used.items()]
+    rows += [
+        f"| {n} | {PACKAGES[n].version} | {PACKAGES[n].licence} | {what} |"
+        for n, what in used.items()
+    ]
     rows.append(f"| nilearn | installed with this package | BSD-3-Clause | {brain} |")
     return (
         "\n".join(rows)
-        + "\n\nFindings (effusions, nodules, tumours and so on) are drawn into this anatomy by parametric models. The "
-        "packages say little about the people and the consent behind their images."
+        + "\n\nFindings (effusions, nodules, tumours and so on) are drawn into this anatomy by"
+        " parametric models. The packages say little about the people and the consent behind"
+        " their images."
     )

@@ -1,4 +1,5 @@
-"""What training reads: the pictures and reports of a cohort, and their cached latents and embeddings."""
+"""What training reads: the pictures and reports of a cohort, and their cached latents and
+embeddings."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Corpus:
     Attributes:
         region: ``"chest"`` or ``"brain"``; real data sets add more.
         images: stream -> (N, 1, H, W) float16 in -1..1, in memory or mapped from a file.
-        reports: N lists of wordings of the same findings; all have the same length, 0 where there are no reports.
+        reports: N lists of wordings of the same findings; all have the same length, 0 where there
+            are no reports.
         name: tells corpora apart that train together; the region unless told.
         weight: share of this corpus in a batch that mixes corpora, relative to the others'.
     """
@@ -72,7 +74,12 @@ class Corpus:
 
 
 def wordings(
-    findings: tuple[Finding, ...], region: str, age: int | None, sex: str, seed: int, n: int = N_WORDINGS
+    findings: tuple[Finding, ...],
+    region: str,
+    age: int | None,
+    sex: str,
+    seed: int,
+    n: int = N_WORDINGS,
 ) -> list[str]:
     """``n`` reports of one patient, each worded afresh."""
     rngs = np.random.default_rng(seed).spawn(n)
@@ -80,7 +87,8 @@ def wordings(
 
 
 def random_reports(n: int, seed: int) -> list[str]:
-    """Reports of ``n`` patients that exist in no cohort, three quarters chest: endless text for the text codec."""
+    """Reports of ``n`` patients that exist in no cohort, three quarters chest: endless text for the
+    text codec."""
     from medm2g_core.data.brain.pathology import sample_findings as brain_findings
     from medm2g_core.data.chest.pathology import sample_findings as chest_findings
 
@@ -121,7 +129,8 @@ class LatentCorpus:
     def to(self, device: torch.device | str) -> LatentCorpus:
         """The same studies in the memory of ``device``: a GPU then gathers its batches itself."""
         latents, pooled, tokens = (
-            {n: x.to(device) for n, x in part.items()} for part in (self.latents, self.pooled, self.tokens)
+            {n: x.to(device) for n, x in part.items()}
+            for part in (self.latents, self.pooled, self.tokens)
         )
         return LatentCorpus(self.name, latents, pooled, tokens, self.mask.to(device))
 
@@ -133,7 +142,8 @@ class LatentCorpus:
     def latent(self, name: str, index: torch.Tensor, wording: torch.Tensor) -> torch.Tensor:
         """Latents (B, ...) of studies ``index`` (B,); ``wording`` (B,) picks the report's wording.
 
-        ``index`` and ``wording`` may lie on the CPU wherever the studies do; the result lies with the studies.
+        ``index`` and ``wording`` may lie on the CPU wherever the studies do; the result lies with
+        the studies.
         """
         z = self.latents[name]
         index, wording = index.to(z.device), wording.to(z.device)
@@ -155,10 +165,17 @@ class LatentCorpus:
         return Embedding(self.pooled[name][index].float(), tokens, mask)
 
     @classmethod
-    def build(cls, model: MedM2G, corpus: Corpus, cache: Path | None = None, batch: int = 64) -> LatentCorpus:
-        """Encode everything once; with ``cache`` the result is kept on disk, keyed by weights and data."""
+    def build(
+        cls, model: MedM2G, corpus: Corpus, cache: Path | None = None, batch: int = 64
+    ) -> LatentCorpus:
+        """Encode everything once; with ``cache`` the result is kept on disk, keyed by weights and
+        data."""
         key = corpus.fingerprint() + weights_key(model)
-        file = None if cache is None else cache / f"latents_{re.sub('[^A-Za-z0-9]+', '_', corpus.name)}.safetensors"
+        file = (
+            None
+            if cache is None
+            else cache / f"latents_{re.sub('[^A-Za-z0-9]+', '_', corpus.name)}.safetensors"
+        )
         if file is not None and file.is_file():
             with safe_open(file, "pt") as f:
                 fresh = (f.metadata() or {}).get("key") == key

@@ -1,8 +1,8 @@
 """What a training reads its studies from: the embedded cohort, or a real data set.
 
-A real data set seldom has all streams. Its studies are grouped by the streams that they have, each group is a
-`Corpus`, and every stage trains on the groups that have something for it; a stage for which there is nothing is left
-out, in words.
+A real data set seldom has all streams. Its studies are grouped by the streams that they have, each
+group is a `Corpus`, and every stage trains on the groups that have something for it; a stage for
+which there is nothing is left out, in words.
 """
 
 from __future__ import annotations
@@ -34,8 +34,14 @@ from medm2g_core.training.corpus import Corpus, random_reports, wordings
 from medm2g_core.training.stages import ROUNDS, Mix, Round, can_align
 
 __all__ = [
-    "EmbeddedData", "SourceData", "TrainingData", "corpus_of", "load_corpora", "round_for", "shortened",
-]  # fmt: skip
+    "EmbeddedData",
+    "SourceData",
+    "TrainingData",
+    "corpus_of",
+    "load_corpora",
+    "round_for",
+    "shortened",
+]
 
 
 class TrainingData(Protocol):
@@ -46,7 +52,8 @@ class TrainingData(Protocol):
         ...
 
     def reports(self, n: int, seed: int, split: str = "train") -> list[str]:
-        """``n`` reports, drawn with the seed; of ``"val"`` at most as many as there are; perhaps none."""
+        """``n`` reports, drawn with the seed; of ``"val"`` at most as many as there are; perhaps
+        none."""
         ...
 
     def fit(self, model: MedM2G) -> None:
@@ -54,7 +61,8 @@ class TrainingData(Protocol):
         ...
 
     def lacks(self, stage: str) -> str:
-        """What the data does not have and the stage needs, in words; ``""`` if the stage can be trained."""
+        """What the data does not have and the stage needs, in words; ``""`` if the stage can be
+        trained."""
         ...
 
     def round(self, name: str, split: str = "train") -> Round:
@@ -66,11 +74,15 @@ class TrainingData(Protocol):
         ...
 
 
-# ------------------------------------------------------------------------------------------------ embedded cohort
+# ---- embedded cohort
 
 
 def load_corpora(
-    profile: Profile, *, split: str = "train", persons: Sequence[str] | None = None, workers: int | None = None
+    profile: Profile,
+    *,
+    split: str = "train",
+    persons: Sequence[str] | None = None,
+    workers: int | None = None,
 ) -> list[Corpus]:
     """Chest and brain studies of the embedded cohort in the profile's size and resolution."""
     d = profile.data
@@ -80,22 +92,30 @@ def load_corpora(
     out = []
     for region, size in sizes.items():
         cohort = VirtualCohort(
-            split, region, size, seed=d.seed, resolution=profile.resolution,
-            persons=persons if region == "chest" else None, workers=workers,
-        )  # fmt: skip
+            split,
+            region,
+            size,
+            seed=d.seed,
+            resolution=profile.resolution,
+            persons=persons if region == "chest" else None,
+            workers=workers,
+        )
         out.append(corpus_of(cohort))
     return out
 
 
 def corpus_of(cohort: VirtualCohort, index: Sequence[int] | None = None) -> Corpus:
-    """Studies of one region (those of ``index``, or all) in memory; training studies get several wordings each."""
+    """Studies of one region (those of ``index``, or all) in memory; training studies get several
+    wordings each."""
     index = range(len(cohort)) if index is None else index
     images = {n: cohort.stack(n, index).half() for n in cohort[0].images}
     reports = []
     for i in index:
         s = cohort[i]
         assert s.findings is not None and s.text is not None
-        more = wordings(s.findings, s.region, s.age, s.sex, seed=i) if cohort.split == "train" else []
+        more = (
+            wordings(s.findings, s.region, s.age, s.sex, seed=i) if cohort.split == "train" else []
+        )
         reports.append([s.text, *more[1:]])
     return Corpus(cohort.region, images, reports, weight=3 if cohort.region == "chest" else 1)
 
@@ -108,10 +128,14 @@ class EmbeddedData:
         workers: processes that draw the virtual patients.
     """
 
-    def __init__(self, profile: Profile, persons: Sequence[str] | None = None, workers: int | None = None) -> None:
+    def __init__(
+        self, profile: Profile, persons: Sequence[str] | None = None, workers: int | None = None
+    ) -> None:
         self.persons, self.workers = persons, workers
-        self.corpora: Callable[[str], list[Corpus]] = cache(  # nothing is drawn before a stage asks for pictures
-            lambda split: load_corpora(profile, split=split, persons=persons, workers=workers)
+        self.corpora: Callable[[str], list[Corpus]] = (
+            cache(  # nothing is drawn before a stage asks for pictures
+                lambda split: load_corpora(profile, split=split, persons=persons, workers=workers)
+            )
         )
 
     def reports(self, n: int, seed: int, split: str = "train") -> list[str]:
@@ -129,13 +153,14 @@ class EmbeddedData:
         return {"persons": list(self.persons) if self.persons else "all"}
 
 
-# ------------------------------------------------------------------------------------------------ real data sets
+# ---- real data sets
 
 
 class SourceData:
     """A real data set: shards, or the download itself, which is then prepared first.
 
-    The pictures of a split lie in plain files in ``work`` and are mapped into memory, so they may be larger than it.
+    The pictures of a split lie in plain files in ``work`` and are mapped into memory, so they may
+    be larger than it.
 
     Args:
         name: in `medm2g_core.data.sources.SOURCES`.
@@ -145,41 +170,65 @@ class SourceData:
         limit, workers, allow_missing: of `prepare_source`, for a download.
 
     Raises:
-        SourceError: unknown or missing data set, or shards of another one, of another size, or not finished.
+        SourceError: unknown or missing data set, or shards of another one, of another size, or not
+            finished.
         FileError: a damaged shard.
     """
 
     def __init__(
-        self, name: str, root: str | Path, work: str | Path, size: int, *, limit: int | None = None,
-        workers: int | None = None, allow_missing: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        root: str | Path,
+        work: str | Path,
+        size: int,
+        *,
+        limit: int | None = None,
+        workers: int | None = None,
+        allow_missing: bool = False,
+    ) -> None:
         self.name, self.work = name, Path(work)
         self.shards = Path(root)
         if not self.shards.is_dir():
             raise SourceError(f"{root}: there is no such folder")
         if not (self.shards / MANIFEST).is_file():
             self.shards = self.work / "shards"
-            prepare_source(name, root, self.shards, size=size, limit=limit, workers=workers,
-                           allow_missing=allow_missing)  # fmt: skip
+            prepare_source(
+                name,
+                root,
+                self.shards,
+                size=size,
+                limit=limit,
+                workers=workers,
+                allow_missing=allow_missing,
+            )
         self.manifest = read_manifest(self.shards)
         if self.manifest["source"] != name:
-            raise SourceError(f"{root} holds shards of {self.manifest['source']!r}, asked for was {name!r}")
+            raise SourceError(
+                f"{root} holds shards of {self.manifest['source']!r}, asked for was {name!r}"
+            )
         if (found := int(self.manifest["parameters"]["size"])) != size:
             raise SourceError(
-                f"{root} was prepared with {found} pixels and the profile has {size}: prepare it again with --size "
-                f"{size} into another folder, or give the folder of the download"
+                f"{root} was prepared with {found} pixels and the profile has {size}: prepare it"
+                f" again with --size {size} into another folder, or give the folder of the download"
             )
         if not self.manifest.get("complete"):
-            raise SourceError(f"{root}: the preparation was interrupted; start it again, it goes on where it stopped")
+            raise SourceError(
+                f"{root}: the preparation was interrupted; start it again, it goes on where it"
+                " stopped"
+            )
         self._longest: Callable[[Sequence[str]], list[int]] | None = None
         self._limit = 0
         self._whole: dict[str, str] = {}
         self.corpora: Callable[[str], list[Corpus]] = cache(self._corpora)
-        self._raw: Callable[[str], list[Corpus]] = cache(lambda split: _mapped(self.shards, split, self.work))
+        self._raw: Callable[[str], list[Corpus]] = cache(
+            lambda split: _mapped(self.shards, split, self.work)
+        )
 
     def fit(self, model: MedM2G) -> None:
         self._limit = min(model.profile.text_codec.max_length, model.alignment.text.max_tokens)
-        self._longest = lambda texts: [len(ids) for ids in model.tokenizer(list(texts))["input_ids"]]
+        self._longest = lambda texts: [
+            len(ids) for ids in model.tokenizer(list(texts))["input_ids"]
+        ]
         self.corpora = cache(self._corpora)
 
     def _corpora(self, split: str) -> list[Corpus]:
@@ -192,20 +241,24 @@ class SourceData:
             return corpus
         assert self._longest is not None
         texts = [r[0] for r in corpus.reports]
-        short = [t if n <= self._limit else shortened(t, self._longest, self._limit)
-                 for t, n in zip(texts, self._longest(texts), strict=True)]  # fmt: skip
+        short = [
+            t if n <= self._limit else shortened(t, self._longest, self._limit)
+            for t, n in zip(texts, self._longest(texts), strict=True)
+        ]
         self._whole |= {new: old for new, old in zip(short, texts, strict=True) if new != old}
         if cut := sum(new != old for new, old in zip(short, texts, strict=True)):
             print(
-                f"{self.name}, {split}: {cut} of {len(texts)} reports have more than {self._limit} tokens and end "
-                "earlier, most after a whole sentence"
+                f"{self.name}, {split}: {cut} of {len(texts)} reports have more than {self._limit}"
+                " tokens and end earlier, most after a whole sentence"
             )
         return replace(corpus, reports=[[t] for t in short])
 
     def reports(self, n: int, seed: int, split: str = "train") -> list[str]:
         texts = [r[0] for c in self.corpora(split) for r in c.reports if r]
         rng = np.random.default_rng(seed)
-        if split != "train" or not texts:  # held out: each once, or a few reports would pass for many
+        if (
+            split != "train" or not texts
+        ):  # held out: each once, or a few reports would pass for many
             return [texts[i] for i in rng.permutation(len(texts))[:n]]
         return [texts[i] for i in rng.integers(0, len(texts), n)]
 
@@ -226,7 +279,11 @@ class SourceData:
             able = any(can_align(c) for c in self.corpora("train"))
             return "" if able else "no two studies with a report and an image"
         wanted = ROUNDS[stage].trained
-        return "" if any(stream(n).modality in wanted for n in every) else f"no stream of {' or '.join(wanted)}"
+        return (
+            ""
+            if any(stream(n).modality in wanted for n in every)
+            else f"no stream of {' or '.join(wanted)}"
+        )
 
     def round(self, name: str, split: str = "train") -> Round:
         return round_for(self.corpora(split), name)
@@ -234,34 +291,44 @@ class SourceData:
     def facts(self) -> dict[str, Any]:
         return {
             "source": {
-                "name": self.name, "studies": self.manifest["studies"], "streams": self.manifest["streams"],
-                "parameters": self.manifest["parameters"], "shards": _digest(self.shards),
+                "name": self.name,
+                "studies": self.manifest["studies"],
+                "streams": self.manifest["streams"],
+                "parameters": self.manifest["parameters"],
+                "shards": _digest(self.shards),
             },
-        }  # fmt: skip
+        }
 
 
 def round_for(corpora: Sequence[Corpus], name: str) -> Round:
-    """A round of `ROUNDS` for studies of any streams: a mix for each corpus, as often as it has studies.
+    """A round of `ROUNDS` for studies of any streams: a mix for each corpus, as often as it has
+    studies.
 
-    The flows that the round trains are those of its modalities that occur; the frozen ones take part where a study has
-    both. A flow starts from another one only if that was trained on this data too.
+    The flows that the round trains are those of its modalities that occur; the frozen ones take
+    part where a study has both. A flow starts from another one only if that was trained on this
+    data too.
     """
     whole = ROUNDS[name]
     every = {stream(n).modality for c in corpora for n in c.streams}
     mixes = []
     for c in corpora:
-        streams = tuple(n for n in c.streams if stream(n).modality in (*whole.trained, *whole.frozen))
+        streams = tuple(
+            n for n in c.streams if stream(n).modality in (*whole.trained, *whole.frozen)
+        )
         if any(stream(n).modality in whole.trained for n in streams):
             mixes.append(Mix(c.name, streams, float(len(c))))
     met = {stream(n).modality for m in mixes for n in m.streams}
     return Round(
-        tuple(m for m in whole.trained if m in met), tuple(m for m in whole.frozen if m in met), tuple(mixes),
+        tuple(m for m in whole.trained if m in met),
+        tuple(m for m in whole.frozen if m in met),
+        tuple(mixes),
         tuple((heir, donor) for heir, donor in whole.inherits if donor in every),
-    )  # fmt: skip
+    )
 
 
 def shortened(text: str, lengths: Callable[[Sequence[str]], list[int]], limit: int) -> str:
-    """The longest beginning of a report with at most ``limit`` tokens: whole sentences, else words, else letters.
+    """The longest beginning of a report with at most ``limit`` tokens: whole sentences, else words,
+    else letters.
 
     Args:
         lengths: texts -> their tokens.
@@ -276,11 +343,14 @@ def shortened(text: str, lengths: Callable[[Sequence[str]], list[int]], limit: i
 
 def _digest(shards: Path) -> str:
     records = read_manifest(shards)["shards"]
-    return hashlib.sha256(json.dumps([[r["name"], r["sha256"]] for r in records]).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps([[r["name"], r["sha256"]] for r in records]).encode()
+    ).hexdigest()[:16]
 
 
 def _mapped(shards: Path, split: str, work: Path) -> list[Corpus]:
-    """The studies of a split, grouped by region and streams, their pictures mapped from files (written once)."""
+    """The studies of a split, grouped by region and streams, their pictures mapped from files
+    (written once)."""
     manifest = read_manifest(shards)
     if not manifest["studies"].get(split):
         return []
@@ -310,7 +380,9 @@ def _write_groups(studies: ShardDataset, folder: Path) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         files: dict[str, IO[bytes]] = {}
         for s in tqdm(studies, desc=f"{studies.split} studies", unit="study"):
-            group = groups.setdefault((s.region, s.streams), _empty(len(groups), s.region, s.streams))
+            group = groups.setdefault(
+                (s.region, s.streams), _empty(len(groups), s.region, s.streams)
+            )
             group["studies"] += 1
             for name, file in group["files"].items():
                 if file not in files:

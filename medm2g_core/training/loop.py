@@ -30,8 +30,14 @@ from medm2g_core.training.optimizer import Optimizer
 from medm2g_core.training.stages import Stage
 
 __all__ = [
-    "StageInterrupted", "bf16_pays", "cuda_devices", "device_name", "run_stage", "state_file", "training_attention",
-]  # fmt: skip
+    "StageInterrupted",
+    "bf16_pays",
+    "cuda_devices",
+    "device_name",
+    "run_stage",
+    "state_file",
+    "training_attention",
+]
 
 SAVE_SECONDS = 120.0
 
@@ -41,7 +47,8 @@ class StageInterrupted(RuntimeError):
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether bf16 autocast is faster here: yes on CUDA; on a CPU a small convolution is timed both ways."""
+    """Whether bf16 autocast is faster here: yes on CUDA; on a CPU a small convolution is timed both
+    ways."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     if device.type != "cpu":
@@ -61,7 +68,8 @@ def bf16_pays(device: torch.device) -> bool:
 
 
 def learning_rate(config: StageConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to a twentieth; both once more after a `StageConfig.restart`."""
+    """Linear warm-up, then a cosine to a twentieth; both once more after a
+    `StageConfig.restart`."""
     first, steps = config.leg(step)
     step -= first
     if step < config.warmup:
@@ -71,8 +79,11 @@ def learning_rate(config: StageConfig, step: int) -> float:
 
 
 def _step_seed(seed: int, stage: str, step: int, rank: int) -> int:
-    """A seed of its own for every step and process. Hashed, because torch's CPU generator keeps 32 bits of a seed."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}/{step}/{rank}".encode()).digest()[:4], "big")
+    """A seed of its own for every step and process. Hashed, because torch's CPU generator keeps 32
+    bits of a seed."""
+    return int.from_bytes(
+        hashlib.sha256(f"{seed}/{stage}/{step}/{rank}".encode()).digest()[:4], "big"
+    )
 
 
 @contextmanager
@@ -98,8 +109,9 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 
 def training_attention(device: torch.device) -> AbstractContextManager[None]:
-    """On a CPU attention as plain matrix products: for the few dozen places of our maps the backward pass of torch's
-    fused kernel is slower (``benchmarks/training_speed.py``). Elsewhere torch chooses."""
+    """On a CPU attention as plain matrix products: for the few dozen places of our maps the
+    backward pass of torch's fused kernel is slower (``benchmarks/training_speed.py``). Elsewhere
+    torch chooses."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
@@ -117,10 +129,13 @@ class _State:
                 meta = f.metadata() or {}
             tensors = load_file(self.file)
         except Exception as error:  # safetensors raises its own Rust error type
-            raise CheckpointError(f"{self.file} is damaged ({error}); delete it to start this stage afresh") from error
+            raise CheckpointError(
+                f"{self.file} is damaged ({error}); delete it to start this stage afresh"
+            ) from error
         if meta.get("key") != self.key:
             raise CheckpointError(
-                f"{self.file} belongs to another configuration; delete it, or train into another folder"
+                f"{self.file} belongs to another configuration; delete it, or train into another"
+                " folder"
             )
         return int(meta["step"]), tensors, json.loads(meta["extra"])
 
@@ -141,12 +156,14 @@ def run_stage(
     stop_after: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train one stage to its last step, resuming from ``folder`` if it was begun there; EMA weights end in the model.
+    """Train one stage to its last step, resuming from ``folder`` if it was begun there; EMA weights
+    end in the model.
 
     Args:
-        folder: gets ``<stage>.state.safetensors`` (`state_file`; the caller deletes it once it has stored the
-            model) and ``<stage>.log.jsonl``.
-        precision: ``"fp32"``, ``"bf16"`` or ``"auto"`` (measured at the start, then kept for the stage).
+        folder: gets ``<stage>.state.safetensors`` (`state_file`; the caller deletes it once it has
+            stored the model) and ``<stage>.log.jsonl``.
+        precision: ``"fp32"``, ``"bf16"`` or ``"auto"`` (measured at the start, then kept for the
+            stage).
         stop_after: stop (saved, as by Ctrl-C) after so many steps of this call; for tests.
 
     Returns:
@@ -157,7 +174,9 @@ def run_stage(
         CheckpointError: a state file that is damaged or of another configuration.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    key = json.dumps([stage.name, config.__dict__, seed, stage.model.profile.to_dict()], sort_keys=True)
+    key = json.dumps(
+        [stage.name, config.__dict__, seed, stage.model.profile.to_dict()], sort_keys=True
+    )
     state = _State(state_file(folder, stage.name), key)
     loaded = state.load()
     if loaded:
@@ -166,13 +185,16 @@ def run_stage(
         precision = "bf16" if bf16_pays(torch.device(device)) else "fp32"
 
     _one_device(device)
-    # Autocast is ours: accelerate keeps one precision a process, and every stage may choose its own.
+    # Autocast is ours: accelerate keeps one precision a process, and every stage may choose its
+    # own.
     accelerator = Accelerator(
         mixed_precision="no",
         cpu=device == "cpu",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    precision = broadcast_object_list([precision])[0]  # timings differ between processes, the precision must not
+    precision = broadcast_object_list([precision])[
+        0
+    ]  # timings differ between processes, the precision must not
     named = dict(stage.trainable())
     if not named:
         raise ValueError(f"stage {stage.name} trains nothing")
@@ -200,7 +222,9 @@ def run_stage(
     def save(step: int) -> None:
         if not accelerator.is_main_process:
             return
-        tensors = {f"weight.{n}": p for n, p in named.items()} | {f"ema.{n}": e for n, e in ema.items()}
+        tensors = {f"weight.{n}": p for n, p in named.items()} | {
+            f"ema.{n}": e for n, e in ema.items()
+        }
         tensors |= {f"buffer.{n}": b for n, b in buffers.items()}
         tensors |= optimizer.state_tensors()
         state.save(step, tensors, {"precision": precision, "seconds": seconds, "last": last})
@@ -228,11 +252,15 @@ def run_stage(
                 torch.manual_seed(step_seed)
                 with (
                     training_attention(accelerator.device),
-                    torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"),
+                    torch.autocast(
+                        accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"
+                    ),
                 ):
                     loss, logs = wrapped(config.batch, generator)
                 if not torch.isfinite(loss):
-                    raise FloatingPointError(f"{stage.name}: the loss is {loss.item()} at step {step}")
+                    raise FloatingPointError(
+                        f"{stage.name}: the loss is {loss.item()} at step {step}"
+                    )
                 accelerator.backward(loss)
             accelerator.clip_grad_norm_(params, 1.0)
             optimizer.set_lr(learning_rate(config, step))
@@ -244,21 +272,30 @@ def run_stage(
             bar.update()
             seconds = before + time.monotonic() - began
             if step % 20 == 0 or step == config.steps - 1:
-                last = {"loss": round(loss.item(), 5)} | {k: round(v.item(), 5) for k, v in logs.items()}
+                last = {"loss": round(loss.item(), 5)} | {
+                    k: round(v.item(), 5) for k, v in logs.items()
+                }
                 bar.set_postfix(last)
                 if accelerator.is_main_process:
                     with log.open("a", encoding="utf-8") as f:
-                        f.write(json.dumps({"step": step, "seconds": round(seconds, 1), **last}) + "\n")
+                        f.write(
+                            json.dumps({"step": step, "seconds": round(seconds, 1), **last}) + "\n"
+                        )
             stop = asked() or (stop_after is not None and step + 1 - start >= stop_after)
-            if accelerator.num_processes > 1:  # a signal reaches the processes at different steps: stop all at this one
-                stop = bool(accelerator.reduce(torch.tensor(float(stop), device=accelerator.device), "sum") > 0)
+            if (
+                accelerator.num_processes > 1
+            ):  # a signal reaches the processes at different steps: stop all at this one
+                stop = bool(
+                    accelerator.reduce(torch.tensor(float(stop), device=accelerator.device), "sum")
+                    > 0
+                )
             if (stop and step + 1 < config.steps) or time.monotonic() - saved > SAVE_SECONDS:
                 save(step + 1)
                 saved = time.monotonic()
             if stop and step + 1 < config.steps:
                 raise StageInterrupted(
-                    f"{stage.name}: stopped at step {step + 1} of {config.steps}; saved in {state.file}, "
-                    "the same command goes on from there"
+                    f"{stage.name}: stopped at step {step + 1} of {config.steps}; saved in"
+                    f" {state.file}, the same command goes on from there"
                 )
     save(config.steps)
     with torch.no_grad():
@@ -293,8 +330,8 @@ def device_name(device: torch.device) -> str:
 def _one_device(device: str) -> None:
     """Forget the device of an earlier training of this process, if this one is on another.
 
-    accelerate keeps the first device that a process asked for, and trains on it whatever is asked for later. Several
-    processes have a device each from the launcher, and keep it.
+    accelerate keeps the first device that a process asked for, and trains on it whatever is asked
+    for later. Several processes have a device each from the launcher, and keep it.
     """
     if not PartialState._shared_state:
         return
@@ -304,5 +341,6 @@ def _one_device(device: str) -> None:
 
 
 def cuda_devices(device: torch.device) -> list[int]:
-    """What `torch.random.fork_rng` takes: the GPUs whose generator a computation on ``device`` moves."""
+    """What `torch.random.fork_rng` takes: the GPUs whose generator a computation on ``device``
+    moves."""
     return [device.index or 0] if device.type == "cuda" else []

@@ -1,10 +1,11 @@
-"""The optimiser: torch's Muon for the matrices of linear and convolution layers, AdamW for everything else.
+"""The optimiser: torch's Muon for the matrices of linear and convolution layers, AdamW for
+everything else.
 
-Muon (Jordan et al. 2024) makes every update an orthogonal matrix. Convolution kernels count as matrices
-(out, in k^2), as in its author's image experiments. With ``match_rms_adamw`` (Liu et al. 2025) an update has the size
-of AdamW's, so both share one learning rate. torch makes one matrix orthogonal after the other; a network has dozens of
-small ones of few shapes, so `BatchedMuon` does those of one shape together, with the same update in less time
-(``benchmarks/training_speed.py``).
+Muon (Jordan et al. 2024) makes every update an orthogonal matrix. Convolution kernels count as
+matrices (out, in k^2), as in its author's image experiments. With ``match_rms_adamw`` (Liu et al.
+2025) an update has the size of AdamW's, so both share one learning rate. torch makes one matrix
+orthogonal after the other; a network has dozens of small ones of few shapes, so `BatchedMuon` does
+those of one shape together, with the same update in less time (``benchmarks/training_speed.py``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ SMALLEST = 8
 
 
 def matrices(model: nn.Module) -> set[int]:
-    """``id`` of every weight that Muon may move: of linear and 2-D convolution layers, but no embedding table.
+    """``id`` of every weight that Muon may move: of linear and 2-D convolution layers, but no
+    embedding table.
 
     A tied output layer (GPT-2) shares its embedding's table and is left out with it.
     """
@@ -40,11 +42,18 @@ def matrices(model: nn.Module) -> set[int]:
 
 
 class BatchedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` (Nesterov, ``match_rms_adamw``) that iterates all matrices of one shape as one batch."""
+    """`torch.optim.Muon` (Nesterov, ``match_rms_adamw``) that iterates all matrices of one shape as
+    one batch."""
 
-    def __init__(self, params: Iterable[nn.Parameter], *, lr: float, weight_decay: float, momentum: float) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], *, lr: float, weight_decay: float, momentum: float
+    ) -> None:
         super().__init__(
-            params, lr=lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
+            params,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            adjust_lr_fn="match_rms_adamw",
         )
 
     @torch.no_grad()
@@ -60,17 +69,20 @@ class BatchedMuon(torch.optim.Muon):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
             grads = [cast(torch.Tensor, p.grad) for p in params]
             buffers = [self.state[p]["momentum_buffer"] for p in params]
-            # All matrices in one call each: a GPU would wait longer for a thousand small calls than it works on them.
+            # All matrices in one call each: a GPU would wait longer for a thousand small calls than
+            # it works on them.
             torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
             updates = list(torch._foreach_lerp(grads, buffers, group["momentum"]))  # Nesterov
             shapes: dict[torch.Size, list[int]] = defaultdict(list)
             for i, p in enumerate(params):
                 shapes[p.shape].append(i)
             for (rows, columns), own in shapes.items():
-                x = torch.stack([updates[i] for i in own])                     # (n, rows, columns)
-                x = _orthogonal(x if rows <= columns else x.mT, group).to(x.dtype)  # (n, short, long)
-                x = x * (-group["lr"] * 0.2 * max(rows, columns) ** 0.5)       # match_rms_adamw
-                x = x if rows <= columns else x.mT.contiguous()                # laid out as the parameters
+                x = torch.stack([updates[i] for i in own])  # (n, rows, columns)
+                x = _orthogonal(x if rows <= columns else x.mT, group).to(
+                    x.dtype
+                )  # (n, short, long)
+                x = x * (-group["lr"] * 0.2 * max(rows, columns) ** 0.5)  # match_rms_adamw
+                x = x if rows <= columns else x.mT.contiguous()  # laid out as the parameters
                 for i, new in zip(own, x, strict=True):
                     updates[i] = new
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
@@ -78,12 +90,13 @@ class BatchedMuon(torch.optim.Muon):
 
 
 def _orthogonal(x: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor:
-    """(n, short, long) to matrices of the same row and column spaces with singular values near 1, in bf16 as torch."""
+    """(n, short, long) to matrices of the same row and column spaces with singular values near 1,
+    in bf16 as torch."""
     a, b, c = group["ns_coefficients"]
     x = x.bfloat16()
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=group["eps"])
     for _ in range(group["ns_steps"]):
-        gram = x @ x.mT                                                        # (n, short, short)
+        gram = x @ x.mT  # (n, short, short)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
@@ -97,11 +110,14 @@ class Optimizer:
         config: ``optimizer`` ``"adamw"`` or ``"muon"``, learning rate and weight decay.
     """
 
-    def __init__(self, named: Mapping[str, nn.Parameter], model: nn.Module, config: StageConfig) -> None:
+    def __init__(
+        self, named: Mapping[str, nn.Parameter], model: nn.Module, config: StageConfig
+    ) -> None:
         chosen = matrices(model) if config.optimizer == "muon" else set()
         self._matrix = {n: p for n, p in named.items() if id(p) in chosen}
         self._plain = {n: p for n, p in named.items() if id(p) not in chosen}
-        # Muon takes matrices only. These views share their memory with the kernels, so updating one moves the other.
+        # Muon takes matrices only. These views share their memory with the kernels, so updating one
+        # moves the other.
         self._view = {n: nn.Parameter(p.data.view(p.shape[0], -1)) for n, p in self._matrix.items()}
         self._all: list[torch.optim.Optimizer] = []
         if self._plain:
@@ -111,7 +127,10 @@ class Optimizer:
             self._all.append(self._adamw)
         if self._view:
             self._muon = BatchedMuon(
-                self._view.values(), lr=config.lr, weight_decay=config.weight_decay, momentum=MOMENTUM
+                self._view.values(),
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                momentum=MOMENTUM,
             )
             self._all.append(self._muon)
 
@@ -121,7 +140,8 @@ class Optimizer:
             group["lr"] = lr
 
     def step(self) -> None:
-        """Move what has a gradient; a part of the model that this step did not use stays where it is."""
+        """Move what has a gradient; a part of the model that this step did not use stays where it
+        is."""
         for n, view in self._view.items():
             grad = self._matrix[n].grad
             view.grad = None if grad is None else grad.reshape(view.shape)
@@ -133,12 +153,17 @@ class Optimizer:
             p.grad = None
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """Everything that a later run needs to go on: ``n.``, ``m.``, ``v.`` (AdamW) and ``b.`` (Muon) + name."""
+        """Everything that a later run needs to go on: ``n.``, ``m.``, ``v.`` (AdamW) and ``b.``
+        (Muon) + name."""
         out: dict[str, torch.Tensor] = {}
         for n, p in self._plain.items():
             moments = self._adamw.state.get(p)
             if moments:
-                out |= {f"n.{n}": moments["step"], f"m.{n}": moments["exp_avg"], f"v.{n}": moments["exp_avg_sq"]}
+                out |= {
+                    f"n.{n}": moments["step"],
+                    f"m.{n}": moments["exp_avg"],
+                    f"v.{n}": moments["exp_avg_sq"],
+                }
         for n, view in self._view.items():
             moments = self._muon.state.get(view)
             if moments:

@@ -28,15 +28,21 @@ def _key(corpus: Corpus) -> str:
 
 
 def _first(corpus: Corpus, n: int) -> Corpus:
-    return replace(corpus, images={k: x[:n] for k, x in corpus.images.items()}, reports=corpus.reports[:n])
+    return replace(
+        corpus, images={k: x[:n] for k, x in corpus.images.items()}, reports=corpus.reports[:n]
+    )
 
 
 @torch.no_grad()
-def validate(model: MedM2G, stage: str, data: TrainingData, batches: int = 8, most: int = 256) -> dict[str, float]:
-    """Figures of one stage on held-out studies: PSNR (dB), exact reports, recall, or the flow losses.
+def validate(
+    model: MedM2G, stage: str, data: TrainingData, batches: int = 8, most: int = 256
+) -> dict[str, float]:
+    """Figures of one stage on held-out studies: PSNR (dB), exact reports, recall, or the flow
+    losses.
 
     Args:
-        data: its validation split is used, and for the text codec reports that training did not see.
+        data: its validation split is used, and for the text codec reports that training did not
+            see.
         most: studies a corpus; more are not looked at.
 
     Returns:
@@ -53,8 +59,11 @@ def validate(model: MedM2G, stage: str, data: TrainingData, batches: int = 8, mo
                 out[f"psnr_{_key(c)}_{name}"] = round((10 * torch.log10(4 / mse)).mean().item(), 2)
     elif stage == "text_codec":
         texts = data.reports(256, 0, "val")
-        back = [t for i in range(0, len(texts), 64)
-                for t in model.decode("text", model.encode("text", texts[i : i + 64]))]  # fmt: skip
+        back = [
+            t
+            for i in range(0, len(texts), 64)
+            for t in model.decode("text", model.encode("text", texts[i : i + 64]))
+        ]
         same = [a.split() == b.split() for a, b in zip(texts, back, strict=True)]
         out = {"exact": round(sum(same) / len(same), 3), "n": len(same)} if same else {}
     elif stage == "alignment":
@@ -68,7 +77,11 @@ def validate(model: MedM2G, stage: str, data: TrainingData, batches: int = 8, mo
     else:
         plan = data.round(stage, "val")
         used = {mix.corpus for mix in plan.mixes}
-        latent = [LatentCorpus.build(model, _first(c, most)) for c in data.corpora("val") if c.name in used]
+        latent = [
+            LatentCorpus.build(model, _first(c, most))
+            for c in data.corpora("val")
+            if c.name in used
+        ]
         if not latent:
             return out
         met = {m: model.prompt_projection(m).met.clone() for m in model.flows}

@@ -15,9 +15,11 @@ LV_MM = (-12.0, 18.0)
 
 
 def heart(es: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Signal and segmentation (S, A, R): bright blood in a dark wall, the right ventricle on the patient's right."""
+    """Signal and segmentation (S, A, R): bright blood in a dark wall, the right ventricle on the
+    patient's right."""
     _, a, r = np.meshgrid(
-        *(((np.arange(n) - (n - 1) / 2) * d) for n, d in zip(SHAPE, SPACING, strict=True)), indexing="ij"
+        *(((np.arange(n) - (n - 1) / 2) * d) for n, d in zip(SHAPE, SPACING, strict=True)),
+        indexing="ij",
     )
     distance = np.hypot(a - LV_MM[0], r - LV_MM[1])
     rv = np.hypot((a - LV_MM[0]) / 1.4, r - LV_MM[1] + 45) < 22
@@ -36,7 +38,8 @@ def write_patient(
     gt: bool = True,
     sform: tuple[float, float, float] | None = (-1, -1, 1),
 ) -> Path:
-    """One patient. ``sform`` is the diagonal of the header's sform, wrong as in reality; ``None`` leaves it right."""
+    """One patient. ``sform`` is the diagonal of the header's sform, wrong as in reality; ``None``
+    leaves it right."""
     folder.mkdir(parents=True)
     lines = [
         f"ED: {ed}",
@@ -47,17 +50,30 @@ def write_patient(
         "Weight: 95.0",
     ]
     (folder / "Info.cfg").write_text("\n".join(lines) + "\n")
-    wrong = {} if sform is None else {
-        f"srow_{axis}": [sform[k] if j == k else 0 for j in range(4)] for k, axis in enumerate("xyz")
-    }  # fmt: skip
+    wrong = (
+        {}
+        if sform is None
+        else {
+            f"srow_{axis}": [sform[k] if j == k else 0 for j in range(4)]
+            for k, axis in enumerate("xyz")
+        }
+    )
     for frame, systole in ((ed, False), (es, True)):
         signal, mask = heart(systole)
-        save_nifti(folder / f"{folder.name}_frame{frame:02d}.nii.gz", signal, spacing=SPACING, **wrong)
+        save_nifti(
+            folder / f"{folder.name}_frame{frame:02d}.nii.gz", signal, spacing=SPACING, **wrong
+        )
         if gt:
             save_nifti(
-                folder / f"{folder.name}_frame{frame:02d}_gt.nii.gz", mask, spacing=SPACING, dtype=np.uint8, **wrong
+                folder / f"{folder.name}_frame{frame:02d}_gt.nii.gz",
+                mask,
+                spacing=SPACING,
+                dtype=np.uint8,
+                **wrong,
             )
-    save_nifti(folder / f"{folder.name}_4d.nii.gz", np.zeros((10, 4, 4)), dim=[4, 4, 4, 5, 2, 1, 1, 1])
+    save_nifti(
+        folder / f"{folder.name}_4d.nii.gz", np.zeros((10, 4, 4)), dim=[4, 4, 4, 5, 2, 1, 1, 1]
+    )
     return folder
 
 

@@ -1,4 +1,5 @@
-"""A small copy of the Kaggle brain MR and CT arrays, and of the set that it is confused with; generated pixels."""
+"""A small copy of the Kaggle brain MR and CT arrays, and of the set that it is confused with;
+generated pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ SIZE = 32  # 256 in the real arrays
 
 
 def heads(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """MR signal and HU (count, rows, columns) float64; a bright spot in the CT at the upper right of the picture."""
+    """MR signal and HU (count, rows, columns) float64; a bright spot in the CT at the upper right
+    of the picture."""
     rng = np.random.default_rng(seed)
     y, x = np.meshgrid(np.linspace(-1, 1, SIZE), np.linspace(-1, 1, SIZE), indexing="ij")
     radius = np.hypot(x / 0.7, y / 0.85)
@@ -42,15 +44,23 @@ def build(root: Path, *, scale: str = "hu", empty_targets: bool = False) -> Path
 
 
 def build_look_alike(root: Path) -> Path:
-    """``Dataset`` with the folders Healthy and Tumor of CT and MR pictures, two of which are the same."""
+    """``Dataset`` with the folders Healthy and Tumor of CT and MR pictures, two of which are the
+    same."""
     rng = np.random.default_rng(0)
     for kind, short in (("CT scan", "ct"), ("MRI", "mri")):
         for state in ("Healthy", "Tumor"):
-            folder = root / "Dataset" / f"Brain Tumor {kind} images".replace("CT scan images", "CT scan Images") / state
+            folder = (
+                root
+                / "Dataset"
+                / f"Brain Tumor {kind} images".replace("CT scan images", "CT scan Images")
+                / state
+            )
             folder.mkdir(parents=True)
             for k in range(1, 4):
                 picture = io.BytesIO()
-                Image.fromarray(rng.integers(0, 255, (16, 16), dtype=np.uint8)).save(picture, format="JPEG")
+                Image.fromarray(rng.integers(0, 255, (16, 16), dtype=np.uint8)).save(
+                    picture, format="JPEG"
+                )
                 (folder / f"{short}_{state.lower()} ({k}).jpg").write_bytes(picture.getvalue())
             first = (folder / f"{short}_{state.lower()} (1).jpg").read_bytes()
             if state == "Tumor":

@@ -1,4 +1,5 @@
-"""A small BraTS2020: the tree, names, tables and known faults of the real one, with generated voxels."""
+"""A small BraTS2020: the tree, names, tables and known faults of the real one, with generated
+voxels."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ SPACING = (1.0, 10.0, 10.0)
 
 
 def segmentation(enhancing: int = 4) -> np.ndarray:
-    """(S, A, R): oedema around an enhancing core in `TUMOUR_SLICES`, the core in the first five of them only."""
+    """(S, A, R): oedema around an enhancing core in `TUMOUR_SLICES`, the core in the first five of
+    them only."""
     seg = np.zeros(SHAPE)
     seg[TUMOUR_SLICES.start : TUMOUR_SLICES.stop, 6:12, 12:18] = 2
     seg[TUMOUR_SLICES.start : TUMOUR_SLICES.start + 5, 8:10, 14:16] = enhancing
@@ -31,17 +33,30 @@ def case(
 ) -> Path:
     """One case folder; ``seg`` is the name of its segmentation without ending."""
     for k, contrast in enumerate(contrasts.split()):
-        save_nifti(folder / f"{folder.name}{between}{contrast}{ending}", head(SHAPE, 1 - k, k), spacing=SPACING)
+        save_nifti(
+            folder / f"{folder.name}{between}{contrast}{ending}",
+            head(SHAPE, 1 - k, k),
+            spacing=SPACING,
+        )
     if seg:
         new = between == "-"
         name = seg.format(case=folder.name)
-        save_nifti(folder / f"{name}{ending}", segmentation(3 if new else 4), spacing=SPACING, dtype=np.uint8)
+        save_nifti(
+            folder / f"{name}{ending}",
+            segmentation(3 if new else 4),
+            spacing=SPACING,
+            dtype=np.uint8,
+        )
     return folder
 
 
 def write_brats2020(root: Path) -> Path:
-    """Four training cases (one is 355 with its odd segmentation, one unpacked) and one validation case."""
-    training, validation = root / "MICCAI_BraTS2020_TrainingData", root / "MICCAI_BraTS2020_ValidationData"
+    """Four training cases (one is 355 with its odd segmentation, one unpacked) and one validation
+    case."""
+    training, validation = (
+        root / "MICCAI_BraTS2020_TrainingData",
+        root / "MICCAI_BraTS2020_ValidationData",
+    )
     case(training / "BraTS20_Training_001")
     case(training / "BraTS20_Training_002", ending=".nii")
     case(training / "BraTS20_Training_003", contrasts="t1 t1ce t2")  # FLAIR lost

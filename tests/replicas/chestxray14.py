@@ -30,11 +30,17 @@ def chestxray14(root: Path, *, old: bool = False, kaggle: bool = False) -> Path:
     lines = [HEADER.format(sex="Sex" if not old else "Gender", tail="," if old else "")]
     for name, labels, patient, age, sex, _ in ROWS:
         person = f"{patient},{age:03d}Y" if old else f"{patient},{age}"
-        lines.append(f"{name},{labels},0,{person},{sex},PA,2682,2749,0.143,0.143" + ("," if old else ""))
+        lines.append(
+            f"{name},{labels},0,{person},{sex},PA,2682,2749,0.143,0.143" + ("," if old else "")
+        )
     root.mkdir(parents=True, exist_ok=True)
-    (root / ("Data_Entry_2017.csv" if old else "Data_Entry_2017_v2020.csv")).write_text("\n".join(lines) + "\n")
+    (root / ("Data_Entry_2017.csv" if old else "Data_Entry_2017_v2020.csv")).write_text(
+        "\n".join(lines) + "\n"
+    )
     for part in ("train_val", "test"):
-        (root / f"{part}_list.txt").write_text("\n".join(r[0] for r in ROWS if r[-1] == part))  # no newline at the end
+        (root / f"{part}_list.txt").write_text(
+            "\n".join(r[0] for r in ROWS if r[-1] == part)
+        )  # no newline at the end
     (root / "BBox_List_2017.csv").write_text(BOXES)
     for k, (name, *_) in enumerate(ROWS):
         folder = root / f"images_{1 + k % 2:03d}" / "images" if kaggle else root / "images"

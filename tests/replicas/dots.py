@@ -1,4 +1,5 @@
-"""A made-up data set for the tests of preparation: a table, flat pictures with a dot, and every fault on request."""
+"""A made-up data set for the tests of preparation: a table, flat pictures with a dot, and every
+fault on request."""
 
 from __future__ import annotations
 
@@ -10,7 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceStudy
+from medm2g_core.data.sources.base import (
+    DataCard,
+    Entry,
+    Expectation,
+    Found,
+    Skip,
+    Source,
+    SourceStudy,
+)
 from medm2g_core.data.volumes import FileError
 
 
@@ -26,7 +35,9 @@ class Dots(Source):
     name = "dots"
     region = "chest"
     streams = ("text", "xray", "ct")
-    card = DataCard("Dots", "", "none", "make it", "", (), (), "dots/\n  studies.csv\n  pictures/<id>.npy")
+    card = DataCard(
+        "Dots", "", "none", "make it", "", (), (), "dots/\n  studies.csv\n  pictures/<id>.npy"
+    )
 
     def __init__(self, expected: int = 0, official: bool = False, dies_at: str = "") -> None:
         self.expected, self.official, self.dies_at = expected, official, dies_at
@@ -38,14 +49,30 @@ class Dots(Source):
         with (root / "studies.csv").open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 if not row["streams"]:
-                    skips.append(Skip("empty study", str(root / row["id"]), "neither report nor picture"))
+                    skips.append(
+                        Skip("empty study", str(root / row["id"]), "neither report nor picture")
+                    )
                     continue
-                files = {s: root / "pictures" / f"{row['id']}.npy" for s in row["streams"].split() if s != "text"}
-                text = f"A dot: \u201c{row['id']}\u201d.\r\nNothing else." if "text" in row["streams"] else None
+                files = {
+                    s: root / "pictures" / f"{row['id']}.npy"
+                    for s in row["streams"].split()
+                    if s != "text"
+                }
+                text = (
+                    f"A dot: \u201c{row['id']}\u201d.\r\nNothing else."
+                    if "text" in row["streams"]
+                    else None
+                )
                 labels = {"dot": 1.0, "unsure": -1.0, "nobody_said": math.nan}
                 split = row["split"] if self.official else ""
-                entries.append(Entry(row["id"], row["subject"], split, files, text, labels, extra={"root": root}))
-        table = (Expectation.count("studies", self.expected, len(entries)),) if self.expected else ()
+                entries.append(
+                    Entry(
+                        row["id"], row["subject"], split, files, text, labels, extra={"root": root}
+                    )
+                )
+        table = (
+            (Expectation.count("studies", self.expected, len(entries)),) if self.expected else ()
+        )
         return Found(tuple(entries), tuple(skips), table)
 
     def read(self, entry: Entry, size: int) -> SourceStudy:
@@ -59,17 +86,34 @@ class Dots(Source):
                 raise FileError(f"{path}: not an array ({error})") from error
             images[name] = torch.from_numpy(array)[None, :size, :size]
         return SourceStudy(
-            id=entry.id, subject=entry.subject, person=entry.subject, region=self.region, text=entry.text,
-            images=images, age=40, sex="female", spacing_mm=(2.8, math.nan), source=self.name, split=entry.split,
-            labels=entry.labels, units={"ct": "HU"} if "ct" in images else {}, orientation="radiological axial",
+            id=entry.id,
+            subject=entry.subject,
+            person=entry.subject,
+            region=self.region,
+            text=entry.text,
+            images=images,
+            age=40,
+            sex="female",
+            spacing_mm=(2.8, math.nan),
+            source=self.name,
+            split=entry.split,
+            labels=entry.labels,
+            units={"ct": "HU"} if "ct" in images else {},
+            orientation="radiological axial",
             notes=("read from an array",),
-        )  # fmt: skip
+        )
 
 
 def write_dots(
-    root: Path, subjects: int = 12, each: int = 2, *, broken: tuple[str, ...] = (), splits: tuple[str, ...] = ("",)
+    root: Path,
+    subjects: int = 12,
+    each: int = 2,
+    *,
+    broken: tuple[str, ...] = (),
+    splits: tuple[str, ...] = ("",),
 ) -> Path:
-    """``each`` studies of ``subjects`` subjects: all streams, one picture, or a report alone, in turn.
+    """``each`` studies of ``subjects`` subjects: all streams, one picture, or a report alone, in
+    turn.
 
     Args:
         broken: ids of studies whose picture is cut off.

@@ -1,6 +1,8 @@
-"""A small Gold Atlas: loose DICOM files of four image series and a structure set a patient, generated pixels.
+"""A small Gold Atlas: loose DICOM files of four image series and a structure set a patient,
+generated pixels.
 
-All series show one patient in the same coordinates, on grids of their own, so that the registration can be checked.
+All series show one patient in the same coordinates, on grids of their own, so that the registration
+can be checked.
 """
 
 from __future__ import annotations
@@ -21,14 +23,18 @@ PADDED_COLUMNS = 6  # of the deformed CT, at the picture's left
 
 
 def patient(kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values (slices from the feet up, rows, columns) and positions (slices, 3) in patient coordinates, LPS mm.
+    """Values (slices from the feet up, rows, columns) and positions (slices, 3) in patient
+    coordinates, LPS mm.
 
-    A bone lies at the patient's left front, x 20..50 and y -50..-20; the uppermost 8 mm hold a second one at the right.
+    A bone lies at the patient's left front, x 20..50 and y -50..-20; the uppermost 8 mm hold a
+    second one at the right.
     """
     pixel, count = PIXEL[kind], COUNT[kind]
     left, back = -pixel * (COLUMNS - 1) / 2, -pixel * (ROWS - 1) / 2
     heights = np.arange(count) * STEP[kind]
-    z, y, x = np.meshgrid(heights, back + pixel * np.arange(ROWS), left + pixel * np.arange(COLUMNS), indexing="ij")
+    z, y, x = np.meshgrid(
+        heights, back + pixel * np.arange(ROWS), left + pixel * np.arange(COLUMNS), indexing="ij"
+    )
     shift = 30.0 if kind == "CT" else 0.0  # the plain CT lies elsewhere
     body = ((x - shift) / 75) ** 2 + (y / 55) ** 2 < 1
     bone = (x - shift > 20) & (x - shift < 50) & (y > -40) & (y < -20)
@@ -45,29 +51,40 @@ def patient(kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_series(folder: Path, kind: str, *, skip: tuple[int, ...] = (), **tags: object) -> None:
-    """Files whose names and InstanceNumber run against the position; ``skip``: slices that are left out."""
+    """Files whose names and InstanceNumber run against the position; ``skip``: slices that are left
+    out."""
     values, positions = patient(kind)
     rng = np.random.default_rng(len(kind))
     ct = kind.startswith("CT")
     given = {
-        "Modality": "CT" if ct else "MR", "SeriesDescription": kind, "FrameOfReferenceUID": f"1.2.{int(kind == 'CT')}",
-        "SeriesInstanceUID": f"1.2.3.{SERIES.index(kind)}", "PixelSpacing": [PIXEL[kind]] * 2,
-        "SliceThickness": STEP[kind], "RescaleSlope": 1 if ct else None, "RescaleIntercept": -1024 if ct else None,
-        "EchoTime": None if ct else 90 if kind == "T2w" else 8, **tags,
-    }  # fmt: skip
+        "Modality": "CT" if ct else "MR",
+        "SeriesDescription": kind,
+        "FrameOfReferenceUID": f"1.2.{int(kind == 'CT')}",
+        "SeriesInstanceUID": f"1.2.3.{SERIES.index(kind)}",
+        "PixelSpacing": [PIXEL[kind]] * 2,
+        "SliceThickness": STEP[kind],
+        "RescaleSlope": 1 if ct else None,
+        "RescaleIntercept": -1024 if ct else None,
+        "EchoTime": None if ct else 90 if kind == "T2w" else 8,
+        **tags,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     for number, k in enumerate(rng.permutation(len(values))):
         if k in skip:
             continue
         stored = (values[k] + (1024 if ct else 0)).astype(np.int16)
-        ds = dicom_slice(stored, ImagePositionPatient=list(positions[k]), InstanceNumber=number, **given)
+        ds = dicom_slice(
+            stored, ImagePositionPatient=list(positions[k]), InstanceNumber=number, **given
+        )
         ds.save_as(folder / f"{generate_uid()}.dcm")
 
 
 def write_patient(folder: Path) -> Path:
     for kind in SERIES:
         write_series(folder, kind)
-    contours = dicom_slice(np.zeros((2, 2), np.int16), Modality="RTSTRUCT", SeriesDescription="consensus")
+    contours = dicom_slice(
+        np.zeros((2, 2), np.int16), Modality="RTSTRUCT", SeriesDescription="consensus"
+    )
     del contours.PixelData
     contours.save_as(folder / "RS.consensus.dcm")
     return folder

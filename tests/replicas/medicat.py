@@ -14,7 +14,13 @@ HASH = "26491ab76c6e8d6acc582e71bb6b3b5f5601ccc{}"
 
 # article, figure, caption, radiology, licence
 FIGURES: tuple[tuple[int, str, str | None, bool, str | None], ...] = (
-    (1, "3-Figure1-1.png", "Figure 1. Chest radiograph showing a right pleural effusion.", True, "cc-by"),
+    (
+        1,
+        "3-Figure1-1.png",
+        "Figure 1. Chest radiograph showing a right pleural effusion.",
+        True,
+        "cc-by",
+    ),
     (1, "3-Figure2-1.png", "Figure 2. Axial CT of the abdomen with a liver mass.", True, "cc-by"),
     (2, "1-Figure1-1.png", "Fig. 1. T2-weighted MRI of the brain.", True, "cc-by-nc-nd"),
     (2, "1-Figure2-1.png", "Fig 2 (A) CT and (B) MRI of the brain.", True, "cc-by-nc-nd"),
@@ -43,7 +49,10 @@ def medicat(root: Path) -> Path:
                     "radiology": radiology,
                     "scope": not radiology,
                     "predicted_type": "Medical images",
-                    "oa_info": {"doi": f"10.1/{article}", "oa": {"is_oa": True, "license": licence}},
+                    "oa_info": {
+                        "doi": f"10.1/{article}",
+                        "oa": {"is_oa": True, "license": licence},
+                    },
                 }
             )
         )

@@ -1,4 +1,5 @@
-"""A small tree of MIMIC-CXR-JPG or MIMIC-CXR with the true names, headers and faults; texts and pixels are made up."""
+"""A small tree of MIMIC-CXR-JPG or MIMIC-CXR with the true names, headers and faults; texts and
+pixels are made up."""
 
 from __future__ import annotations
 
@@ -94,18 +95,34 @@ def folder_of(study: int) -> Path:
     return Path(f"p{subject[:2]}", f"p{subject}", f"s{study}")
 
 
-def mimic_cxr(root: Path, *, dicom: bool = False, packed: bool = True, reports: str = "beside") -> Path:
-    """``reports``: ``"beside"`` the study's folder, ``"inside"`` it, ``"own"`` (elsewhere) or ``"none"``."""
+def mimic_cxr(
+    root: Path, *, dicom: bool = False, packed: bool = True, reports: str = "beside"
+) -> Path:
+    """``reports``: ``"beside"`` the study's folder, ``"inside"`` it, ``"own"`` (elsewhere) or
+    ``"none"``."""
     root.mkdir(parents=True, exist_ok=True)
     labels = sorted({n for each in CHEXPERT.values() for n in each})
-    rows = [(image_id(s, k), s, k, view) for s, (*_, views) in STUDIES.items() for k, view in enumerate(views)]
+    rows = [
+        (image_id(s, k), s, k, view)
+        for s, (*_, views) in STUDIES.items()
+        for k, view in enumerate(views)
+    ]
     tables = {
-        "metadata": [["dicom_id", "subject_id", "study_id", "ViewPosition", "Rows"]]
-        + [[i, STUDIES[s][0], s, view or "", 3056] for i, s, _, view in rows],
-        "split": [["dicom_id", "study_id", "subject_id", "split"]]
-        + [[i, s, STUDIES[s][0], STUDIES[s][1]] for i, s, *_ in rows],
-        "chexpert": [["subject_id", "study_id", *labels]]
-        + [[STUDIES[s][0], s, *(each.get(n, "") for n in labels)] for s, each in CHEXPERT.items()],
+        "metadata": (
+            [["dicom_id", "subject_id", "study_id", "ViewPosition", "Rows"]]
+            + [[i, STUDIES[s][0], s, view or "", 3056] for i, s, _, view in rows]
+        ),
+        "split": (
+            [["dicom_id", "study_id", "subject_id", "split"]]
+            + [[i, s, STUDIES[s][0], STUDIES[s][1]] for i, s, *_ in rows]
+        ),
+        "chexpert": (
+            [["subject_id", "study_id", *labels]]
+            + [
+                [STUDIES[s][0], s, *(each.get(n, "") for n in labels)]
+                for s, each in CHEXPERT.items()
+            ]
+        ),
     }
     for name, table in tables.items():
         path = root / f"mimic-cxr-2.0.0-{name}.csv{'.gz' if packed else ''}"
@@ -122,7 +139,11 @@ def mimic_cxr(root: Path, *, dicom: bool = False, packed: bool = True, reports: 
         if text is None or reports == "none":
             continue
         folder = root.parent / "reports" / "files" if reports == "own" else root / "files"
-        path = folder / folder_of(study) / f"s{study}.txt" if reports == "inside" else folder / folder_of(study)
+        path = (
+            folder / folder_of(study) / f"s{study}.txt"
+            if reports == "inside"
+            else folder / folder_of(study)
+        )
         path = path if reports == "inside" else path.with_name(f"s{study}.txt")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

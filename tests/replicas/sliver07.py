@@ -1,4 +1,5 @@
-"""A small SLIVER07 in either of its two trees: real names and MetaImage headers, a generated abdomen."""
+"""A small SLIVER07 in either of its two trees: real names and MetaImage headers, a generated
+abdomen."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ LIVER = slice(2, 8)  # slices from the head
 
 
 def abdomen(padding: float = -2048) -> tuple[np.ndarray, np.ndarray]:
-    """HU and segmentation (S, A, R): the liver on the patient's right, a bright spine, padded corners."""
+    """HU and segmentation (S, A, R): the liver on the patient's right, a bright spine, padded
+    corners."""
     _, a, r = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij")
     body = (a / 0.7) ** 2 + (r / 0.9) ** 2 < 1
     liver = (((a + 0.1) / 0.35) ** 2 + ((r + 0.4) / 0.35) ** 2) < 1
@@ -26,7 +28,8 @@ def abdomen(padding: float = -2048) -> tuple[np.ndarray, np.ndarray]:
 
 
 def save(path: Path, sar: np.ndarray, upside_down: bool = False, dtype: type = np.int16) -> Path:
-    """Write .mhd and .raw; stored from feet to head, or ``upside_down`` with its direction saying so."""
+    """Write .mhd and .raw; stored from feet to head, or ``upside_down`` with its direction saying
+    so."""
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = sar if upside_down else sar[::-1]
     image = sitk.GetImageFromArray(np.ascontiguousarray(stored.astype(dtype)))
@@ -38,10 +41,13 @@ def save(path: Path, sar: np.ndarray, upside_down: bool = False, dtype: type = n
 
 
 def write_sliver07(root: Path, tree: str = "B") -> Path:
-    """Three training scans (the second upside down, its segmentation not), two test scans of the same numbers."""
+    """Three training scans (the second upside down, its segmentation not), two test scans of the
+    same numbers."""
     hu, liver = abdomen()
     for n in (1, 2, 3):
-        scans, labels = ("training-part1",) * 2 if tree == "A" else ("training-scans", "training-labels")
+        scans, labels = (
+            ("training-part1",) * 2 if tree == "A" else ("training-scans", "training-labels")
+        )
         save(root / scans / f"liver-orig{n:03d}.mhd", hu, upside_down=n == 2)
         save(root / labels / f"liver-seg{n:03d}.mhd", liver, dtype=np.uint8)
     for n in (1, 2):

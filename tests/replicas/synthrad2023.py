@@ -1,4 +1,5 @@
-"""A small SynthRAD2023 Task 1: the names, formats, headers and faults of the real one, generated pixels."""
+"""A small SynthRAD2023 Task 1: the names, formats, headers and faults of the real one, generated
+pixels."""
 
 from __future__ import annotations
 
@@ -7,12 +8,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-SHAPE = (6, 40, 56)  # slices from head to feet, rows from front to back, columns from the patient's right to left
+SHAPE = (
+    6,
+    40,
+    56,
+)  # slices from head to feet, rows from front to back, columns from the patient's right to left
 EMPTY_SLICES = 1  # at the top, outside the mask
 
 
 def pelvis() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """MR signal, HU and mask (S, A, R); bone at the patient's left front; a table behind the back, outside the mask."""
+    """MR signal, HU and mask (S, A, R); bone at the patient's left front; a table behind the back,
+    outside the mask."""
     rng = np.random.default_rng(0)
     y, x = np.meshgrid(np.linspace(-1, 1, SHAPE[1]), np.linspace(-1, 1, SHAPE[2]), indexing="ij")
     body = np.broadcast_to((x / 0.8) ** 2 + (y / 0.7) ** 2 < 1, SHAPE).copy()
@@ -30,9 +36,13 @@ def pelvis() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def save(
-    path: Path, volume: np.ndarray, spacing: tuple[float, float, float] = (2.5, 1.0, 1.0), axes: str = "LPS"
+    path: Path,
+    volume: np.ndarray,
+    spacing: tuple[float, float, float] = (2.5, 1.0, 1.0),
+    axes: str = "LPS",
 ) -> None:
-    """(S, A, R) as int16 NIfTI with the axes that SimpleITK writes, at a place in space that depends on nothing."""
+    """(S, A, R) as int16 NIfTI with the axes that SimpleITK writes, at a place in space that
+    depends on nothing."""
     affine = np.diag([-spacing[2], -spacing[1], -spacing[0], 1.0])
     affine[:3, 3] = (30, 20, 100)
     image = nib.Nifti1Image(volume.transpose(2, 1, 0).astype(np.int16), affine)
@@ -43,7 +53,12 @@ def save(
     nib.save(image.as_reoriented(turn), path)
 
 
-def case(folder: Path, *, without: tuple[str, ...] = (), spacing: tuple[float, float, float] = (2.5, 1.0, 1.0)) -> Path:
+def case(
+    folder: Path,
+    *,
+    without: tuple[str, ...] = (),
+    spacing: tuple[float, float, float] = (2.5, 1.0, 1.0),
+) -> Path:
     """One case folder."""
     for name, volume in zip(("mr", "ct", "mask"), pelvis(), strict=True):
         if name not in without:

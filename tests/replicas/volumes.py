@@ -1,4 +1,5 @@
-"""What the replicas of volume data sets share: an asymmetric head, a NIfTI writer that can write faults."""
+"""What the replicas of volume data sets share: an asymmetric head, a NIfTI writer that can write
+faults."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import numpy as np
 
 
 def head(shape: tuple[int, int, int], contrast: float = 1.0, seed: int = 0) -> np.ndarray:
-    """(S, A, R) signal: a noisy ellipsoid with a bright block at the patient's left front (upper right).
+    """(S, A, R) signal: a noisy ellipsoid with a bright block at the patient's left front (upper
+    right).
 
     Args:
         contrast: of the block and the ventricle-like core; 1 makes the core dark, -1 bright.
@@ -41,9 +43,13 @@ def save_nifti(
     """
     affine = np.diag([-spacing[2], -spacing[1], -spacing[0], 1.0])
     if centred:
-        affine[:3, 3] = [(n - 1) / 2 * d for n, d in zip(array.shape[::-1], spacing[::-1], strict=True)]
+        affine[:3, 3] = [
+            (n - 1) / 2 * d for n, d in zip(array.shape[::-1], spacing[::-1], strict=True)
+        ]
     image = nib.Nifti1Image(array.astype(dtype).transpose(2, 1, 0), affine)
-    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("LPI"), nib.orientations.axcodes2ornt(axes))
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("LPI"), nib.orientations.axcodes2ornt(axes)
+    )
     image = image.as_reoriented(turn)
     data = bytearray(image.to_bytes())
     if header:

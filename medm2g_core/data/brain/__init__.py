@@ -1,4 +1,5 @@
-"""Virtual brain studies: the MNI152 brain, deformed and given findings, as one axial slice in four MR contrasts."""
+"""Virtual brain studies: the MNI152 brain, deformed and given findings, as one axial slice in four
+MR contrasts."""
 
 from __future__ import annotations
 

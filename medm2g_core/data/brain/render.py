@@ -1,10 +1,11 @@
 """A virtual brain study: one axial slice of a deformed MNI152 brain in four MR contrasts.
 
-The slice's level, the person's shape, the findings and the noise have random streams of their own. So the level tells
-nothing about the findings, and the same seed with other findings is the same person in the same slice.
+The slice's level, the person's shape, the findings and the noise have random streams of their own.
+So the level tells nothing about the findings, and the same seed with other findings is the same
+person in the same slice.
 
-There is no ``ct`` stream: in the fixed window of -1000..600 HU grey matter (37 HU) and white matter (30 HU) differ by
-0.4 % of the range, and a skull made from distance shells is not real anatomy.
+There is no ``ct`` stream: in the fixed window of -1000..600 HU grey matter (37 HU) and white matter
+(30 HU) differ by 0.4 % of the range, and a skull made from distance shells is not real anatomy.
 """
 
 from __future__ import annotations
@@ -37,9 +38,12 @@ PERSON = "mni152"
 IMAGE_SIZE = 128
 SPACING_MM = 1.8
 LEVEL_MM = (15.0, 26.0)
-"""MNI z of the slice at the brain's centre, mm: levels that cut the lateral ventricles and all four lobes."""
+"""MNI z of the slice at the brain's centre, mm: levels that cut the lateral ventricles and all four
+lobes."""
 
-_OVERSAMPLING = 2  # signal is computed at this multiple and averaged, so that tissues mix inside a pixel
+_OVERSAMPLING = (
+    2  # signal is computed at this multiple and averaged, so that tissues mix inside a pixel
+)
 _CENTRE_Y_MM = -17.0  # MNI y of the picture's centre
 _STREAMS = ("level", "shape", "texture", "findings", "lesions", "noise")
 
@@ -50,25 +54,39 @@ def _rngs(seed: int) -> dict[str, np.random.Generator]:
 
 
 def slice_level(seed: int) -> float:
-    """MNI z in mm of that seed's slice, uniform in `LEVEL_MM`; it does not depend on the findings."""
+    """MNI z in mm of that seed's slice, uniform in `LEVEL_MM`; it does not depend on the
+    findings."""
     return float(_rngs(seed)["level"].uniform(*LEVEL_MM))
 
 
 def _coordinates(level: float, sex: str, rng: np.random.Generator) -> np.ndarray:
-    """MNI coordinates (3, H, W) of the slice's pixels in one person's head: pose, size and a smooth random warp."""
+    """MNI coordinates (3, H, W) of the slice's pixels in one person's head: pose, size and a smooth
+    random warp."""
     n = IMAGE_SIZE * _OVERSAMPLING
     mm = SPACING_MM / _OVERSAMPLING
     offset = (np.arange(n) - (n - 1) / 2) * mm
-    # Rows run from anterior to posterior, columns from the patient's right to the left: y and x fall.
+    # Rows run from anterior to posterior, columns from the patient's right to the left: y and x
+    # fall.
     y, x = np.meshgrid(-offset, -offset, indexing="ij")
     p = np.stack([x, y, np.zeros_like(x)])
     yaw, pitch, roll = np.deg2rad(rng.normal(0.0, (2.5, 3.0, 2.0)))
-    cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
+    cy, sy, cp, sp, cr, sr = (
+        np.cos(yaw),
+        np.sin(yaw),
+        np.cos(pitch),
+        np.sin(pitch),
+        np.cos(roll),
+        np.sin(roll),
+    )
     turn = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1.0]])
     turn = (
-        turn @ np.array([[1.0, 0, 0], [0, cp, -sp], [0, sp, cp]]) @ np.array([[cr, 0, sr], [0, 1.0, 0], [-sr, 0, cr]])
+        turn
+        @ np.array([[1.0, 0, 0], [0, cp, -sp], [0, sp, cp]])
+        @ np.array([[cr, 0, sr], [0, 1.0, 0], [-sr, 0, cr]])
     )
-    scale = np.clip(rng.normal((1.01, 0.99, 1.0), 0.03), 0.92, 1.06) * (0.975 if sex == "female" else 1.0)
+    scale = np.clip(rng.normal((1.01, 0.99, 1.0), 0.03), 0.92, 1.06) * (
+        0.975 if sex == "female" else 1.0
+    )
     q = np.einsum("ij,jhw->ihw", turn, p) / scale[:, None, None]
     q += np.array([rng.normal(0, 2.0), _CENTRE_Y_MM + rng.normal(0, 2.0), level])[:, None, None]
     # Head shape (60 mm), regional (30 mm) and gyral (12 mm) variation.
@@ -81,9 +99,11 @@ def _coordinates(level: float, sex: str, rng: np.random.Generator) -> np.ndarray
 def _grow_ventricles(
     xyz: np.ndarray, atlas: BrainAtlas, growth_mm: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of tissue moved outwards by the ventricles, and the new signed distance to their wall.
+    """Coordinates of tissue moved outwards by the ventricles, and the new signed distance to their
+    wall.
 
-    Tissue at distance ``d >= growth`` from the old wall has come from ``d - growth e^(-(d - growth) / 16 mm)``.
+    Tissue at distance ``d >= growth`` from the old wall has come from ``d - growth e^(-(d - growth)
+    / 16 mm)``.
     """
     d = atlas.sample("ventricle_mm", xyz)
     if growth_mm <= 0:
@@ -92,7 +112,9 @@ def _grow_ventricles(
     x = np.abs(xyz[0])
     # The callosal body and the septum between the ventricles give way least.
     growth = (
-        growth_mm * (0.55 + 0.45 * np.clip(x / 16.0, 0.0, 1.0)) * (1.0 + 0.12 * smooth_noise(d.shape, 25.0 / mm, rng))
+        growth_mm
+        * (0.55 + 0.45 * np.clip(x / 16.0, 0.0, 1.0))
+        * (1.0 + 0.12 * smooth_noise(d.shape, 25.0 / mm, rng))
     )
     smooth = ndimage.gaussian_filter(d, 3.0 / mm)
     slope = np.stack(np.gradient(smooth, mm))
@@ -105,16 +127,19 @@ def _grow_ventricles(
     return warped, np.maximum(d - growth, np.minimum(d, 0.9 - x))
 
 
-def _tissue_maps(xyz: np.ndarray, wall: np.ndarray, atlas: BrainAtlas, atrophy: float) -> dict[str, np.ndarray]:
-    """Grey matter, white matter and CSF fractions, template texture and distance to the hull, each (H, W).
+def _tissue_maps(
+    xyz: np.ndarray, wall: np.ndarray, atlas: BrainAtlas, atrophy: float
+) -> dict[str, np.ndarray]:
+    """Grey matter, white matter and CSF fractions, template texture and distance to the hull, each
+    (H, W).
 
     ``atrophy`` 0..1 opens the sulci and the space under the skull.
     """
     gm, wm, csf = (atlas.sample(n, xyz) for n in ("gm", "wm", "csf"))
     depth = atlas.sample("depth_mm", xyz)
     ventricle = 1.0 / (1.0 + np.exp(np.clip(wall / 0.35, -30, 30)))
-    # An average of 152 people is blurred; powers make each voxel choose its tissue more sharply again. The weight on
-    # CSF opens the sulci, but only towards the surface, where sulci are.
+    # An average of 152 people is blurred; powers make each voxel choose its tissue more sharply
+    # again. The weight on CSF opens the sulci, but only towards the surface, where sulci are.
     outer = np.clip(1.0 + (depth + 8.0) / 14.0, 0.0, 1.0)
     weight = 1.0 + outer * (1.3 + 5.0 * atrophy)
     gm, wm, csf = gm**1.8, wm**1.8, weight * csf**1.8
@@ -133,14 +158,22 @@ def _tissue_maps(xyz: np.ndarray, wall: np.ndarray, atlas: BrainAtlas, atrophy: 
     return maps | {"texture": atlas.sample("texture", xyz), "depth": depth}
 
 
-def _head_shells(xyz: np.ndarray, depth: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Skull, marrow, muscle, fat and skin fractions (H, W) from the distance to the brain: a model, as the template is
-    skull-stripped. Thicknesses vary around the head and between people (choice: anatomical textbook ranges in mm)."""
+def _head_shells(
+    xyz: np.ndarray, depth: np.ndarray, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Skull, marrow, muscle, fat and skin fractions (H, W) from the distance to the brain: a model,
+    as the template is skull-stripped. Thicknesses vary around the head and between people (choice:
+    anatomical textbook ranges in mm).
+    """
     n = depth.shape
     mm = SPACING_MM / _OVERSAMPLING
 
     def wavy(mean: float, person: float, around: float, width_mm: float) -> np.ndarray:
-        return np.clip(rng.normal(mean, person) + around * smooth_noise(n, width_mm / mm, rng), 0.3 * mean, 2.0 * mean)
+        return np.clip(
+            rng.normal(mean, person) + around * smooth_noise(n, width_mm / mm, rng),
+            0.3 * mean,
+            2.0 * mean,
+        )
 
     x, y = np.abs(xyz[0]), xyz[1]
     temple = np.exp(-(((x - 66) / 16) ** 2) - (((y - 12) / 26) ** 2))
@@ -180,16 +213,20 @@ def render_brain(seed: int, *, findings: tuple[Finding, ...] | None = None) -> d
 
     Args:
         seed: the patient; the same seed gives the same study.
-        findings: what the patient has; drawn by `sample_findings` where ``None``. An empty tuple is a normal brain.
+        findings: what the patient has; drawn by `sample_findings` where ``None``. An empty tuple is
+            a normal brain.
 
     Returns:
-        ``images`` (``mri_t1``, ``mri_t2``, ``mri_pd``, ``mri_flair`` -> float32 (1, 128, 128), -1..1, rows anterior to
-        posterior, columns patient's right to left), ``findings``, ``person`` (``"mni152"``), ``age`` in years, ``sex``
-        and ``spacing_mm``. Age and sex shape the brain but are drawn independently of the findings.
+        ``images`` (``mri_t1``, ``mri_t2``, ``mri_pd``, ``mri_flair`` -> float32 (1, 128, 128),
+        -1..1, rows anterior to posterior, columns patient's right to left), ``findings``,
+        ``person`` (``"mni152"``), ``age`` in years, ``sex`` and ``spacing_mm``. Age and sex shape
+        the brain but are drawn independently of the findings.
 
     Raises:
-        ValueError: findings that the brain cannot have, see `medm2g_core.data.brain.pathology.sort_findings`.
-        FileNotFoundError: nilearn's template is missing, see `medm2g_core.data.brain.atlas.load_atlas`.
+        ValueError: findings that the brain cannot have, see
+            `medm2g_core.data.brain.pathology.sort_findings`.
+        FileNotFoundError: nilearn's template is missing, see
+            `medm2g_core.data.brain.atlas.load_atlas`.
     """
     rngs = _rngs(seed)
     level = float(rngs["level"].uniform(*LEVEL_MM))
@@ -239,7 +276,9 @@ def render_brain(seed: int, *, findings: tuple[Finding, ...] | None = None) -> d
         if "vasogenic_edema" in found:
             edema = draw_edema(now, tumor, found["vasogenic_edema"], lesion_rng["vasogenic_edema"])
     if "white_matter_lesions" in found:
-        lesions = draw_white_matter_lesions(now, found["white_matter_lesions"], lesion_rng["white_matter_lesions"])
+        lesions = draw_white_matter_lesions(
+            now, found["white_matter_lesions"], lesion_rng["white_matter_lesions"]
+        )
 
     # Fractions: a lesion replaces its share of whatever healthy tissue is there.
     fractions: dict[str, np.ndarray] = {k: maps[k] for k in ("gm", "wm", "csf")}
@@ -253,7 +292,9 @@ def render_brain(seed: int, *, findings: tuple[Finding, ...] | None = None) -> d
     fractions |= shells
 
     texture_rng = rngs["texture"]
-    fine = 0.012 * smooth_noise(now.shape, 2.5 / mm, texture_rng) + 0.012 * smooth_noise(now.shape, 8 / mm, texture_rng)
+    fine = 0.012 * smooth_noise(now.shape, 2.5 / mm, texture_rng) + 0.012 * smooth_noise(
+        now.shape, 8 / mm, texture_rng
+    )
     # Brighter on the T1 template means a shorter T1 and less free water.
     ratio = np.clip(maps["texture"], 0.8, 1.2) + fine
     t1_factor = {"gm": ratio**-1.4, "wm": ratio**-1.2}
@@ -278,7 +319,9 @@ def render_brain(seed: int, *, findings: tuple[Finding, ...] | None = None) -> d
                 torch.from_numpy(np.asarray(value * factor.get(name, 1.0), np.float32))
                 for value, factor in ((t.t1_ms, t1_factor), (t.t2_ms, t2_factor), (t.pd, pd_factor))
             )
-            clean = clean + torch.from_numpy(fraction.astype(np.float32)) * signal(t1, t2, pd, contrast)
+            clean = clean + torch.from_numpy(fraction.astype(np.float32)) * signal(
+                t1, t2, pd, contrast
+            )
         images[f"mri_{contrast}"] = finish(_shrink(clean), contrast, noise)[None]
     return {
         "images": images,

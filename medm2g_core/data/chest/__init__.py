@@ -1,6 +1,7 @@
 """Virtual chest studies drawn from three people's real CT.
 
-`atlas` holds the real anatomy, `deform` makes patients of it, `pathology` draws findings, `render` makes the images.
+`atlas` holds the real anatomy, `deform` makes patients of it, `pathology` draws findings, `render`
+makes the images.
 """
 
 from medm2g_core.data.chest.atlas import PERSONS, ChestAtlas, load_atlases

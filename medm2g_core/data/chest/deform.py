@@ -1,16 +1,18 @@
 """One atlas, many bodies: smooth deformations of a real chest into a virtual patient.
 
-A patient is a backward map: for every point of the patient's grid, the point of the atlas that is seen there. It is
+A patient is a backward map: for every point of the patient's grid, the point of the atlas that is
+    seen there. It is
 
     q = A p + t,    source = q + sum of smooth displacement fields at q
 
-with an affine part (height, habitus, small rotations) and displacements for random shape (cubic B-splines on 5^3 and
-9^3 control points), heart size, the height of each hemidiaphragm, subcutaneous fat, scoliosis, mediastinal shift and
-the shrinking of a lobe. All are small against their width, so the map is nearly invertible: `jacobian` is positive
-but for a few voxels in a thousand where a lobe collapses or an enlarged heart meets the chest wall.
+with an affine part (height, habitus, small rotations) and displacements for random shape (cubic
+B-splines on 5^3 and 9^3 control points), heart size, the height of each hemidiaphragm, subcutaneous
+fat, scoliosis, mediastinal shift and the shrinking of a lobe. All are small against their width, so
+the map is nearly invertible: `jacobian` is positive but for a few voxels in a thousand where a lobe
+    collapses or an enlarged heart meets the chest wall.
 
-Coordinates are millimetres from the centre of the grid, in the order x (to the patient's left), y (to posterior),
-z (to inferior). Grids are (z, y, x) as in `medm2g_core.data.chest.atlas`.
+Coordinates are millimetres from the centre of the grid, in the order x (to the patient's left), y
+(to posterior), z (to inferior). Grids are (z, y, x) as in `medm2g_core.data.chest.atlas`.
 """
 
 from __future__ import annotations
@@ -42,21 +44,24 @@ __all__ = [
 ]
 
 COARSE = (GRID[0] // 2, GRID[1] // 2, GRID[2] // 2)
-"""Grid on which maps, lobes and the heart are computed: half of `GRID` in each direction, 5.6 mm."""
+"""Grid on which maps, lobes and the heart are computed: half of `GRID` in each direction, 5.6
+mm."""
 _HALF_MM = np.array([GRID[2], GRID[1], GRID[0]]) * SPACING_MM / 2
 _CARDIAC_SCALES = (0.78, 0.88, 1.0, 1.15, 1.3, 1.5, 1.75, 2.05)
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What the deformations and the pathology need to know of one atlas. Positions in mm, tensors float32.
+    """What the deformations and the pathology need to know of one atlas. Positions in mm, tensors
+    float32.
 
     Attributes:
         volume: (1, 3, *GRID): HU, right lung, left lung (masks 0..1).
         slice_channels: (1, 5, *GRID): heart, blood, bone, organ, body (masks 0..1).
         coarse: (1, 6, *COARSE): the five lobes and the heart (masks 0..1).
-        outward: (1, 4, *COARSE): vector (x, y, z) from the nearest point of the rib cage's hull, mm, 0 inside it;
-            and how far inside the thorax a point is (0 at the hull, 1 from 25 mm inwards).
+        outward: (1, 4, *COARSE): vector (x, y, z) from the nearest point of the rib cage's hull,
+            mm, 0 inside it; and how far inside the thorax a point is (0 at the hull, 1 from 25 mm
+            inwards).
         heart, heart_half: centre and half widths of the heart.
         domes: side -> top of the hemidiaphragm.
         hila: side -> hilum.
@@ -90,7 +95,8 @@ class Body:
         fat: thickness of the subcutaneous layer relative to the atlas.
         scoliosis_mm: lateral amplitude, and its phase in radians.
         mediastinum_mm: shift of the mediastinum to the patient's left.
-        lobe_shrink: lobe name -> linear factor of its collapse (1 = none, 0.6 = to 60 % of its length).
+        lobe_shrink: lobe name -> linear factor of its collapse (1 = none, 0.6 = to 60 % of its
+            length).
         wobble: two arrays of B-spline coefficients, (3, 5, 5, 5) and (3, 9, 9, 9), mm.
     """
 
@@ -108,7 +114,8 @@ class Body:
 
 @dataclass(frozen=True)
 class Warp:
-    """A patient's backward map: normalised `grid_sample` coordinates, (1, *COARSE, 3) and (1, *GRID, 3)."""
+    """A patient's backward map: normalised `grid_sample` coordinates, (1, *COARSE, 3) and (1,
+    *GRID, 3)."""
 
     coarse: Tensor
     full: Tensor
@@ -134,8 +141,11 @@ def normalised(points: Tensor) -> Tensor:
 
 
 def sample(volume: Tensor, grid: Tensor, padding: str = "border") -> Tensor:
-    """Trilinear sampling of (1, C, ...) at normalised coordinates (1, ..., 3) in the order x, y, z."""
-    return functional.grid_sample(volume, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    """Trilinear sampling of (1, C, ...) at normalised coordinates (1, ..., 3) in the order x, y,
+    z."""
+    return functional.grid_sample(
+        volume, grid, mode="bilinear", padding_mode=padding, align_corners=False
+    )
 
 
 def _mm(index_zyx: np.ndarray, voxel: float = SPACING_MM) -> np.ndarray:
@@ -163,10 +173,16 @@ def _outward(lungs: np.ndarray) -> np.ndarray:
             span = slice(rows.min(), rows.max() + 1), slice(cols.min(), cols.max() + 1)
         if span is not None:
             cy, cx = (span[0].start + span[0].stop - 1) / 2, (span[1].start + span[1].stop - 1) / 2
-            ry, rx = (span[0].stop - span[0].start) / 2 + 3.5, (span[1].stop - span[1].start) / 2 + 2.5
+            ry, rx = (
+                (span[0].stop - span[0].start) / 2 + 3.5,
+                (span[1].stop - span[1].start) / 2 + 2.5,
+            )
             hull[z] = (np.abs((yy - cy) / ry) ** 2.5 + np.abs((xx - cx) / rx) ** 2.5) <= 1
     index = ndimage.distance_transform_edt(~hull, return_distances=False, return_indices=True)
-    vector = np.stack([np.indices(hull.shape)[a] - index[a] for a in (2, 1, 0)]).astype(np.float32) * voxel
+    vector = (
+        np.stack([np.indices(hull.shape)[a] - index[a] for a in (2, 1, 0)]).astype(np.float32)
+        * voxel
+    )
     vector[2] = 0  # fat lies around the trunk, not above the shoulders
     length = np.sqrt((vector**2).sum(0, keepdims=True)) + 1e-6
     vector *= np.minimum(1, 60.0 / length)
@@ -183,7 +199,8 @@ def anatomy_of(atlas: ChestAtlas) -> Anatomy:
     volume = torch.from_numpy(np.stack([atlas.hu.astype(np.float32), right, left])[None])
     rest = torch.from_numpy(np.stack([atlas.mask(n) for n in CHANNELS[len(LOBES) :]])[None])
     for faces, air in ((volume, -1024.0), (rest, 0.0)):
-        # sampling repeats the outermost voxels: beside, before and behind the grid there is air, not more body
+        # sampling repeats the outermost voxels: beside, before and behind the grid there is air,
+        # not more body
         faces[..., (0, -1)] = 0.0
         faces[..., (0, -1), :] = 0.0
         faces[:, :1, :, :, (0, -1)] = air
@@ -193,7 +210,8 @@ def anatomy_of(atlas: ChestAtlas) -> Anatomy:
     low, high = _mm(where.min(0)), _mm(where.max(0))
     domes, hila = {}, {}
     for side, mask in (("right", right), ("left", left)):
-        # the dome: in the middle half of the lung's width and depth, the highest point below which no lung is left
+        # the dome: in the middle half of the lung's width and depth, the highest point below which
+        # no lung is left
         inside = np.argwhere(mask > 0.5)
         lo, hi = np.quantile(inside, 0.02, axis=0), np.quantile(inside, 0.98, axis=0)
         ys = slice(int(lo[1] + 0.3 * (hi[1] - lo[1])), int(lo[1] + 0.6 * (hi[1] - lo[1])))
@@ -204,7 +222,9 @@ def anatomy_of(atlas: ChestAtlas) -> Anatomy:
         domes[side] = _mm(np.array([bottom[y, x], y + ys.start, x + xs.start]))
         top, base = lo[0], float(bottom[y, x])
         medial = np.quantile(inside[:, 2], 0.9 if side == "right" else 0.1)
-        hila[side] = _mm(np.array([top + 0.52 * (base - top), lo[1] + 0.52 * (hi[1] - lo[1]), medial]))
+        hila[side] = _mm(
+            np.array([top + 0.52 * (base - top), lo[1] + 0.52 * (hi[1] - lo[1]), medial])
+        )
     centres = {n: _mm(np.argwhere(m > 0.5).mean(0)) for n, m in lobes.items()}
     base_anatomy = Anatomy(
         person=atlas.person,
@@ -222,14 +242,17 @@ def anatomy_of(atlas: ChestAtlas) -> Anatomy:
     for scale in _CARDIAC_SCALES:
         grid = _map(base_anatomy, Body(heart_scale=scale))
         ratios.append(cardiothoracic_ratio(sample(base_anatomy.coarse, grid)[0]))
-    return replace(base_anatomy, cardiac=(np.array(_CARDIAC_SCALES), np.maximum.accumulate(np.array(ratios))))
+    return replace(
+        base_anatomy, cardiac=(np.array(_CARDIAC_SCALES), np.maximum.accumulate(np.array(ratios)))
+    )
 
 
 def cardiothoracic_ratio(coarse: Tensor) -> float:
     """Greatest width of the heart over the greatest width of the lungs in the frontal view.
 
     Args:
-        coarse: (6, *COARSE), the five lobes and the heart, warped. Edges are found at half coverage by interpolation.
+        coarse: (6, *COARSE), the five lobes and the heart, warped. Edges are found at half coverage
+            by interpolation.
     """
 
     def width(mask: Tensor) -> float:
@@ -238,20 +261,29 @@ def cardiothoracic_ratio(coarse: Tensor) -> float:
         if len(on) < 2:
             return 0.0
         first, last = on[0], on[-1]
-        left = (profile[first] - 0.5) / (profile[first] - profile[first - 1] + 1e-6) if first else 0.0
-        right = (profile[last] - 0.5) / (profile[last] - profile[last + 1] + 1e-6) if last + 1 < len(profile) else 0.0
+        left = (
+            (profile[first] - 0.5) / (profile[first] - profile[first - 1] + 1e-6) if first else 0.0
+        )
+        right = (
+            (profile[last] - 0.5) / (profile[last] - profile[last + 1] + 1e-6)
+            if last + 1 < len(profile)
+            else 0.0
+        )
         return float(last - first + left + right)
 
     return width(coarse[5]) / max(width(coarse[:5].sum(0)), 1e-6)
 
 
-def sample_body(rng: np.random.Generator, anatomy: Anatomy, heart_ratio: float, female: bool) -> Body:
+def sample_body(
+    rng: np.random.Generator, anatomy: Anatomy, heart_ratio: float, female: bool
+) -> Body:
     """A random patient.
 
     Args:
         rng: source of all the choices; how much is drawn from it does not depend on the arguments.
         anatomy: the person that is deformed.
-        heart_ratio: wanted cardiothoracic ratio (reached to about 0.02; the random parts add a little).
+        heart_ratio: wanted cardiothoracic ratio (reached to about 0.02; the random parts add a
+            little).
         female: smaller on average, with somewhat more subcutaneous fat.
     """
     height = rng.normal(0.0, 0.035)
@@ -305,9 +337,13 @@ def _heart(q: Tensor, anatomy: Anatomy, scale: float) -> Tensor:
     grown = fixed + max(scale, 1.0) * (anatomy.heart - fixed)
     d = q - torch.tensor(fixed, dtype=torch.float32)
     half = torch.tensor(anatomy.heart_half * np.array([1.0, 0.9, 0.95]), dtype=torch.float32)
-    rho = (((q - torch.tensor(grown, dtype=torch.float32)) / half) ** 2).sum(-1).sqrt() / max(scale, 1.0)
+    rho = (((q - torch.tensor(grown, dtype=torch.float32)) / half) ** 2).sum(-1).sqrt() / max(
+        scale, 1.0
+    )
     weight = 1 / (1 + torch.exp((rho - 1.35) / 0.16))
-    posterior = torch.sigmoid((anatomy.heart_half[1] * 0.75 - d[..., 1]) / 6.0)  # the spine stays where it is
+    posterior = torch.sigmoid(
+        (anatomy.heart_half[1] * 0.75 - d[..., 1]) / 6.0
+    )  # the spine stays where it is
     amount = torch.tensor([1 - 1 / scale, 0.7 * (1 - 1 / scale), 0.55 * (1 - 1 / scale)])
     return -(d * amount) * (weight * posterior)[..., None]
 
@@ -359,7 +395,11 @@ def _map(anatomy: Anatomy, body: Body) -> Tensor:
     for lobe, factor in body.lobe_shrink.items():
         anchor = _lobe_anchor(anatomy, lobe)
         d = q - torch.tensor(anchor, dtype=torch.float32)
-        widths = {"upper": (62.0, 90.0, 62.0), "middle": (58.0, 66.0, 40.0), "lower": (62.0, 75.0, 70.0)}
+        widths = {
+            "upper": (62.0, 90.0, 62.0),
+            "middle": (58.0, 66.0, 40.0),
+            "lower": (62.0, 75.0, 70.0),
+        }
         w = _bump(q, anchor, widths[lobe.split("_")[1]])
         inside = inside + d * (1 / factor - 1) * w[..., None]
     u = u + inside * field_[3][..., None]
@@ -369,23 +409,30 @@ def _map(anatomy: Anatomy, body: Body) -> Tensor:
 def warp(anatomy: Anatomy, body: Body) -> Warp:
     """The backward map of a patient on both grids."""
     coarse = _map(anatomy, body)
-    full = functional.interpolate(torch.movedim(coarse, -1, 1), size=GRID, mode="trilinear", align_corners=False)
-    # above and below the grid the body goes on: reflect, or its last slice would be drawn out into stripes
+    full = functional.interpolate(
+        torch.movedim(coarse, -1, 1), size=GRID, mode="trilinear", align_corners=False
+    )
+    # above and below the grid the body goes on: reflect, or its last slice would be drawn out into
+    # stripes
     z = full[:, 2]
     full[:, 2] = torch.where(z.abs() > 1, z.sign() * 2 - z, z)
     return Warp(coarse, torch.movedim(full, 1, -1))
 
 
 def locate(warp_: Warp, place: np.ndarray) -> np.ndarray:
-    """Where in the patient a place of the atlas (mm, x, y, z) went: mm, to the nearest coarse voxel."""
+    """Where in the patient a place of the atlas (mm, x, y, z) went: mm, to the nearest coarse
+    voxel."""
     target = torch.tensor(place / _HALF_MM, dtype=torch.float32)
-    distance = ((warp_.coarse[0] - target) * torch.tensor(_HALF_MM, dtype=torch.float32)).square().sum(-1)
+    distance = (
+        ((warp_.coarse[0] - target) * torch.tensor(_HALF_MM, dtype=torch.float32)).square().sum(-1)
+    )
     index = np.unravel_index(int(distance.argmin()), COARSE)
     return _mm(np.array(index), 2 * SPACING_MM)
 
 
 def jacobian(warp_: Warp) -> Tensor:
-    """Determinant of the backward map, (*COARSE minus 1 a side); positive where the map does not fold."""
+    """Determinant of the backward map, (*COARSE minus 1 a side); positive where the map does not
+    fold."""
     at = warp_.coarse[0] * torch.tensor(_HALF_MM, dtype=torch.float32)
     step = 2 * SPACING_MM
     dz = (at[1:, :-1, :-1] - at[:-1, :-1, :-1]) / step

@@ -1,12 +1,13 @@
 """Findings of the chest, drawn into a deformed volume.
 
-Every finding is drawn with soft masks. Opacities never *replace* lung by density times mask: they raise what is less
-dense than themselves, over the lung dilated by one voxel, so that no ring of half-lung voxels stays dark between
-an opacity and the chest wall.
+Every finding is drawn with soft masks. Opacities never *replace* lung by density times mask: they
+raise what is less dense than themselves, over the lung dilated by one voxel, so that no ring of
+half-lung voxels stays dark between an opacity and the chest wall.
 
-Sizes are choices in the spirit of radiological usage: a small effusion blunts the costophrenic angle, a moderate one
-takes about a third of the hemithorax, a large one more than half; cardiothoracic ratio 0.55-0.59 / 0.59-0.64 /
-0.64-0.70; pneumothorax retracts the lung to 0.87 / 0.74 / 0.55 of its length. Fluid lies as in an upright patient.
+Sizes are choices in the spirit of radiological usage: a small effusion blunts the costophrenic
+angle, a moderate one takes about a third of the hemithorax, a large one more than half;
+cardiothoracic ratio 0.55-0.59 / 0.59-0.64 / 0.64-0.70; pneumothorax retracts the lung to 0.87 /
+0.74 / 0.55 of its length. Fluid lies as in an upright patient.
 """
 
 from __future__ import annotations
@@ -24,10 +25,23 @@ from medm2g_core.data.chest.deform import Anatomy, Body, Warp, locate, normalise
 from medm2g_core.data.findings import CHEST, FINDINGS, check_finding, size_class
 from medm2g_core.streams import Finding
 
-__all__ = ["HEART_RATIO", "Scene", "change_body", "compatible", "draw", "heart_ratio", "sample_findings"]
+__all__ = [
+    "HEART_RATIO",
+    "Scene",
+    "change_body",
+    "compatible",
+    "draw",
+    "heart_ratio",
+    "sample_findings",
+]
 
 FLUID_HU, OPAQUE_HU, COLLAPSED_HU, LESION_HU = 8.0, 32.0, 38.0, 40.0
-HEART_RATIO = {"": (0.41, 0.475), "small": (0.55, 0.59), "moderate": (0.59, 0.64), "large": (0.64, 0.70)}
+HEART_RATIO = {
+    "": (0.41, 0.475),
+    "small": (0.55, 0.59),
+    "moderate": (0.59, 0.64),
+    "large": (0.64, 0.70),
+}
 """Range of the cardiothoracic ratio by size of cardiomegaly; ``""`` is a normal heart."""
 _FLUID_SHARE = {"small": (0.05, 0.09), "moderate": (0.26, 0.38), "large": (0.58, 0.80)}
 _RETRACT = {"small": (0.85, 0.89), "moderate": (0.70, 0.78), "large": (0.48, 0.60)}
@@ -45,7 +59,8 @@ class Scene:
         lobes: (5, *COARSE) soft masks in the order of `LOBES`.
         slice_index: y index of the coronal slice that CT and MR show.
         warp: the patient's backward map; `anatomy` is what it maps to.
-        fluid, opaque, lesion: soft masks of what was drawn: pleural fluid, airless lung, tumour tissue.
+        fluid, opaque, lesion: soft masks of what was drawn: pleural fluid, airless lung, tumour
+            tissue.
     """
 
     hu: Tensor
@@ -59,11 +74,12 @@ class Scene:
     lesion: Tensor
 
 
-# ---------------------------------------------------------------------------------------------------- which findings
+# ---- which findings
 
 
 def compatible(findings: Sequence[Finding]) -> bool:
-    """Whether findings can be seen side by side in one patient: none hides or contradicts another."""
+    """Whether findings can be seen side by side in one patient: none hides or contradicts
+    another."""
     names = [f.name for f in findings]
     if len(set(names)) != len(names):
         return False
@@ -73,11 +89,15 @@ def compatible(findings: Sequence[Finding]) -> bool:
     if len({(f.side, f.location) for f in focal}) != len(focal):
         return False
     if sum(f.name == "atelectasis" for f in focal) and any(
-        f.name != "atelectasis" and g.name == "atelectasis" and f.side == g.side for f in focal for g in focal
+        f.name != "atelectasis" and g.name == "atelectasis" and f.side == g.side
+        for f in focal
+        for g in focal
     ):
         return False  # a collapsing lobe pulls its neighbours out of their usual place
     for f in findings:
-        if f.name == "pneumothorax" and any(g.side in (f.side, "both") for g in findings if g is not f):
+        if f.name == "pneumothorax" and any(
+            g.side in (f.side, "both") for g in findings if g is not f
+        ):
             return False
         if f.name == "pleural_effusion":
             for g in focal:
@@ -101,10 +121,11 @@ def _one(name: str, rng: np.random.Generator) -> Finding:
 
 
 def sample_findings(rng: np.random.Generator) -> tuple[Finding, ...]:
-    """Random findings of one patient: 30 % normal (an empty tuple), else one to three compatible ones.
+    """Random findings of one patient: 30 % normal (an empty tuple), else one to three compatible
+    ones.
 
-    Kinds are drawn evenly, then the side, then the lobe among those of that side, then the size class.
-    The order is that of `FINDINGS`.
+    Kinds are drawn evenly, then the side, then the lobe among those of that side, then the size
+    class. The order is that of `FINDINGS`.
     """
     if rng.random() < 0.3:
         return ()
@@ -118,22 +139,28 @@ def sample_findings(rng: np.random.Generator) -> tuple[Finding, ...]:
 
 
 def heart_ratio(findings: Sequence[Finding], rng: np.random.Generator) -> float:
-    """Cardiothoracic ratio that the findings ask for; one number is drawn from `rng` whatever they are."""
+    """Cardiothoracic ratio that the findings ask for; one number is drawn from `rng` whatever they
+    are."""
     size = next((f.size for f in findings if f.name == "cardiomegaly"), "")
     low, high = HEART_RATIO[size]
     return low + (high - low) * float(rng.random())
 
 
 def change_body(body: Body, findings: Sequence[Finding], rng: np.random.Generator) -> Body:
-    """What findings do to the shape of the patient: volume loss, pushed diaphragm and mediastinum."""
+    """What findings do to the shape of the patient: volume loss, pushed diaphragm and
+    mediastinum."""
     domes, shift, shrink = list(body.domes_mm), body.mediastinum_mm, dict(body.lobe_shrink)
     u = float(rng.random())
     for f in findings:
         out = -1.0 if f.side == "right" else 1.0
         index = 0 if f.side == "right" else 1
         if f.name == "atelectasis":
-            shrink[f"{f.side}_{f.location}"] = 0.56 + 0.12 * u if f.location != "middle" else 0.62 + 0.1 * u
-            domes[index] += {"lower": 14.0, "middle": 4.0, "upper": 9.0}[f.location] * (0.8 + 0.4 * u)
+            shrink[f"{f.side}_{f.location}"] = (
+                0.56 + 0.12 * u if f.location != "middle" else 0.62 + 0.1 * u
+            )
+            domes[index] += {"lower": 14.0, "middle": 4.0, "upper": 9.0}[f.location] * (
+                0.8 + 0.4 * u
+            )
             shift += out * {"lower": 9.0, "middle": 3.0, "upper": 7.0}[f.location]
         elif f.name == "pleural_effusion" and f.side != "both" and f.size == "large":
             shift -= out * 11.0
@@ -144,7 +171,7 @@ def change_body(body: Body, findings: Sequence[Finding], rng: np.random.Generato
     return replace(body, domes_mm=(domes[0], domes[1]), mediastinum_mm=shift, lobe_shrink=shrink)
 
 
-# --------------------------------------------------------------------------------------------------------- drawing
+# ---- drawing
 
 
 def _box(mask: Tensor, margin: int = 2) -> tuple[slice, slice, slice]:
@@ -156,7 +183,9 @@ def _box(mask: Tensor, margin: int = 2) -> tuple[slice, slice, slice]:
         at = torch.nonzero(line)[:, 0]
         if len(at) == 0:
             return (slice(0, 1),) * 3
-        out.append(slice(max(int(at[0]) - margin, 0), min(int(at[-1]) + margin + 1, mask.shape[axis])))
+        out.append(
+            slice(max(int(at[0]) - margin, 0), min(int(at[-1]) + margin + 1, mask.shape[axis]))
+        )
     return out[0], out[1], out[2]
 
 
@@ -172,11 +201,15 @@ def _noise(shape: Sequence[int], cell: float, rng: np.random.Generator) -> Tenso
     """Smooth noise (Z, Y, X), mean about 0, deviation about 1, with features of `cell` voxels."""
     small = [max(2, int(np.ceil(n / cell)) + 1) for n in shape]
     grid = torch.from_numpy(rng.standard_normal(small).astype(np.float32))[None, None]
-    out = functional.interpolate(grid, size=tuple(shape), mode="trilinear", align_corners=True)[0, 0]
+    out = functional.interpolate(grid, size=tuple(shape), mode="trilinear", align_corners=True)[
+        0, 0
+    ]
     return out * 1.6
 
 
-def _lobe(scene: Scene, side: str, location: str) -> tuple[tuple[slice, slice, slice], Tensor, Tensor]:
+def _lobe(
+    scene: Scene, side: str, location: str
+) -> tuple[tuple[slice, slice, slice], Tensor, Tensor]:
     """Box, soft mask of a lobe in it, and the same grown by one voxel into its edge."""
     index = LOBES.index(f"{side}_{location}")
     own = LOBES.index(f"{side}_upper")
@@ -184,11 +217,14 @@ def _lobe(scene: Scene, side: str, location: str) -> tuple[tuple[slice, slice, s
     share = scene.lobes[index] / (scene.lobes[group].sum(0) + 1e-3)
     rough = functional.interpolate(scene.lobes[index][None, None], size=GRID, mode="nearest")[0, 0]
     box = _box(rough, 4)
-    # the share fades where there is no lung: carry it outwards before it meets the lung's own sharp edge
+    # the share fades where there is no lung: carry it outwards before it meets the lung's own sharp
+    # edge
     known = scene.lobes[group].sum(0)
     pooled = functional.avg_pool3d(torch.stack([share * known, known])[None], 3, 1, 1)[0]
     share = torch.where(known > 0.5, share, pooled[0] / (pooled[1] + 1e-4))
-    fine = functional.interpolate(share[None, None], size=GRID, mode="trilinear", align_corners=False)[0, 0][box]
+    fine = functional.interpolate(
+        share[None, None], size=GRID, mode="trilinear", align_corners=False
+    )[0, 0][box]
     fine = fine.clamp(0, 1)
     lung = scene.lung[side][box]
     return box, fine * lung, fine * _dilate(lung)
@@ -197,7 +233,9 @@ def _lobe(scene: Scene, side: str, location: str) -> tuple[tuple[slice, slice, s
 def _raise(scene: Scene, box: tuple[slice, slice, slice], mask: Tensor, hu: Tensor | float) -> None:
     """Raise what is less dense than `hu` towards it."""
     here = scene.hu[box]
-    scene.hu[box] = here + mask * (torch.maximum(here, torch.as_tensor(hu, dtype=torch.float32)) - here)
+    scene.hu[box] = here + mask * (
+        torch.maximum(here, torch.as_tensor(hu, dtype=torch.float32)) - here
+    )
 
 
 def _grain(shape: Sequence[int], rng: np.random.Generator, hu: float = 10.0) -> Tensor:
@@ -261,7 +299,9 @@ def _pneumothorax(scene: Scene, finding: Finding, rng: np.random.Generator) -> N
     line = 4 * left * (1 - left)  # the visceral pleura, seen edge-on
     inner = -1000 + (moved[0].clamp(-1000, 100) + 1000) * dense
     # where the source is outside of the lung, only air came in
-    full = ((left - 0.5) * 2).clamp(0, 1)  # the outermost voxels hold some chest wall: not lung's own density
+    full = ((left - 0.5) * 2).clamp(
+        0, 1
+    )  # the outermost voxels hold some chest wall: not lung's own density
     inner = full * inner + (1 - full) * torch.minimum(inner, torch.tensor(-780.0))
     target = left * inner.clamp(max=60) + (1 - left) * -1000 + 260 * line
     cavity = lung[box]
@@ -269,7 +309,8 @@ def _pneumothorax(scene: Scene, finding: Finding, rng: np.random.Generator) -> N
 
 
 def _airways(box_at: Tensor, hilum: np.ndarray, mask: Tensor, rng: np.random.Generator) -> Tensor:
-    """Air-filled bronchi in a lobe: soft mask of branching capsules from the hilum towards points of the lobe."""
+    """Air-filled bronchi in a lobe: soft mask of branching capsules from the hilum towards points
+    of the lobe."""
     inside = torch.nonzero(mask > 0.6)
     out = torch.zeros_like(mask)
     if len(inside) < 50:
@@ -277,7 +318,9 @@ def _airways(box_at: Tensor, hilum: np.ndarray, mask: Tensor, rng: np.random.Gen
     start = torch.tensor(hilum, dtype=torch.float32)
     for _ in range(7):
         tip = box_at[tuple(inside[int(rng.integers(len(inside)))])]
-        bend = start + 0.5 * (tip - start) + torch.from_numpy(rng.normal(0, 6, 3).astype(np.float32))
+        bend = (
+            start + 0.5 * (tip - start) + torch.from_numpy(rng.normal(0, 6, 3).astype(np.float32))
+        )
         end = bend + 0.75 * (tip - bend)
         for a, b, r0, r1 in ((start, bend, 3.4, 2.7), (bend, end, 2.7, 1.7)):
             axis = b - a
@@ -319,11 +362,20 @@ def _edema(scene: Scene, finding: Finding, rng: np.random.Generator) -> None:
         z = at[..., 2]
         top, base = float(z[0, 0, 0]), float(z[-1, 0, 0])
         dependent = ((z - top) / max(base - top, 1.0)).clamp(0, 1)
-        cloud = (1 + 0.30 * _noise(inside.shape, 7, rng) + 0.22 * _noise(inside.shape, 3, rng)).clamp(0.2, 2.0)
+        cloud = (
+            1 + 0.30 * _noise(inside.shape, 7, rng) + 0.22 * _noise(inside.shape, 3, rng)
+        ).clamp(0.2, 2.0)
         here = scene.hu[box]
         # congested vessels: a grey dilation, more towards the apex than usual
-        wide = _dilate(torch.where(inside > 0.97, here, -1000.0))  # of vessels, not of the chest wall
-        swell = ((wide + 620) / 300).clamp(0, 1) * (0.45, 0.6, 0.7)[rank] * (inside - 0.5).clamp(0, 0.5) * 2
+        wide = _dilate(
+            torch.where(inside > 0.97, here, -1000.0)
+        )  # of vessels, not of the chest wall
+        swell = (
+            ((wide + 620) / 300).clamp(0, 1)
+            * (0.45, 0.6, 0.7)[rank]
+            * (inside - 0.5).clamp(0, 0.5)
+            * 2
+        )
         here = here + swell * (wide.clamp(max=40) - here).clamp_min(0)
         # septal lines: thin sheets in the outer lower lung
         ripple = (at[..., 2] + 0.25 * at[..., 0].abs() + 4.0 * _noise(inside.shape, 10, rng)) / 9.5
@@ -331,8 +383,14 @@ def _edema(scene: Scene, finding: Finding, rng: np.random.Generator) -> None:
         patch = torch.sigmoid(6 * (_noise(inside.shape, 6, rng) - 0.5))
         outer = (1.7 * (1 - functional.avg_pool3d(inside[None, None], 13, 1, 6)[0, 0])).clamp(0, 1)
         septal = sheet * patch * outer * dependent
-        add = haze_hu * hilar * cloud + haze_hu * 0.30 * dependent * cloud + (300.0, 360.0, 400.0)[rank] * septal
-        add = add * ((-here - 60) / 700).clamp(0, 1) * _dilate(inside)  # full only where there is still air to lose
+        add = (
+            haze_hu * hilar * cloud
+            + haze_hu * 0.30 * dependent * cloud
+            + (300.0, 360.0, 400.0)[rank] * septal
+        )
+        add = (
+            add * ((-here - 60) / 700).clamp(0, 1) * _dilate(inside)
+        )  # full only where there is still air to lose
         scene.hu[box] = here + add
         scene.opaque[box] = torch.maximum(scene.opaque[box], (add / 900).clamp(0, 0.8))
 
@@ -353,7 +411,9 @@ def _lesion(scene: Scene, finding: Finding, rng: np.random.Generator) -> None:
         i = y - box[1].start
         if 0 <= i < core.shape[1]:
             weights[:, i] = deep[:, i]
-    if weights.max() < 0.3:  # the lobe does not reach the slice: its nearest part, seen in the slice all the same
+    if (
+        weights.max() < 0.3
+    ):  # the lobe does not reach the slice: its nearest part, seen in the slice all the same
         i = min(max(y0 - box[1].start, 0), core.shape[1] - 1)
         have = torch.nonzero(core.amax((0, 2)) > 0.5)[:, 0]
         near = int(have[(have - i).abs().argmin()])
@@ -366,15 +426,22 @@ def _lesion(scene: Scene, finding: Finding, rng: np.random.Generator) -> None:
     centre[1] = plane + float(np.clip(float(centre[1]) - plane, -0.4 * radius, 0.4 * radius))
     centre = centre + torch.from_numpy(rng.uniform(-1.2, 1.2, 3).astype(np.float32))
     grow = int(np.ceil(1.4 * radius / SPACING_MM)) + 3
-    middle = [int(v) for v in ((centre.flip(0) / SPACING_MM) + torch.tensor([n / 2 for n in GRID])).floor()]
-    ranges = [slice(max(m - grow, 0), min(m + grow + 1, n)) for m, n in zip(middle, GRID, strict=True)]
+    middle = [
+        int(v)
+        for v in ((centre.flip(0) / SPACING_MM) + torch.tensor([n / 2 for n in GRID])).floor()
+    ]
+    ranges = [
+        slice(max(m - grow, 0), min(m + grow + 1, n)) for m, n in zip(middle, GRID, strict=True)
+    ]
     sub = (ranges[0], ranges[1], ranges[2])
     d = _coordinates(sub) - centre
     distance = d.square().sum(-1).sqrt()
     unit = d / (distance[..., None] + 1e-3)
     bumps = torch.zeros_like(distance)
     for _ in range(5):  # irregular margin: a few waves over the sphere
-        k = torch.from_numpy(rng.normal(0, 2.2 if finding.name == "nodule" else 3.2, 3).astype(np.float32))
+        k = torch.from_numpy(
+            rng.normal(0, 2.2 if finding.name == "nodule" else 3.2, 3).astype(np.float32)
+        )
         bumps = bumps + torch.sin(unit @ k + float(rng.uniform(0, 6.28)))
     edge = radius * (1 + (0.03 if finding.name == "nodule" else 0.05) * bumps)
     mask = torch.sigmoid((edge - distance) / 0.9)
@@ -386,7 +453,9 @@ def _lesion(scene: Scene, finding: Finding, rng: np.random.Generator) -> None:
             along = (d @ torch.tensor(v, dtype=torch.float32)).clamp_min(0)
             across = (distance.square() - along.square()).clamp_min(0).sqrt()
             tip = radius * (1.15 + 0.25 * float(rng.random()))
-            rays = torch.maximum(rays, torch.sigmoid((1.6 - across) / 0.6) * torch.sigmoid((tip - along) / 1.5))
+            rays = torch.maximum(
+                rays, torch.sigmoid((1.6 - across) / 0.6) * torch.sigmoid((tip - along) / 1.5)
+            )
         mask = torch.maximum(mask, 0.8 * rays)
     mask = mask * _dilate(scene.lung[finding.side][sub])  # chest wall and mediastinum stay
     _raise(scene, sub, mask, LESION_HU + _grain(mask.shape, rng))
@@ -406,8 +475,13 @@ _DRAW = {
 
 
 def draw(scene: Scene, findings: Sequence[Finding], seed: Sequence[int]) -> None:
-    """Draw findings into a scene, in place. Each has its own random numbers, so one does not change another."""
+    """Draw findings into a scene, in place. Each has its own random numbers, so one does not change
+    another."""
     for name, function in _DRAW.items():
         for finding in findings:
             if finding.name == name:
-                function(scene, check_finding(finding), np.random.default_rng([*seed, list(FINDINGS).index(name)]))
+                function(
+                    scene,
+                    check_finding(finding),
+                    np.random.default_rng([*seed, list(FINDINGS).index(name)]),
+                )

@@ -1,8 +1,10 @@
-"""A whole chest study from a seed: X-ray, and CT and MR of one coronal slice of the same virtual patient.
+"""A whole chest study from a seed: X-ray, and CT and MR of one coronal slice of the same virtual
+patient.
 
-All images are 128 x 128 at 2.8 mm, rows from superior to inferior, columns from the patient's right to the left, in
-one common frame. Four independent random streams feed a study (findings, body, slice depth, noise), so a finding can
-be added or left out of an otherwise unchanged patient, and the depth of the slice tells nothing about the findings.
+All images are 128 x 128 at 2.8 mm, rows from superior to inferior, columns from the patient's right
+to the left, in one common frame. Four independent random streams feed a study (findings, body,
+slice depth, noise), so a finding can be added or left out of an otherwise unchanged patient, and
+the depth of the slice tells nothing about the findings.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from medm2g_core.streams import Finding, hu_to_unit
 __all__ = ["SLICE_RANGE", "render_chest", "slice_depth", "tissue_weights"]
 
 SLICE_RANGE = (43, 48)
-"""Range (inclusive) of the y index of the coronal slice: 17 mm around the hila. All five lobes and the heart are cut
-by every slice of it, so that the depth need not depend on where a lesion is."""
+"""Range (inclusive) of the y index of the coronal slice: 17 mm around the hila. All five lobes and
+the heart are cut by every slice of it, so that the depth need not depend on where a lesion is."""
 
 CHEST_TISSUES: Mapping[str, mri.Tissue] = MappingProxyType(
     dict(mri.TISSUES) | {"fat": replace(mri.TISSUES["fat"], t2_ms=95.0, pd=0.68)}
 )
-"""Chest MR is made with fast spin echo, where fat decays more slowly than its single-echo T2 (Henkelman et al., J Magn
-Reson Imaging 2:533, 1992); 95 ms and the proton density are choices."""
+"""Chest MR is made with fast spin echo, where fat decays more slowly than its single-echo T2
+(Henkelman et al., J Magn Reson Imaging 2:533, 1992); 95 ms and the proton density are choices."""
 
 _ANATOMIES: dict[int, tuple[ChestAtlas, Anatomy]] = {}
 
@@ -59,12 +61,17 @@ def _ramp(hu: Tensor, low: float, high: float) -> Tensor:
 
 
 def tissue_weights(
-    hu: Tensor, lung: Tensor, masks: Mapping[str, Tensor], fluid: Tensor, opaque: Tensor, lesion: Tensor
+    hu: Tensor,
+    lung: Tensor,
+    masks: Mapping[str, Tensor],
+    fluid: Tensor,
+    opaque: Tensor,
+    lesion: Tensor,
 ) -> dict[str, Tensor]:
     """Tissue fractions of one slice for `medm2g_core.data.mri.render`, driven by Hounsfield units.
 
-    Masks say what a voxel may be, HU how much of it: fat from -100 to 30 HU, the rest muscle, liver, myocardium or
-    blood; cortical bone above 200 HU, marrow below; lung by its density.
+    Masks say what a voxel may be, HU how much of it: fat from -100 to 30 HU, the rest muscle,
+    liver, myocardium or blood; cortical bone above 200 HU, marrow below; lung by its density.
 
     Args:
         hu: (H, W) with the findings drawn.
@@ -77,7 +84,8 @@ def tissue_weights(
     """
     drawn = torch.maximum(torch.maximum(fluid, opaque), lesion)
     lung = (lung * (1 - torch.maximum(fluid, lesion))).clamp(0, 1)
-    # next to air or lung a low HU is partial volume, not fat: the tissue is that of the densest neighbour
+    # next to air or lung a low HU is partial volume, not fat: the tissue is that of the densest
+    # neighbour
     densest = functional.max_pool2d(hu[None, None], 3, 1, 1)[0, 0].clamp(-100, 90)
     lightest = -functional.max_pool2d(-hu[None, None], 3, 1, 1)[0, 0]
     near = functional.max_pool2d(lung[None, None], 3, 1, 1)[0, 0] > 0.5
@@ -118,7 +126,8 @@ def tissue_weights(
 
 
 def _texture(hu: Tensor, rng: np.random.Generator) -> Tensor:
-    """Reconstruction noise of the CT slice, HU: white noise with its lowest frequencies taken off."""
+    """Reconstruction noise of the CT slice, HU: white noise with its lowest frequencies taken
+    off."""
     noise = torch.from_numpy(rng.standard_normal(tuple(hu.shape)).astype(np.float32))
     smooth = functional.avg_pool2d(noise[None, None], 5, 1, 2)[0, 0]
     return 11.0 * (noise - 0.8 * smooth)
@@ -140,7 +149,8 @@ def render_chest(
         findings: what the patient has; by default `sample_findings`. ``()`` is a normal chest.
 
     Returns:
-        ``images``: ``"xray"``, ``"ct"``, ``"mri_t1"``, ``"mri_t2"`` -> float32 (1, 128, 128), -1..1;
+        ``images``: ``"xray"``, ``"ct"``, ``"mri_t1"``, ``"mri_t2"`` -> float32 (1, 128, 128),
+            -1..1;
         ``findings``: tuple of `Finding`; ``person``; ``age`` in years; ``sex``; ``spacing_mm``;
         ``slice_index``: y index of the coronal slice.
 
@@ -156,7 +166,9 @@ def render_chest(
         raise ValueError(f"no chest of {person!r}; there are: {', '.join(atlases)}")
     female = bool(who.random() < 0.5)
     age = int(np.clip(who.normal(58, 16), 20, 90))
-    findings = sample_findings(np.random.default_rng([seed, 1])) if findings is None else tuple(findings)
+    findings = (
+        sample_findings(np.random.default_rng([seed, 1])) if findings is None else tuple(findings)
+    )
     for finding in findings:
         if check_finding(finding).name not in CHEST:
             raise ValueError(f"{finding.name} is not a finding of the chest")

@@ -1,4 +1,5 @@
-"""The real data sets: `open_source` gives studies in the form of the embedded cohort, from a folder of the download."""
+"""The real data sets: `open_source` gives studies in the form of the embedded cohort, from a folder
+of the download."""
 
 from __future__ import annotations
 
@@ -41,13 +42,15 @@ SOURCES: Mapping[str, Source] = MappingProxyType({s.name: s for s in _ALL})
 
 
 def open_source(name: str, root: str | Path, **options: Any) -> SourceDataset:
-    """The studies of a data set, for example ``open_source("brats2020", "MICCAI_BraTS2020_TrainingData")``.
+    """The studies of a data set, for example ``open_source("brats2020",
+    "MICCAI_BraTS2020_TrainingData")``.
 
     Args:
         options: ``split``, ``size``, ``limit``, ``shares`` and ``seed`` of `SourceDataset`.
 
     Raises:
-        SourceError: an unknown name, or a folder that does not hold that data set; the message shows what is expected.
+        SourceError: an unknown name, or a folder that does not hold that data set; the message
+            shows what is expected.
     """
     if name not in SOURCES:
         raise SourceError(f"unknown data set {name!r}; known: {', '.join(SOURCES)}")

@@ -1,4 +1,5 @@
-"""ACDC: short-axis cine MR of the heart at end-diastole and end-systole, in five groups of patients."""
+"""ACDC: short-axis cine MR of the heart at end-diastole and end-systole, in five groups of
+patients."""
 
 from __future__ import annotations
 
@@ -11,8 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceStudy
-from medm2g_core.data.sources.grids import axial_entries, load_mask, load_volume, nifti_grid, percentile_unit
+from medm2g_core.data.sources.base import (
+    DataCard,
+    Entry,
+    Expectation,
+    Found,
+    Skip,
+    Source,
+    SourceStudy,
+)
+from medm2g_core.data.sources.grids import (
+    axial_entries,
+    load_mask,
+    load_volume,
+    nifti_grid,
+    percentile_unit,
+)
 from medm2g_core.data.sources.imaging import paired_slices
 
 __all__ = ["ACDC", "read_info"]
@@ -32,26 +47,42 @@ LAST_TRAINING = 100
 _CARD = DataCard(
     title="ACDC, Automated Cardiac Diagnosis Challenge",
     homepage="https://www.creatis.insa-lyon.fr/Challenge/acdc/",
-    licence="terms of the challenge: research and teaching, not commercial, cite Bernard et al. 2018",
+    licence=(
+        "terms of the challenge: research and teaching, not commercial, cite Bernard et al. 2018"
+    ),
     access="free download from the organisers' Girder server",
-    paper_use="generation of cardiac MR (an FID is quoted by secondary sources [S]); that the paper used this data set "
-    "is recalled, and its preparation is not known, the usual one is used [C]",
+    paper_use=(
+        "generation of cardiac MR (an FID is quoted by secondary sources [S]); that the paper used"
+        " this data set is recalled, and its preparation is not known, the usual one is used [C]"
+    ),
     lost=(
-        "the contrast has no stream of its own. The cine is balanced steady-state free precession, whose signal goes "
-        "with T2/T1: blood, fluid and fat bright, muscle dark. It is neither T1, T2, PD nor FLAIR. It is given as "
-        "mri_t2 because there, too, fluid is bright; but blood, which is dark in a spin-echo T2 image, is bright here. "
-        "Do not mix it with T2 of other organs and call the result T2",
+        (
+            "the contrast has no stream of its own. The cine is balanced steady-state free"
+            " precession, whose signal goes with T2/T1: blood, fluid and fat bright, muscle dark."
+            " It is neither T1, T2, PD nor FLAIR. It is given as mri_t2 because there, too, fluid"
+            " is bright; but blood, which is dark in a spin-echo T2 image, is bright here. Do not"
+            " mix it with T2 of other organs and call the result T2"
+        ),
         "all frames but end-diastole and end-systole",
         "what lies outside 192 mm about the left ventricle",
         "signal outside the 0.5th to 99.5th percentile of a volume",
-        "the usual resampling to 10 mm between slices is not done: slices are 5 to 10 mm apart and given as they are",
+        (
+            "the usual resampling to 10 mm between slices is not done: slices are 5 to 10 mm apart"
+            " and given as they are"
+        ),
     ),
     faults=(
         "the sform claims 1 mm voxels while pixdim is right: the header's zooms are used",
-        "frame numbers of end-diastole and end-systole differ: read from Info.cfg and zero-padded to two digits",
+        (
+            "frame numbers of end-diastole and end-systole differ: read from Info.cfg and"
+            " zero-padded to two digits"
+        ),
         "the 4-D cine file is not read",
-        "no true patient directions in the headers (the slices are oblique anyway): they are followed, and a study "
-        "whose right ventricle then lies right of the left one, so mirrored, says so in its notes",
+        (
+            "no true patient directions in the headers (the slices are oblique anyway): they are"
+            " followed, and a study whose right ventricle then lies right of the left one, so"
+            " mirrored, says so in its notes"
+        ),
     ),
     layout="""\
   database/training/patient001/     (patients 001-100; also without database/ above)
@@ -62,7 +93,10 @@ _CARD = DataCard(
   database/testing/patient101/      (patients 101-150)""",
     recalled=(
         "licence",
-        "labels of the segmentation: 0 background, 1 right ventricle, 2 myocardium, 3 left ventricle",
+        (
+            "labels of the segmentation: 0 background, 1 right ventricle, 2 myocardium, 3 left"
+            " ventricle"
+        ),
         "array axes run left, posterior, superior as far as the headers say",
     ),
 )
@@ -70,11 +104,12 @@ _CARD = DataCard(
 
 @dataclass(frozen=True, kw_only=True)
 class ACDC(Source):
-    """One entry a short-axis slice of one frame, as ``mri_t2`` (see the card: the contrast is bSSFP).
+    """One entry a short-axis slice of one frame, as ``mri_t2`` (see the card: the contrast is
+    bSSFP).
 
     Attributes:
-        fov_mm: side of the picture, about the left ventricle where a segmentation exists, else about the middle; with
-            ``size=192`` the default gives the usual 1 mm pixels.
+        fov_mm: side of the picture, about the left ventricle where a segmentation exists, else
+            about the middle; with ``size=192`` the default gives the usual 1 mm pixels.
         percentiles: of all voxels of a volume, that become -1 and 1.
     """
 
@@ -87,7 +122,11 @@ class ACDC(Source):
     percentiles: tuple[float, float] = (0.5, 99.5)
 
     def scan(self, root: Path) -> Found:
-        infos = {p.parent: p for p in sorted(root.rglob("Info.cfg")) if re.fullmatch(r"patient\d+", p.parent.name)}
+        infos = {
+            p.parent: p
+            for p in sorted(root.rglob("Info.cfg"))
+            if re.fullmatch(r"patient\d+", p.parent.name)
+        }
         # a patient whose Info.cfg was lost still counts
         folders = sorted({p.parent for p in root.rglob("patient*_frame*.nii*")} | set(infos))
         folders = [f for f in folders if re.fullmatch(r"patient\d+", f.name)]
@@ -98,7 +137,11 @@ class ACDC(Source):
         for folder in folders:
             if folder not in infos:
                 skips.append(
-                    Skip("no Info.cfg", folder.name, "which frames are end-diastole and end-systole is not known")
+                    Skip(
+                        "no Info.cfg",
+                        folder.name,
+                        "which frames are end-diastole and end-systole is not known",
+                    )
                 )
                 continue
             for made in _patient(folder, read_info(infos[folder])):
@@ -119,7 +162,9 @@ class ACDC(Source):
         return axial_entries(entry, range(nifti_grid(entry.files["mri_t2"]).shape[0]))
 
     def read(self, entry: Entry, size: int) -> SourceStudy:
-        unit, spacing, centre, notes = _frame(entry.files["mri_t2"], entry.extra.get("gt"), self.percentiles)
+        unit, spacing, centre, notes = _frame(
+            entry.files["mri_t2"], entry.extra.get("gt"), self.percentiles
+        )
         images, pixel = paired_slices(
             {"mri_t2": unit}, entry.slice_index, spacing, size, centre=centre, fov_mm=self.fov_mm
         )
@@ -155,13 +200,21 @@ def _patient(folder: Path, info: dict[str, str]) -> list[Entry | Skip]:
         stem = f"{folder.name}_frame{int(number):02d}"
         image = _first(folder, stem)
         if image is None:
-            out.append(Skip("frame missing", where, f"Info.cfg says frame {number}, and there is no {stem}.nii.gz"))
+            out.append(
+                Skip(
+                    "frame missing",
+                    where,
+                    f"Info.cfg says frame {number}, and there is no {stem}.nii.gz",
+                )
+            )
             continue
         out.append(
             Entry(
                 id=where,
                 subject=folder.name,
-                split="train" if int(folder.name.removeprefix("patient")) <= LAST_TRAINING else "test",
+                split=(
+                    "train" if int(folder.name.removeprefix("patient")) <= LAST_TRAINING else "test"
+                ),
                 files={"mri_t2": image},
                 labels=labels,
                 extra={"phase": phase, "gt": _first(folder, f"{stem}_gt"), "group": group},
@@ -171,14 +224,17 @@ def _patient(folder: Path, info: dict[str, str]) -> list[Entry | Skip]:
 
 
 def _first(folder: Path, stem: str) -> Path | None:
-    return next((p for p in (folder / f"{stem}.nii.gz", folder / f"{stem}.nii") if p.is_file()), None)
+    return next(
+        (p for p in (folder / f"{stem}.nii.gz", folder / f"{stem}.nii") if p.is_file()), None
+    )
 
 
 @lru_cache(maxsize=1)
 def _frame(
     image: Path, gt: Path | None, percentiles: tuple[float, float]
 ) -> tuple[np.ndarray, tuple[float, float], tuple[float, float], tuple[str, ...]]:
-    """A frame in -1..1, spacing of rows and columns, (row, column) of the left ventricle or the middle, and notes."""
+    """A frame in -1..1, spacing of rows and columns, (row, column) of the left ventricle or the
+    middle, and notes."""
     volume = load_volume(image, "mri_t2")
     notes = list(volume.notes)
     unit = percentile_unit(volume.array, percentiles, str(image))
@@ -187,11 +243,16 @@ def _frame(
     centre = None
     if gt is not None:
         mask = load_mask(
-            gt, unit.shape, (0, 1, 2, 3), "0 background, 1 right ventricle, 2 myocardium, 3 left ventricle"
+            gt,
+            unit.shape,
+            (0, 1, 2, 3),
+            "0 background, 1 right ventricle, 2 myocardium, 3 left ventricle",
         )
         centre, right = _middle(mask == _LEFT), _middle(mask == _RIGHT)
         if centre and right and right[1] > centre[1]:
-            notes.append("the right ventricle lies right of the left one: this study is probably mirrored")
+            notes.append(
+                "the right ventricle lies right of the left one: this study is probably mirrored"
+            )
     if centre is None:
         centre = (rows / 2, columns / 2)
         notes.append("no segmented left ventricle: cut out about the middle of the picture")
@@ -199,7 +260,8 @@ def _frame(
 
 
 def _middle(mask: np.ndarray) -> tuple[float, float] | None:
-    """(row, column) of the middle of a structure over all slices, in pixels from the picture's edge."""
+    """(row, column) of the middle of a structure over all slices, in pixels from the picture's
+    edge."""
     if not mask.any():
         return None
     _, rows, columns = np.nonzero(mask)

@@ -1,9 +1,11 @@
-"""What all real data sets share: find what is there, say what is missing, and read one study at a time.
+"""What all real data sets share: find what is there, say what is missing, and read one study at a
+time.
 
-A data set is a `Source`. Its `scan` looks at names and tables only and is quick; it returns every study that can be
-made, every file that was left out with the reason, and a table of what was expected. Its `read` opens the files of one
-study. `SourceDataset` is the torch ``Dataset`` over both. Nothing is filled in: a stream that a study lacks is absent,
-a label that nobody gave is NaN, and a broken file is an error or a counted skip, never a black picture.
+A data set is a `Source`. Its `scan` looks at names and tables only and is quick; it returns every
+study that can be made, every file that was left out with the reason, and a table of what was
+expected. Its `read` opens the files of one study. `SourceDataset` is the torch ``Dataset`` over
+both. Nothing is filled in: a stream that a study lacks is absent, a label that nobody gave is NaN,
+    and a broken file is an error or a counted skip, never a black picture.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ State = Literal["ok", "missing", "surprising"]
 
 
 class SourceError(ValueError):
-    """A folder does not hold the data set, or not in a form that can be used; the message says what is needed."""
+    """A folder does not hold the data set, or not in a form that can be used; the message says what
+    is needed."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class DataCard:
     Attributes:
         title, homepage, licence: as the publisher gives them.
         access: how to get it.
-        paper_use: what the paper used it for, with the mark of where that is known from ([P] the paper, [S] secondary
-            sources, [C] our choice).
+        paper_use: what the paper used it for, with the mark of where that is known from ([P] the
+            paper, [S] secondary sources, [C] our choice).
         lost: what preparation takes away.
         faults: known faults and what is done about each.
         layout: the tree that is expected, in a few lines.
@@ -94,8 +97,8 @@ class Expectation:
     Attributes:
         what: such as ``"studies with images"``.
         expected: the published figure, or ``""`` where there is none.  found: what is there.
-        state: ``"missing"`` where work cannot go on as published, ``"surprising"`` where it can but should be looked
-            at.
+        state: ``"missing"`` where work cannot go on as published, ``"surprising"`` where it can but
+            should be looked at.
         note: a word of explanation.
     """
 
@@ -106,9 +109,14 @@ class Expectation:
     note: str = ""
 
     @classmethod
-    def count(cls, what: str, expected: int, found: int, note: str = "", *, needed: bool = True) -> Expectation:
-        """As many as published: fine; none at all of what is ``needed``: missing; another number: surprising."""
-        state: State = "ok" if found == expected else "missing" if needed and not found else "surprising"
+    def count(
+        cls, what: str, expected: int, found: int, note: str = "", *, needed: bool = True
+    ) -> Expectation:
+        """As many as published: fine; none at all of what is ``needed``: missing; another number:
+        surprising."""
+        state: State = (
+            "ok" if found == expected else "missing" if needed and not found else "surprising"
+        )
         return cls(what, f"{expected:,}", f"{found:,}", state, note)
 
 
@@ -119,7 +127,8 @@ class Entry:
     Attributes:
         id: unique in the data set; for a slice of a volume it ends in the slice's number.
         subject: all entries of one subject are in one split.
-        split: one of `SPLITS`, or ``""`` where the publisher gives none (`SourceDataset` then draws one).
+        split: one of `SPLITS`, or ``""`` where the publisher gives none (`SourceDataset` then draws
+            one).
         files: stream -> file (or folder of a DICOM series).
         text: the report, or ``None``.
         labels: name -> 1 (yes), 0 (no), -1 (uncertain) or NaN (nobody said).
@@ -166,10 +175,10 @@ class SourceStudy(Study):
     Attributes:
         source, split: where it is from.
         labels: see `Entry`.
-        units: stream -> what its values meant before they were brought to -1..1 (``"HU"``, ``"signal"``, ``"display
-            intensity"``).
-        orientation: of the images' rows and columns, always ``"radiological"`` once read, with the plane
-            (``"radiological axial"``); radiographs are ``"as displayed"``.
+        units: stream -> what its values meant before they were brought to -1..1 (``"HU"``,
+            ``"signal"``, ``"display intensity"``).
+        orientation: of the images' rows and columns, always ``"radiological"`` once read, with the
+            plane (``"radiological axial"``); radiographs are ``"as displayed"``.
         notes: what was done to the files, in words.
     """
 
@@ -185,7 +194,8 @@ class Source(ABC):
     """A data set on disk. Subclasses say how its tree looks and how one study is read.
 
     Attributes:
-        name: key of the registry.  region: of its studies.  streams: that it can have at all.  card: see `DataCard`.
+        name: key of the registry.  region: of its studies.  streams: that it can have at all.
+            card: see `DataCard`.
     """
 
     name: ClassVar[str]
@@ -195,10 +205,12 @@ class Source(ABC):
 
     @abstractmethod
     def scan(self, root: Path) -> Found:
-        """Everything that can be made from the tree at ``root``, from names, headers and tables alone.
+        """Everything that can be made from the tree at ``root``, from names, headers and tables
+        alone.
 
         Raises:
-            SourceError: this is not the data set's tree; the message shows the tree that is expected.
+            SourceError: this is not the data set's tree; the message shows the tree that is
+                expected.
         """
 
     @abstractmethod
@@ -210,7 +222,8 @@ class Source(ABC):
         """
 
     def slices(self, entry: Entry) -> Sequence[Entry]:
-        """The entries that one volume becomes; by default the entry itself. Only headers are read."""
+        """The entries that one volume becomes; by default the entry itself. Only headers are
+        read."""
         return (entry,)
 
     def study(
@@ -225,10 +238,12 @@ class Source(ABC):
         labels: Mapping[str, float] | None = None,
         region: str = "",
     ) -> SourceStudy:
-        """A study of this data set: what `scan` found out about it, with the images that `read` made.
+        """A study of this data set: what `scan` found out about it, with the images that `read`
+        made.
 
         Args:
-            labels: those of the entry unless others are given.  region: that of the data set unless another is given.
+            labels: those of the entry unless others are given.  region: that of the data set unless
+                another is given.
         """
         return SourceStudy(
             id=entry.id,
@@ -250,13 +265,16 @@ class Source(ABC):
 
     def not_here(self, root: Path, what: str) -> SourceError:
         """The error for a folder that does not hold this data set."""
-        return SourceError(f"{root}: {what}. {self.card.title} is expected like this:\n{self.card.layout}")
+        return SourceError(
+            f"{root}: {what}. {self.card.title} is expected like this:\n{self.card.layout}"
+        )
 
 
 def seeded_split(
     subjects: Iterable[str], *, shares: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0
 ) -> dict[str, str]:
-    """Subject -> split, for data sets without an official one. Depends on the subjects' names and the seed alone.
+    """Subject -> split, for data sets without an official one. Depends on the subjects' names and
+    the seed alone.
 
     With three subjects or more every split with a share gets at least one.
     """
@@ -270,12 +288,18 @@ def seeded_split(
             counts[k] = 1
     counts[0] = len(order) - counts[1] - counts[2]
     ends = np.cumsum(counts)
-    return {name: SPLITS[int(np.searchsorted(ends, i, side="right"))] for i, name in enumerate(order)}
+    return {
+        name: SPLITS[int(np.searchsorted(ends, i, side="right"))] for i, name in enumerate(order)
+    }
 
 
 def _some_subjects(entries: Sequence[Entry], limit: int) -> set[str]:
-    """The first ``limit`` subjects: a tenth from val and from test (from three on at least one each), else train's."""
-    of = {split: list(dict.fromkeys(e.subject for e in entries if e.split == split)) for split in SPLITS}
+    """The first ``limit`` subjects: a tenth from val and from test (from three on at least one
+    each), else train's."""
+    of = {
+        split: list(dict.fromkeys(e.subject for e in entries if e.split == split))
+        for split in SPLITS
+    }
     kept: list[str] = []
     for split in SPLITS[1:] if limit >= 3 else ():
         kept += of[split][: max(1, limit // 10)]
@@ -295,7 +319,8 @@ class SourceDataset(Dataset[SourceStudy]):
         shares, seed: of `seeded_split`, where the publisher has no split.
 
     Raises:
-        SourceError: no such folder or split, not that data set, nothing usable in it, or a subject in two splits.
+        SourceError: no such folder or split, not that data set, nothing usable in it, or a subject
+            in two splits.
     """
 
     def __init__(
@@ -316,14 +341,20 @@ class SourceDataset(Dataset[SourceStudy]):
             raise SourceError(f"{self.root}: there is no such folder")
         self.found = source.scan(self.root)
         if not self.found.entries:
-            reasons = ", ".join(f"{n} x {kind}" for kind, n in self.found.counts().items()) or "no files"
+            reasons = (
+                ", ".join(f"{n} x {kind}" for kind, n in self.found.counts().items()) or "no files"
+            )
             raise source.not_here(self.root, f"no usable study ({reasons})")
-        drawn = seeded_split((e.subject for e in self.found.entries if not e.split), shares=shares, seed=seed)
+        drawn = seeded_split(
+            (e.subject for e in self.found.entries if not e.split), shares=shares, seed=seed
+        )
         entries = [e if e.split else replace(e, split=drawn[e.subject]) for e in self.found.entries]
         split_of: dict[str, str] = {}
         for e in entries:
             if split_of.setdefault(e.subject, e.split) != e.split:
-                raise SourceError(f"{self.root}: subject {e.subject} is in {split_of[e.subject]} and in {e.split}")
+                raise SourceError(
+                    f"{self.root}: subject {e.subject} is in {split_of[e.subject]} and in {e.split}"
+                )
         chosen = [e for e in entries if split in (None, e.split)]
         if limit is not None:
             kept = _some_subjects(chosen, limit)
@@ -344,7 +375,8 @@ class SourceDataset(Dataset[SourceStudy]):
         return len(self.entries)
 
     def __getitem__(self, index: int) -> SourceStudy:
-        """Raises `FileError` for a study whose files are broken; iterate with `studies` to skip and count them."""
+        """Raises `FileError` for a study whose files are broken; iterate with `studies` to skip and
+        count them."""
         return self.source.read(self.entries[index], self.size)
 
     def studies(self) -> Iterable[SourceStudy]:
@@ -364,13 +396,19 @@ class SourceDataset(Dataset[SourceStudy]):
 
     def report(self) -> str:
         """What was expected and found, and what was left out and why, as text."""
-        lines = [f"{self.source.card.title}: {len(self)} studies of {len({e.subject for e in self.entries})} subjects"]
+        lines = [
+            f"{self.source.card.title}: {len(self)} studies of"
+            f" {len({e.subject for e in self.entries})} subjects"
+        ]
         lines += [
-            f"  {e.state:10}  {e.what}: found {e.found}" + (f", published {e.expected}" if e.expected else "")
+            f"  {e.state:10}  {e.what}: found {e.found}"
+            + (f", published {e.expected}" if e.expected else "")
             + (f" ({e.note})" if e.note else "")
             for e in self.found.table
-        ]  # fmt: skip
-        streams = Counter(s for e in self.entries for s in (*e.files, *(("text",) if e.text else ())))
+        ]
+        streams = Counter(
+            s for e in self.entries for s in (*e.files, *(("text",) if e.text else ()))
+        )
         lines += [f"  {n} studies have {s}" for s, n in streams.items()]
         by_split = Counter(e.split for e in self.entries)
         lines.append("  " + ", ".join(f"{s}: {by_split[s]}" for s in SPLITS if by_split[s]))

@@ -1,7 +1,8 @@
-"""The Kaggle brain MR and CT arrays (chenghanpu): three pairs of ``.npy`` files, an array of slices each.
+"""The Kaggle brain MR and CT arrays (chenghanpu): three pairs of ``.npy`` files, an array of slices
+each.
 
-Two sets go by nearly the same name. The other one (folders Healthy and Tumor of JPEG files) shows different people in
-its MR and its CT pictures and is refused here, since nothing in it is paired.
+Two sets go by nearly the same name. The other one (folders Healthy and Tumor of JPEG files) shows
+different people in its MR and its CT pictures and is refused here, since nothing in it is paired.
 """
 
 from __future__ import annotations
@@ -35,11 +36,14 @@ _ARRAY = re.compile(r"(train|val|test)_(input|output)\.npy", re.IGNORECASE)
 _LOOK_ALIKE = re.compile(r"brain tumor (ct scan|mri) images", re.IGNORECASE)
 _PUBLISHED = {"train": 570, "val": 90, "test": 150}
 MIN_STD = 0.01
-"""An image that varies less is empty on any scale that the arrays could have (0..1, 0..255 or HU)."""
+"""An image that varies less is empty on any scale that the arrays could have (0..1, 0..255 or
+HU)."""
 MIN_FILLED = 0.01
-"""Nor is it an image if fewer of its pixels differ from its median by a hundredth of the array's range."""
+"""Nor is it an image if fewer of its pixels differ from its median by a hundredth of the array's
+range."""
 SAMPLED = 16
-"""So many images of an array are looked at before anything is read; each is checked again when it is."""
+"""So many images of an array are looked at before anything is read; each is checked again when it
+is."""
 
 
 class BrainMRICT(Source):
@@ -60,17 +64,31 @@ class BrainMRICT(Source):
             "signal scale of the MR; HU outside -1000..600",
         ),
         faults=(
-            "targets are reported nearly empty: their spread is checked, and an empty array is an error",
-            "no patient ids: slices of one head may be in two splits, and leakage cannot be audited",
+            (
+                "targets are reported nearly empty: their spread is checked, and an empty array is"
+                " an error"
+            ),
+            (
+                "no patient ids: slices of one head may be in two splits, and leakage cannot be"
+                " audited"
+            ),
             "CT that is not in HU is brought to -1..1 by its own range, and says so",
-            "the look-alike of Healthy and Tumor folders is told by its folders, and refused as not paired",
+            (
+                "the look-alike of Healthy and Tumor folders is told by its folders, and refused as"
+                " not paired"
+            ),
         ),
         layout=(
-            "  data(processed)/{train,val,test}_input.npy    MR, (570 | 90 | 150, 256, 256) float64\n"
-            "  data(processed)/{train,val,test}_output.npy   CT, the same shapes\n"
-            "  Dicom/                                        not read"
+            "  data(processed)/{train,val,test}_input.npy    MR, (570 | 90 | 150, 256, 256)"
+            " float64\n  data(processed)/{train,val,test}_output.npy   CT, the same shapes\n "
+            " Dicom/                                        not read"
         ),
-        recalled=("input is MR and output is CT", "the MR is T1-weighted", "scale of the values", "homepage"),
+        recalled=(
+            "input is MR and output is CT",
+            "the MR is T1-weighted",
+            "scale of the values",
+            "homepage",
+        ),
     )
 
     def scan(self, root: Path) -> Found:
@@ -96,17 +114,26 @@ class BrainMRICT(Source):
                     skips.append(Skip("unreadable array", file.name, str(error)))
             if len({n for _, n in found.values()}) > 1:
                 counts = " and ".join(f"{n} in {p.name}" for p, n in found.values())
-                raise SourceError(f"{root}: {counts}: images that do not pair one to one cannot be used")
+                raise SourceError(
+                    f"{root}: {counts}: images that do not pair one to one cannot be used"
+                )
             for array, _ in found.values():
                 self._check_filled(array)
             files = {name: path for name, (path, _) in found.items()}
             count = next((n for _, n in found.values()), 0)
-            entries += [Entry(f"{split}_{k:04d}", f"{split}_{k:04d}", split, files, index=k) for k in range(count)]
+            entries += [
+                Entry(f"{split}_{k:04d}", f"{split}_{k:04d}", split, files, index=k)
+                for k in range(count)
+            ]
             whole = len(files) == len(self.streams)
-            table.append(Expectation.count(f"{split} images", _PUBLISHED[split], count if whole else 0))
+            table.append(
+                Expectation.count(f"{split} images", _PUBLISHED[split], count if whole else 0)
+            )
         table.append(
-            Expectation("patients", "", "unknown", "surprising", "no patient ids: leakage cannot be audited")
-        )  # fmt: skip
+            Expectation(
+                "patients", "", "unknown", "surprising", "no patient ids: leakage cannot be audited"
+            )
+        )
         return Found(tuple(entries), tuple(skips), tuple(table))
 
     def _check_filled(self, path: Path) -> None:
@@ -118,14 +145,16 @@ class BrainMRICT(Source):
         array = _array(path)
         sample = np.asarray(array[np.unique(np.linspace(0, len(array) - 1, SAMPLED).astype(int))])
         finite = sample[np.isfinite(sample)]
-        span, spread = (float(np.ptp(finite)), float(finite.std())) if finite.size else (0.0, float("nan"))
+        span, spread = (
+            (float(np.ptp(finite)), float(finite.std())) if finite.size else (0.0, float("nan"))
+        )
         empty = sum(_empty(image, span) for image in sample)
         if 2 * empty > len(sample):
             raise SourceError(
-                f"{path}: {empty} of {len(sample)} images looked at are nearly empty (standard deviation of all "
-                f"{spread:.3g}), so there is nothing to learn from. This is a known fault of the "
-                f"published targets: make them anew from Dicom/, or take the data set {BrainMRICTInputs.name!r}, which "
-                "holds the inputs alone"
+                f"{path}: {empty} of {len(sample)} images looked at are nearly empty (standard"
+                f" deviation of all {spread:.3g}), so there is nothing to learn from. This is a"
+                " known fault of the published targets: make them anew from Dicom/, or take the"
+                f" data set {BrainMRICTInputs.name!r}, which holds the inputs alone"
             )
 
     def read(self, entry: Entry, size: int) -> SourceStudy:
@@ -137,7 +166,9 @@ class BrainMRICT(Source):
             if not np.isfinite(image).all():
                 raise FileError(f"{path}: image {index} holds NaN or infinite values")
             if _empty(image, float(np.ptp(image))):
-                raise FileError(f"{path}: image {index} is blank (standard deviation {float(image.std()):.3g})")
+                raise FileError(
+                    f"{path}: image {index} is blank (standard deviation {float(image.std()):.3g})"
+                )
             meaning[name] = "signal"
             if name == "ct":
                 unit, meaning[name] = _ct(image, path)
@@ -197,7 +228,8 @@ def _ct(image: np.ndarray, path: Path) -> tuple[np.ndarray, str]:
 
 
 def _look_alike(root: Path) -> str:
-    """What the other set of nearly the same name is called, with its exact duplicates; nothing if it is not there."""
+    """What the other set of nearly the same name is called, with its exact duplicates; nothing if
+    it is not there."""
     folders = [p for p in (root, *sorted(root.rglob("*"))) if p.is_dir()]
     named = [p for p in folders if _LOOK_ALIKE.fullmatch(p.name)]
     pair = [p for p in folders if (p / "Healthy").is_dir() and (p / "Tumor").is_dir()]
@@ -213,6 +245,7 @@ def _look_alike(root: Path) -> str:
         return ""
     twice = sum(n - 1 for n in digests.values())
     return (
-        f"this is the other set, of Healthy and Tumor folders ({digests.total()} pictures, {twice} exact duplicates); "
-        "its MR and CT are of different people and not paired, so it cannot stand in"
+        f"this is the other set, of Healthy and Tumor folders ({digests.total()} pictures, {twice}"
+        " exact duplicates); its MR and CT are of different people and not paired, so it cannot"
+        " stand in"
     )

@@ -1,4 +1,5 @@
-"""ChestX-ray14 (NIH): frontal chest radiographs with labels mined from reports; the reports are not public."""
+"""ChestX-ray14 (NIH): frontal chest radiographs with labels mined from reports; the reports are not
+public."""
 
 from __future__ import annotations
 
@@ -25,9 +26,21 @@ from medm2g_core.data.sources.tables import find_file, open_table, read_table
 __all__ = ["LABELS", "ChestXray14", "label_text", "parse_labels"]
 
 LABELS = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia",
-    "Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
-)  # fmt: skip
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Effusion",
+    "Emphysema",
+    "Fibrosis",
+    "Hernia",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pleural_Thickening",
+    "Pneumonia",
+    "Pneumothorax",
+)
 """The fourteen labels as the current release writes them."""
 
 NO_FINDING = "No Finding"
@@ -49,26 +62,32 @@ def parse_labels(value: str, where: str = "") -> tuple[str, ...]:
     if names == [NO_FINDING]:
         return ()
     if unknown := [n for n in names if n not in LABELS]:
-        raise SourceError(f"{where}: label {unknown[0]!r} of {value!r} is none of {NO_FINDING}, {', '.join(LABELS)}")
+        raise SourceError(
+            f"{where}: label {unknown[0]!r} of {value!r} is none of {NO_FINDING},"
+            f" {', '.join(LABELS)}"
+        )
     if not names:
         raise SourceError(f"{where}: no label; an image without findings says {NO_FINDING!r}")
     return tuple(dict.fromkeys(names))
 
 
 def label_text(names: Iterable[str]) -> str:
-    """A sentence or two made of labels, in the project's report form. Labels know neither side nor size."""
+    """A sentence or two made of labels, in the project's report form. Labels know neither side nor
+    size."""
     words = [_WORDS.get(n, n.replace("_", " ").lower()) for n in names]
     if not words:
         return "Findings: None of the labelled findings. Impression: No finding."
     joined = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-    return f"Findings: {joined[0].upper()}{joined[1:]}. Impression: {joined[0].upper()}{joined[1:]}."
+    return (
+        f"Findings: {joined[0].upper()}{joined[1:]}. Impression: {joined[0].upper()}{joined[1:]}."
+    )
 
 
 class ChestXray14(Source):
     """Frontal radiograph (``xray``), with labels and a text that is templated from them.
 
-    Splits are the official lists by patient; the validation part is drawn by patient from ``train_val_list.txt``, as
-    the publisher gives none.
+    Splits are the official lists by patient; the validation part is drawn by patient from
+    ``train_val_list.txt``, as the publisher gives none.
     """
 
     name = "chestxray14"
@@ -81,17 +100,29 @@ class ChestXray14(Source):
         access="free download (Box), mirror: Kaggle nih-chest-xrays/data",
         paper_use="named for it by secondary sources, which quote an FID of X-rays [S]",
         lost=(
-            "there are no reports: the text is written from the labels and says neither side nor size",
-            "labels were mined from reports by a program; 0 means not mentioned, and some are wrong",
+            (
+                "there are no reports: the text is written from the labels and says neither side"
+                " nor size"
+            ),
+            (
+                "labels were mined from reports by a program; 0 means not mentioned, and some are"
+                " wrong"
+            ),
             "images are 8-bit renderings at 1024 x 1024; the original spacing is in the table",
         ),
         faults=(
             "519 PNGs are RGBA: one grey channel (38)",
-            "commas in the headers cut columns in two; the box table has empty columns and Infiltrate (39)",
+            (
+                "commas in the headers cut columns in two; the box table has empty columns and"
+                " Infiltrate (39)"
+            ),
             "Patient Gender or Patient Sex; ages of 100 and more in the old table are unknown (40)",
             "labels are split at | and never searched as substrings (41)",
             "official lists, and an error if a patient is in both (42)",
-            "a corrupt image is an error or counted, never black (51); content decides the format (52)",
+            (
+                "a corrupt image is an error or counted, never black (51); content decides the"
+                " format (52)"
+            ),
         ),
         layout="""Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv), optionally .gz
 train_val_list.txt, test_list.txt, BBox_List_2017.csv
@@ -100,7 +131,9 @@ images/00000001_000.png, or images_001/images/00000001_000.png ... images_012"""
     )
 
     def scan(self, root: Path) -> Found:
-        table = find_file(root, "Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "Data_Entry_2017*.csv")
+        table = find_file(
+            root, "Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv", "Data_Entry_2017*.csv"
+        )
         if table is None:
             raise self.not_here(root, "no Data_Entry_2017_v2020.csv or Data_Entry_2017.csv")
         rows = read_table(table, ("Image Index", "Finding Labels", "Patient ID"))
@@ -117,7 +150,9 @@ images/00000001_000.png, or images_001/images/00000001_000.png ... images_012"""
                 skips.append(Skip("image missing", name, "in the table, not in the folder"))
                 continue
             if splits and name not in splits:
-                skips.append(Skip("in no list", name, "neither in train_val_list.txt nor in test_list.txt"))
+                skips.append(
+                    Skip("in no list", name, "neither in train_val_list.txt nor in test_list.txt")
+                )
                 continue
             mine = labels[name]
             entries.append(
@@ -129,7 +164,9 @@ images/00000001_000.png, or images_001/images/00000001_000.png ... images_012"""
                     text=label_text(mine),
                     labels={n: float(n in mine) for n in LABELS},
                     age=_age(row.get("Patient Age", "")),
-                    sex={"F": "female", "M": "male"}.get(row.get("Patient Sex") or row.get("Patient Gender") or "", ""),
+                    sex={"F": "female", "M": "male"}.get(
+                        row.get("Patient Sex") or row.get("Patient Gender") or "", ""
+                    ),
                     extra={
                         "boxes": boxes.get(name, ()),
                         "extent_mm": _extent_mm(row),
@@ -137,13 +174,19 @@ images/00000001_000.png, or images_001/images/00000001_000.png ... images_012"""
                     },
                 )
             )
-        counts = Counter(n for mine in labels.values() for n in (mine or (NO_FINDING,)))
+        counts = Counter(n for mine in labels.values() for n in mine or (NO_FINDING,))
         expected = [
             Expectation.count("images in the table", PUBLISHED["images"], len(labels)),
             Expectation.count("patients", PUBLISHED["patients"], len(set(patient.values()))),
-            Expectation.count("image files", PUBLISHED["images"], len(images.keys() & labels.keys())),
+            Expectation.count(
+                "image files", PUBLISHED["images"], len(images.keys() & labels.keys())
+            ),
             *(Expectation.count(f"{n}_list.txt", PUBLISHED[n], len(lists[n])) for n in lists),
-            Expectation("most frequent labels", "", ", ".join(f"{n} {c:,}" for n, c in counts.most_common(4))),
+            Expectation(
+                "most frequent labels",
+                "",
+                ", ".join(f"{n} {c:,}" for n, c in counts.most_common(4)),
+            ),
         ]
         return Found(tuple(entries), tuple(skips), tuple(expected))
 
@@ -153,7 +196,10 @@ images/00000001_000.png, or images_001/images/00000001_000.png ... images_012"""
         return self.study(
             entry,
             {"xray": film.image},
-            spacing_mm=(height_mm / size, width_mm / size),  # the publisher squeezed each film into a square
+            spacing_mm=(
+                height_mm / size,
+                width_mm / size,
+            ),  # the publisher squeezed each film into a square
             units={"xray": "display intensity"},
             orientation="as displayed",
             notes=(TEXT_NOTE, *film.notes),
@@ -162,7 +208,12 @@ images/00000001_000.png, or images_001/images/00000001_000.png ... images_012"""
 
 def _images(root: Path) -> Mapping[str, Path]:
     """File name -> file, from ``images/`` or the twelve folders of the Kaggle mirror."""
-    folders = [root, root / "images", *sorted(root.glob("images_*")), *sorted(root.glob("images_*/images"))]
+    folders = [
+        root,
+        root / "images",
+        *sorted(root.glob("images_*")),
+        *sorted(root.glob("images_*/images")),
+    ]
     found: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.glob("*_*.png")):
@@ -186,10 +237,12 @@ def _splits(lists: Mapping[str, tuple[str, ...]], patient: Mapping[str, str]) ->
     people = {k: {patient[n] for n in names if n in patient} for k, names in lists.items()}
     if both := people["train_val"] & people["test"]:
         raise SourceError(
-            f"patient {min(both)} is in train_val_list.txt and in test_list.txt; the official lists part people, so "
-            "these are not they: download them again"
+            f"patient {min(both)} is in train_val_list.txt and in test_list.txt; the official lists"
+            " part people, so these are not they: download them again"
         )
-    drawn = seeded_split(people["train_val"], shares=(1 - _VALIDATION_SHARE, _VALIDATION_SHARE, 0.0))
+    drawn = seeded_split(
+        people["train_val"], shares=(1 - _VALIDATION_SHARE, _VALIDATION_SHARE, 0.0)
+    )
     splits = {n: drawn[patient[n]] for n in lists["train_val"] if n in patient}
     return splits | {n: "test" for n in lists["test"]}
 
@@ -203,7 +256,8 @@ def _age(value: str) -> int | None:
 def _extent_mm(row: Mapping[str, str]) -> tuple[float, float]:
     """Height and width of the original film in mm; NaN where not said.
 
-    The header ``OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]`` is four columns to a CSV reader.
+    The header ``OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]`` is four columns to a
+    CSV reader.
     """
     names = ("OriginalImage[Width", "Height]", "OriginalImagePixelSpacing[x", "y]")
     try:
@@ -214,7 +268,8 @@ def _extent_mm(row: Mapping[str, str]) -> tuple[float, float]:
 
 
 def _boxes(root: Path) -> Mapping[str, tuple[tuple[str, tuple[float, ...]], ...]]:
-    """Image -> (label, (x, y, width, height) in pixels of the 1024 x 1024 picture), of the few that have boxes."""
+    """Image -> (label, (x, y, width, height) in pixels of the 1024 x 1024 picture), of the few that
+    have boxes."""
     path = find_file(root, "BBox_List_2017.csv")
     if path is None:
         return {}
@@ -225,5 +280,7 @@ def _boxes(root: Path) -> Mapping[str, tuple[tuple[str, tuple[float, ...]], ...]
         try:
             found[row["Image Index"]].append((label, tuple(float(row[n]) for n in numbers)))
         except ValueError as error:
-            raise SourceError(f"{path}: box of {row['Image Index']} is not four numbers ({error})") from error
+            raise SourceError(
+                f"{path}: box of {row['Image Index']} is not four numbers ({error})"
+            ) from error
     return {name: tuple(each) for name, each in found.items()}

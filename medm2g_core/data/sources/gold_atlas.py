@@ -1,7 +1,8 @@
-"""Gold Atlas male pelvis: T1- and T2-weighted MR with a CT that the publisher deformed onto them, as loose DICOM files.
+"""Gold Atlas male pelvis: T1- and T2-weighted MR with a CT that the publisher deformed onto them,
+as loose DICOM files.
 
-A patient is one zip archive or one folder in which all series lie together. The archives are read where they are:
-nothing is unpacked.
+A patient is one zip archive or one folder in which all series lie together. The archives are read
+where they are: nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from pydicom.errors import InvalidDicomError
 from scipy import ndimage
 
 from medm2g_core.data.files import check_hu, mr_to_unit
-from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceStudy
+from medm2g_core.data.sources.base import (
+    DataCard,
+    Entry,
+    Expectation,
+    Found,
+    Skip,
+    Source,
+    SourceStudy,
+)
 from medm2g_core.data.sources.grids import axial_entries
 from medm2g_core.data.sources.imaging import ct_to_unit, paired_slices
 from medm2g_core.data.volumes import MAX_VOXELS, FileError, blame
@@ -33,7 +42,8 @@ from medm2g_core.data.volumes import MAX_VOXELS, FileError, blame
 __all__ = ["GoldAtlas"]
 
 PADDING_HU = (-1, -1025)
-"""What the deformed CT holds where there was no CT: the registration's DefaultPixelValue -1, as HU or as stored."""
+"""What the deformed CT holds where there was no CT: the registration's DefaultPixelValue -1, as HU
+or as stored."""
 MIN_SEEN = 0.05
 """A slice of which less than this part is seen by all streams is no picture."""
 MAX_ARCHIVE_BYTES = 8_000_000_000
@@ -42,9 +52,18 @@ _T1, _T2 = re.compile(r"t1", re.IGNORECASE), re.compile(r"t2", re.IGNORECASE)
 _DEFORMED = re.compile(r"deform|warp|regist|elastix|\breg\b|_reg|dir\b", re.IGNORECASE)
 _LATE_ECHO_MS = 60.0  # later than this is T2 weighting, earlier than 30 ms T1
 _TAGS = [
-    "Modality", "SeriesInstanceUID", "SeriesDescription", "ProtocolName", "FrameOfReferenceUID", "ImageType",
-    "EchoTime", "Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient",
-]  # fmt: skip
+    "Modality",
+    "SeriesInstanceUID",
+    "SeriesDescription",
+    "ProtocolName",
+    "FrameOfReferenceUID",
+    "ImageType",
+    "EchoTime",
+    "Rows",
+    "Columns",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+]
 
 
 @dataclass(frozen=True)
@@ -62,11 +81,13 @@ class _Series:
 
     @property
     def words(self) -> str:
-        return f"{self.header.get('SeriesDescription', '')} {self.header.get('ProtocolName', '')}".strip()
+        parts = (self.header.get(key, "") for key in ("SeriesDescription", "ProtocolName"))
+        return " ".join(str(part) for part in parts).strip()
 
 
 class GoldAtlas(Source):
-    """Axial slices of the deformed CT with the MR brought onto its grid, where all of them see the patient."""
+    """Axial slices of the deformed CT with the MR brought onto its grid, where all of them see the
+    patient."""
 
     name = "gold_atlas"
     region = "pelvis"
@@ -78,23 +99,37 @@ class GoldAtlas(Source):
         access="on request, on Zenodo",
         paper_use="T2 to CT of the pelvis [S]",
         lost=(
-            "the contours (RTSTRUCT) and the CT before its deformation, which lies elsewhere than the MR",
+            (
+                "the contours (RTSTRUCT) and the CT before its deformation, which lies elsewhere"
+                " than the MR"
+            ),
             "what one of the streams does not see is set to air and background in all",
-            "MR is interpolated linearly to the grid of the deformed CT; HU outside -1000..600; signal scale",
+            (
+                "MR is interpolated linearly to the grid of the deformed CT; HU outside -1000..600;"
+                " signal scale"
+            ),
         ),
         faults=(
-            "all series lie in one folder: grouped by SeriesInstanceUID, told apart by Modality and description, else "
-            "by frame of reference (CT) and echo time (MR)",
+            (
+                "all series lie in one folder: grouped by SeriesInstanceUID, told apart by Modality"
+                " and description, else by frame of reference (CT) and echo time (MR)"
+            ),
             "slices are sorted by position along their normal, not by file name or InstanceNumber",
-            "the deformed CT holds -1 outside its field of view: such regions that reach the edge are masked",
+            (
+                "the deformed CT holds -1 outside its field of view: such regions that reach the"
+                " edge are masked"
+            ),
             "circular field of view of the MR: zeros that reach the edge are masked",
-            "series have different numbers of slices (first subject: T1 70, T2 84, CT 84): only slices in the range "
-            "of all are used, and the MR is resampled in patient space with the identity transform",
+            (
+                "series have different numbers of slices (first subject: T1 70, T2 84, CT 84): only"
+                " slices in the range of all are used, and the MR is resampled in patient space"
+                " with the identity transform"
+            ),
             "a series without one of its slices is refused rather than interpolated over the gap",
         ),
         layout=(
-            "  1_01_P.zip (or a folder 1_01_P)   one a patient, 19 of them, all DICOM files side by side:\n"
-            "    T1w and T2w MR, CT, deformed CT, RTSTRUCT"
+            "  1_01_P.zip (or a folder 1_01_P)   one a patient, 19 of them, all DICOM files side by"
+            " side:\n    T1w and T2w MR, CT, deformed CT, RTSTRUCT"
         ),
         recalled=("names of archives", "wording of the series descriptions", "licence"),
     )
@@ -105,7 +140,9 @@ class GoldAtlas(Source):
         for place in _places(root):
             name = place.name if place.is_dir() else place.stem
             if name in places:
-                skips.append(Skip("duplicate patient", str(place), f"the same patient is in {places[name]}"))
+                skips.append(
+                    Skip("duplicate patient", str(place), f"the same patient is in {places[name]}")
+                )
             else:
                 places[name] = place
         entries: list[Entry] = []
@@ -119,15 +156,21 @@ class GoldAtlas(Source):
             chosen, others = _choose(groups)
             skips += [Skip(kind, name, why) for kind, why in others]
             if not chosen:
-                skips.append(Skip("no usable series", name, f"neither MR nor a deformed CT in {place}"))
+                skips.append(
+                    Skip("no usable series", name, f"neither MR nor a deformed CT in {place}")
+                )
                 continue
             names = {s: x.names for s, x in chosen.items()}
             depths = {s: x.depths for s, x in chosen.items()}
             files = {s: place for s in self.streams if s in chosen}
-            entries.append(Entry(name, name, "", files, sex="male", extra={"names": names, "depths": depths}))
+            entries.append(
+                Entry(name, name, "", files, sex="male", extra={"names": names, "depths": depths})
+            )
         if not entries:
             reasons = ", ".join(sorted({s.kind for s in skips}))
-            raise self.not_here(root, f"no patient's DICOM series{f' ({reasons})' if reasons else ''}")
+            raise self.not_here(
+                root, f"no patient's DICOM series{f' ({reasons})' if reasons else ''}"
+            )
         complete = sum(len(e.files) == 3 for e in entries)
         table = (
             Expectation.count("patients", 19, len(entries)),
@@ -136,14 +179,17 @@ class GoldAtlas(Source):
         return Found(tuple(entries), tuple(skips), table)
 
     def slices(self, entry: Entry) -> Sequence[Entry]:
-        """The slices of the reference series that lie within the range of all others, from the head down."""
+        """The slices of the reference series that lie within the range of all others, from the head
+        down."""
         depths: Mapping[str, tuple[float, ...]] = entry.extra["depths"]
         own = depths[_reference(depths)]
         reach = [(min(d) - _step(d) / 2, max(d) + _step(d) / 2) for d in depths.values()]
         low, high = max(r[0] for r in reach), min(r[1] for r in reach)
         kept = [len(own) - 1 - k for k, d in enumerate(own) if low <= d <= high]
         if not kept:
-            raise FileError(f"{entry.id}: its series lie in different places and have no slice in common")
+            raise FileError(
+                f"{entry.id}: its series lie in different places and have no slice in common"
+            )
         return axial_entries(entry, sorted(kept))
 
     def read(self, entry: Entry, size: int) -> SourceStudy:
@@ -164,7 +210,8 @@ class GoldAtlas(Source):
 
 
 def _reference(streams: Mapping[str, Any]) -> str:
-    """The stream whose grid is kept: the deformed CT, else the T2, which was the target of its deformation."""
+    """The stream whose grid is kept: the deformed CT, else the T2, which was the target of its
+    deformation."""
     return next(s for s in ("ct", "mri_t2", "mri_t1") if s in streams)
 
 
@@ -173,7 +220,8 @@ def _step(depths: Sequence[float] | np.ndarray) -> float:
 
 
 def _places(root: Path) -> list[Path]:
-    """Archives and folders of patients; wrapper folders are passed, a folder with DICOM files in it is one patient."""
+    """Archives and folders of patients; wrapper folders are passed, a folder with DICOM files in it
+    is one patient."""
     while True:
         inside = sorted(p for p in root.iterdir() if not p.name.startswith((".", "__MACOSX")))
         if len(inside) == 1 and inside[0].is_dir() and any(p.is_dir() for p in inside[0].iterdir()):
@@ -183,7 +231,9 @@ def _places(root: Path) -> list[Path]:
     heads = {p: _head(p) for p in inside if p.is_file()}
     if any(head[128:132] == b"DICM" for head in heads.values()):
         return [root]
-    return [p for p in inside if p.is_dir() or heads[p][:4] == b"PK\x03\x04"]  # a cut-off archive too
+    return [
+        p for p in inside if p.is_dir() or heads[p][:4] == b"PK\x03\x04"
+    ]  # a cut-off archive too
 
 
 def _head(path: Path) -> bytes:
@@ -196,7 +246,8 @@ def _opened(place: Path) -> Iterator[zipfile.ZipFile | None]:
     """The archive, or ``None`` for a folder.
 
     Raises:
-        FileError: a broken archive, one with names that lead out of it, or one that is far too large.
+        FileError: a broken archive, one with names that lead out of it, or one that is far too
+            large.
     """
     if place.is_dir():
         yield None
@@ -207,10 +258,14 @@ def _opened(place: Path) -> Iterator[zipfile.ZipFile | None]:
         for info in archive.infolist():
             name = PurePosixPath(info.filename.replace("\\", "/"))
             if name.is_absolute() or ".." in name.parts or re.match(r"[A-Za-z]:", info.filename):
-                raise FileError(f"{place}: the member {info.filename!r} leads out of the archive; it is not trusted")
+                raise FileError(
+                    f"{place}: the member {info.filename!r} leads out of the archive; it is not"
+                    " trusted"
+                )
         if sum(i.file_size for i in archive.infolist()) > MAX_ARCHIVE_BYTES:
             raise FileError(
-                f"{place}: unpacks to more than {MAX_ARCHIVE_BYTES} bytes, which no patient of the set does"
+                f"{place}: unpacks to more than {MAX_ARCHIVE_BYTES} bytes, which no patient of the"
+                " set does"
             )
         yield archive
 
@@ -226,7 +281,8 @@ def _open(place: Path, archive: zipfile.ZipFile | None, name: str) -> IO[bytes]:
 
 
 def _groups(place: Path) -> tuple[list[_Series], list[tuple[str, str]]]:
-    """The image series of a patient, from headers alone, and the files that are no DICOM with the reason."""
+    """The image series of a patient, from headers alone, and the files that are no DICOM with the
+    reason."""
     found: dict[tuple, list[tuple[float, str, Dataset]]] = defaultdict(list)
     broken = []
     with _opened(place) as archive:
@@ -234,15 +290,29 @@ def _groups(place: Path) -> tuple[list[_Series], list[tuple[str, str]]]:
             try:
                 with blame(Path(name), "reading the header"), _open(place, archive, name) as stream:
                     ds = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
-                    position, orientation = ds.get("ImagePositionPatient"), ds.get("ImageOrientationPatient")
-                    if ds.get("Modality") not in ("MR", "CT") or position is None or orientation is None:
+                    position, orientation = (
+                        ds.get("ImagePositionPatient"),
+                        ds.get("ImageOrientationPatient"),
+                    )
+                    if (
+                        ds.get("Modality") not in ("MR", "CT")
+                        or position is None
+                        or orientation is None
+                    ):
                         continue  # a structure set, a report, a localiser without a place
                     if "LOCALIZER" in (ds.get("ImageType") or ()):
                         continue
                     cosines = [float(v) for v in orientation]
-                    depth = float(np.dot(np.cross(cosines[:3], cosines[3:]), [float(v) for v in position]))
+                    depth = float(
+                        np.dot(np.cross(cosines[:3], cosines[3:]), [float(v) for v in position])
+                    )
                     turned = tuple(round(c, 2) for c in cosines)
-                    key = (str(ds.get("SeriesInstanceUID", "")), ds.get("Rows"), ds.get("Columns"), turned)
+                    key = (
+                        str(ds.get("SeriesInstanceUID", "")),
+                        ds.get("Rows"),
+                        ds.get("Columns"),
+                        turned,
+                    )
             except FileError as error:
                 plain = isinstance(error.__cause__, InvalidDicomError)
                 broken.append((name, "no DICOM header" if plain else str(error)))
@@ -251,15 +321,22 @@ def _groups(place: Path) -> tuple[list[_Series], list[tuple[str, str]]]:
     series = []
     for images in found.values():
         images.sort(key=lambda x: x[:2])
-        first_at = [0] + [k for k in range(1, len(images)) if images[k][0] - images[k - 1][0] > 1e-3]
+        first_at = [0] + [
+            k for k in range(1, len(images)) if images[k][0] - images[k - 1][0] > 1e-3
+        ]
         kept = [images[k] for k in first_at]  # a position that comes again is the same slice again
-        series.append(_Series(kept[0][2], tuple(n for _, n, _ in kept), tuple(d for d, _, _ in kept)))
+        series.append(
+            _Series(kept[0][2], tuple(n for _, n, _ in kept), tuple(d for d, _, _ in kept))
+        )
     return series, broken
 
 
 def _choose(series: Sequence[_Series]) -> tuple[dict[str, _Series], list[tuple[str, str]]]:
-    """Stream -> its series, and (kind, reason) of each series that is left out; the plain CT is, without a word."""
-    frames = {s.header.get("FrameOfReferenceUID") for s in series if s.header.get("Modality") == "MR"} - {None, ""}
+    """Stream -> its series, and (kind, reason) of each series that is left out; the plain CT is,
+    without a word."""
+    frames = {
+        s.header.get("FrameOfReferenceUID") for s in series if s.header.get("Modality") == "MR"
+    } - {None, ""}
     candidates: dict[str, list[_Series]] = defaultdict(list)
     left: list[tuple[str, str]] = []
     plain = 0
@@ -269,21 +346,33 @@ def _choose(series: Sequence[_Series]) -> tuple[dict[str, _Series], list[tuple[s
             if stream:
                 candidates[stream].append(s)
             else:
-                left.append(("unknown series", f"MR {s.words!r} is neither T1 nor T2 by description or echo time"))
+                left.append(
+                    (
+                        "unknown series",
+                        f"MR {s.words!r} is neither T1 nor T2 by description or echo time",
+                    )
+                )
         elif _DEFORMED.search(s.words) or s.header.get("FrameOfReferenceUID") in frames:
             candidates["ct"].append(s)
         else:
             plain += 1
     if plain and "ct" not in candidates:
-        left.append(("no deformed CT", "the CT as acquired is not registered to the MR and cannot stand in"))
+        left.append(
+            ("no deformed CT", "the CT as acquired is not registered to the MR and cannot stand in")
+        )
     chosen = {}
     for stream, several in candidates.items():
-        # Both CT may be in the frame of the MR: the word in the description decides, then the number of slices.
-        several.sort(key=lambda s: (stream == "ct" and bool(_DEFORMED.search(s.words)), len(s.names)), reverse=True)
+        # Both CT may be in the frame of the MR: the word in the description decides, then the
+        # number of slices.
+        several.sort(
+            key=lambda s: (stream == "ct" and bool(_DEFORMED.search(s.words)), len(s.names)),
+            reverse=True,
+        )
         chosen[stream] = several[0]
         if stream != "ct":
             left += [
-                ("second series", f"{s.words!r} is another {stream} of {len(s.names)} slices") for s in several[1:]
+                ("second series", f"{s.words!r} is another {stream} of {len(s.names)} slices")
+                for s in several[1:]
             ]
     return chosen, left
 
@@ -296,7 +385,13 @@ def _contrast(series: _Series) -> str:
     echo = series.header.get("EchoTime")
     if echo is None:
         return ""
-    return "mri_t2" if float(echo) >= _LATE_ECHO_MS else "mri_t1" if float(echo) < _LATE_ECHO_MS / 2 else ""
+    return (
+        "mri_t2"
+        if float(echo) >= _LATE_ECHO_MS
+        else "mri_t1"
+        if float(echo) < _LATE_ECHO_MS / 2
+        else ""
+    )
 
 
 def _image(place: Path, archive: zipfile.ZipFile | None, names: Sequence[str]) -> sitk.Image:
@@ -311,11 +406,19 @@ def _image(place: Path, archive: zipfile.ZipFile | None, names: Sequence[str]) -
         with blame(place / name, "reading the slice"), _open(place, archive, name) as stream:
             ds = pydicom.dcmread(stream)
             first = first if first is not None else ds
-            if ds.PixelSpacing != first.PixelSpacing or len(names) * int(ds.Rows) * int(ds.Columns) > MAX_VOXELS:
-                raise FileError(f"{place / name}: its pixel spacing or size is not that of the series")
+            if (
+                ds.PixelSpacing != first.PixelSpacing
+                or len(names) * int(ds.Rows) * int(ds.Columns) > MAX_VOXELS
+            ):
+                raise FileError(
+                    f"{place / name}: its pixel spacing or size is not that of the series"
+                )
             slope, intercept = ds.get("RescaleSlope"), ds.get("RescaleIntercept")
             values = ds.pixel_array.astype(np.float32)
-            slices.append(values * float(1 if slope is None else slope) + float(0 if intercept is None else intercept))
+            slices.append(
+                values * float(1 if slope is None else slope)
+                + float(0 if intercept is None else intercept)
+            )
             positions.append([float(v) for v in ds.ImagePositionPatient])
     assert first is not None
     with blame(place, "placing the series"):
@@ -324,7 +427,10 @@ def _image(place: Path, archive: zipfile.ZipFile | None, names: Sequence[str]) -
         depths = np.array(positions) @ normal
         step = _step(depths) if len(depths) > 1 else float(first.get("SliceThickness") or 1)
         if any(abs(b - a - step) > 0.05 * step for a, b in pairwise(depths)):
-            raise FileError(f"{place}: slices of {first.get('SeriesDescription', 'a series')!r} are missing or uneven")
+            raise FileError(
+                f"{place}: slices of {first.get('SeriesDescription', 'a series')!r} are missing or"
+                " uneven"
+            )
         image = sitk.GetImageFromArray(np.stack(slices))
         image.SetSpacing([float(first.PixelSpacing[1]), float(first.PixelSpacing[0]), step])
         image.SetOrigin(positions[0])
@@ -333,7 +439,8 @@ def _image(place: Path, archive: zipfile.ZipFile | None, names: Sequence[str]) -
 
 
 def _at_edge(flag: np.ndarray) -> np.ndarray:
-    """The parts of (slices, rows, columns) that are connected, within their slice, to the edge of the picture."""
+    """The parts of (slices, rows, columns) that are connected, within their slice, to the edge of
+    the picture."""
     out = np.zeros_like(flag)
     for k, plane in enumerate(flag):
         framed = np.pad(plane, 1, constant_values=True)
@@ -346,14 +453,19 @@ def _at_edge(flag: np.ndarray) -> np.ndarray:
 def _volumes(
     place: Path, series: tuple[tuple[str, tuple[str, ...]], ...]
 ) -> tuple[dict[str, np.ndarray], np.ndarray, tuple[float, float], tuple[str, ...]]:
-    """Stream -> (S, A, R) in -1..1 on the reference's grid; what all see (bool); (row, column) spacing; notes."""
+    """Stream -> (S, A, R) in -1..1 on the reference's grid; what all see (bool); (row, column)
+    spacing; notes."""
     with _opened(place) as archive:
         images = {stream: _image(place, archive, names) for stream, names in series}
     reference = _reference(images)
     target = sitk.DICOMOrient(images[reference], "LPI")  # index 0: head, front, patient's right
-    if not np.allclose(np.diag(np.array(target.GetDirection()).reshape(3, 3)), (1, 1, -1), atol=0.15):
+    if not np.allclose(
+        np.diag(np.array(target.GetDirection()).reshape(3, 3)), (1, 1, -1), atol=0.15
+    ):
         raise FileError(f"{place}: the slices of {reference} are not axial")
-    notes = [f"on the grid of {reference}; what one stream does not see is air and background in all"]
+    notes = [
+        f"on the grid of {reference}; what one stream does not see is air and background in all"
+    ]
     arrays, seen = {}, np.ones(target.GetSize()[::-1], dtype=bool)
     for stream, image in images.items():
         own = sitk.GetArrayFromImage(image)
@@ -370,8 +482,15 @@ def _volumes(
         filled.CopyInformation(image)
         identity = sitk.Transform(3, sitk.sitkIdentity)
         lowest = float(own.min())
-        arrays[stream] = sitk.GetArrayFromImage(sitk.Resample(filled, target, identity, sitk.sitkLinear, lowest))
-        seen &= sitk.GetArrayFromImage(sitk.Resample(mask, target, identity, sitk.sitkNearestNeighbor, 0)) > 0
+        arrays[stream] = sitk.GetArrayFromImage(
+            sitk.Resample(filled, target, identity, sitk.sitkLinear, lowest)
+        )
+        seen &= (
+            sitk.GetArrayFromImage(
+                sitk.Resample(mask, target, identity, sitk.sitkNearestNeighbor, 0)
+            )
+            > 0
+        )
         if stream != reference:
             notes.append(f"{stream} resampled in patient space")
     if not seen.any():

@@ -15,7 +15,15 @@ from medm2g_core.data.files import read_volume
 from medm2g_core.data.sources.base import Entry
 from medm2g_core.data.volumes import FileError, Volume, blame, sniff
 
-__all__ = ["Grid", "axial_entries", "itk_grid", "load_mask", "load_volume", "nifti_grid", "percentile_unit"]
+__all__ = [
+    "Grid",
+    "axial_entries",
+    "itk_grid",
+    "load_mask",
+    "load_volume",
+    "nifti_grid",
+    "percentile_unit",
+]
 
 
 @dataclass(frozen=True)
@@ -23,9 +31,10 @@ class Grid:
     """Where the voxels of a volume lie, once its axes run as those of a `Volume`.
 
     Attributes:
-        shape: (S, A, R), from head to feet, from front to back, from the patient's right to the left.
-        affine: 4x4; ``affine @ (s, a, r, 1)`` is the place of a voxel in mm, x to the patient's right, y to the front,
-            z to the head (RAS+).
+        shape: (S, A, R), from head to feet, from front to back, from the patient's right to the
+            left.
+        affine: 4x4; ``affine @ (s, a, r, 1)`` is the place of a voxel in mm, x to the patient's
+            right, y to the front, z to the head (RAS+).
     """
 
     shape: tuple[int, int, int]
@@ -91,7 +100,9 @@ def itk_grid(path: Path) -> Grid:
         if len(shape) != 3:
             raise FileError(f"{path}: MetaImage of size {shape}; needed one 3-D volume")
         affine = np.eye(4)
-        affine[:3, :3] = np.array(reader.GetDirection()).reshape(3, 3) * np.array(reader.GetSpacing())
+        affine[:3, :3] = np.array(reader.GetDirection()).reshape(3, 3) * np.array(
+            reader.GetSpacing()
+        )
         affine[:3, 3] = reader.GetOrigin()
         return Grid.of(shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)  # ITK's LPS to RAS
 
@@ -107,17 +118,22 @@ def load_volume(path: Path, stream_name: str) -> Volume:
     if array.ndim != 3:
         raise FileError(f"{path}: an image of shape {array.shape}; needed a 3-D volume")
     if not np.isfinite(array).all():
-        raise FileError(f"{path}: {(~np.isfinite(array)).sum()} of {array.size} values are NaN or infinite")
+        raise FileError(
+            f"{path}: {(~np.isfinite(array)).sum()} of {array.size} values are NaN or infinite"
+        )
     if array.min() == array.max():
         raise FileError(f"{path}: the volume is blank, every value is {array.flat[0]:g}")
     return volume
 
 
-def load_mask(path: Path, shape: tuple[int, ...], allowed: tuple[int, ...], meaning: str) -> np.ndarray:
+def load_mask(
+    path: Path, shape: tuple[int, ...], allowed: tuple[int, ...], meaning: str
+) -> np.ndarray:
     """A segmentation as int (S, A, R), turned by its own directions.
 
     Args:
-        shape: that the image has, once turned.  allowed: labels that may occur.  meaning: of them, for the message.
+        shape: that the image has, once turned.  allowed: labels that may occur.  meaning: of them,
+            for the message.
 
     Raises:
         FileError: broken, of another shape than the image, or with other labels.
@@ -127,7 +143,9 @@ def load_mask(path: Path, shape: tuple[int, ...], allowed: tuple[int, ...], mean
         raise FileError(f"{path}: a segmentation of shape {array.shape}, and its image has {shape}")
     found = np.unique(array)
     if not np.isin(found, allowed).all():
-        raise FileError(f"{path}: labels {', '.join(f'{v:g}' for v in found[:8])}; known are {meaning}")
+        raise FileError(
+            f"{path}: labels {', '.join(f'{v:g}' for v in found[:8])}; known are {meaning}"
+        )
     return array.astype(np.int16)
 
 
@@ -139,7 +157,10 @@ def percentile_unit(array: np.ndarray, percentiles: tuple[float, float], where: 
     """
     low, high = np.percentile(array, percentiles)
     if not high > low:
-        raise FileError(f"{where}: no contrast, percentiles {percentiles[0]:g} and {percentiles[1]:g} are both {low:g}")
+        raise FileError(
+            f"{where}: no contrast, percentiles {percentiles[0]:g} and {percentiles[1]:g} are both"
+            f" {low:g}"
+        )
     return np.clip((array - low) / (high - low) * 2 - 1, -1, 1).astype(np.float32)
 
 

@@ -1,4 +1,5 @@
-"""From the volumes and films of a data set to the square pictures of a study: one scale, one frame for all streams."""
+"""From the volumes and films of a data set to the square pictures of a study: one scale, one frame
+for all streams."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ __all__ = ["ct_to_unit", "film", "paired_slices"]
 
 
 def ct_to_unit(hu: np.ndarray) -> np.ndarray:
-    """`hu_to_unit` for arrays. Check with `medm2g_core.data.files.check_hu` first; padding of any depth becomes air."""
+    """`hu_to_unit` for arrays. Check with `medm2g_core.data.files.check_hu` first; padding of any
+    depth becomes air."""
     return hu_to_unit(torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))).numpy()
 
 
@@ -32,7 +34,9 @@ def film(volume: Volume, size: int, notes: list[str]) -> torch.Tensor:
         raise FileError(f"the film is blank: every value is {array.flat[0]:g}")
     unit = xray_to_unit(array, volume.window, volume.inverted, notes)
     rows, columns = unit.shape
-    picture = square_picture(unit, (1.0, 1.0), (rows / 2, columns / 2), float(max(rows, columns)), size)
+    picture = square_picture(
+        unit, (1.0, 1.0), (rows / 2, columns / 2), float(max(rows, columns)), size
+    )
     return torch.from_numpy(picture)[None]
 
 
@@ -50,7 +54,8 @@ def paired_slices(
     Args:
         units: stream -> (slices, rows, columns), already in -1..1, all of one shape.
         spacing_mm: of rows and columns.
-        centre: (row, column) in pixels, by default the middle.  fov_mm: side of the square, by default the longer side.
+        centre: (row, column) in pixels, by default the middle.  fov_mm: side of the square, by
+            default the longer side.
 
     Returns:
         stream -> (1, size, size), and the spacing of these pictures in mm.
@@ -67,7 +72,9 @@ def paired_slices(
     middle = centre or (rows / 2, columns / 2)
     side = fov_mm or max(rows * spacing_mm[0], columns * spacing_mm[1])
     images = {
-        n: torch.from_numpy(square_picture(np.ascontiguousarray(x[index]), spacing_mm, middle, side, size))[None]
+        n: torch.from_numpy(
+            square_picture(np.ascontiguousarray(x[index]), spacing_mm, middle, side, size)
+        )[None]
         for n, x in units.items()
     }
     return images, (side / size, side / size)

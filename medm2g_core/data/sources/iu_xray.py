@@ -1,4 +1,5 @@
-"""IU X-Ray (Indiana University, OpenI): chest radiographs with reports, in the three forms that are passed around."""
+"""IU X-Ray (Indiana University, OpenI): chest radiographs with reports, in the three forms that are
+passed around."""
 
 from __future__ import annotations
 
@@ -22,7 +23,16 @@ from medm2g_core.data.iu_reports import (
     r2gen_subset,
     read_iu_archive,
 )
-from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceError, SourceStudy
+from medm2g_core.data.sources.base import (
+    DataCard,
+    Entry,
+    Expectation,
+    Found,
+    Skip,
+    Source,
+    SourceError,
+    SourceStudy,
+)
 from medm2g_core.data.sources.radiographs import Film, read_film
 from medm2g_core.data.sources.tables import find_file, read_table
 from medm2g_core.data.volumes import FileError
@@ -44,8 +54,8 @@ _MAX_XML_BYTES = 1_000_000
 def image_key(name: str) -> str:
     """One name for an image that the collection writes in several ways.
 
-    ``CXR1_1_IM-0001-3001`` (XML), ``CXR1_IM-0001-3001.png`` (OpenI) and ``1_IM-0001-3001.dcm.png`` (Kaggle) are all
-    ``1_IM-0001-3001``.
+    ``CXR1_1_IM-0001-3001`` (XML), ``CXR1_IM-0001-3001.png`` (OpenI) and ``1_IM-0001-3001.dcm.png``
+    (Kaggle) are all ``1_IM-0001-3001``.
     """
     name = re.sub(r"(?:\.(?:png|jpe?g|dcm))+$", "", name.strip(), flags=re.IGNORECASE)
     return re.sub(r"^(?:CXR)?(\d+)(?:_\1)?_IM", r"\1_IM", name)
@@ -54,8 +64,8 @@ def image_key(name: str) -> str:
 def r2gen_report(text: str) -> str:
     """The report as R2Gen's published cleaner leaves it, for comparison of scores only.
 
-    In its character class ``:-\\[`` is a range, so that ``<``, ``=`` and ``>`` vanish, and the full stop goes too: "3.5
-    cm" becomes "35 cm". `clean_text` does neither.
+    In its character class ``:-\\[`` is a range, so that ``<``, ``=`` and ``>`` vanish, and the full
+    stop goes too: "3.5 cm" becomes "35 cm". `clean_text` does neither.
     """
     for _ in range(3):
         text = text.replace("..", ".")
@@ -64,19 +74,25 @@ def r2gen_report(text: str) -> str:
         for number in "2345":  # numbers of list items
             text = text.replace(f"{before}{number}. ", ". ")
     sentences = text.strip().lower().split(". ")
-    clean = (re.sub(r"[.,?;*!%^&_+():-\[\]{}]", "", re.sub(r"[\"/\\']", "", s).strip()) for s in sentences)
+    clean = (
+        re.sub(r"[.,?;*!%^&_+():-\[\]{}]", "", re.sub(r"[\"/\\']", "", s).strip())
+        for s in sentences
+    )
     return " . ".join(clean) + " ."
 
 
 def symmetry(image: torch.Tensor) -> float:
-    """How alike the middle of a film (1, H, W) and its mirror image are: best correlation over shifts of the axis.
+    """How alike the middle of a film (1, H, W) and its mirror image are: best correlation over
+    shifts of the axis.
 
     A frontal chest is nearly its own mirror image, a lateral one is not.
     """
     inside = image[0] > -1  # without the padding to a square, which is always symmetric
     film = image[:, inside.any(1)][:, :, inside.any(0)]
     edge = round(0.12 * film.shape[-1])  # and without the air beside the body
-    picture = torch.nn.functional.adaptive_avg_pool2d(film[..., edge : film.shape[-1] - edge], (48, 48))[0].numpy()
+    picture = torch.nn.functional.adaptive_avg_pool2d(
+        film[..., edge : film.shape[-1] - edge], (48, 48)
+    )[0].numpy()
     best = -1.0
     for shift in range(-8, 9):
         a = picture[6:42, max(0, shift) : 48 + min(0, shift)]
@@ -87,7 +103,8 @@ def symmetry(image: torch.Tensor) -> float:
 
 
 def likely_frontal(films: Sequence[Film]) -> Film:
-    """The first film, unless another is clearly more symmetric: most first images are frontal, one in eight is not."""
+    """The first film, unless another is clearly more symmetric: most first images are frontal, one
+    in eight is not."""
     scores = [symmetry(f.image) for f in films]
     best = int(np.argmax(scores))
     return films[best] if scores[best] > scores[0] + SYMMETRY_MARGIN else films[0]
@@ -112,15 +129,18 @@ class _Views:
 class IUXRay(Source):
     """Frontal chest radiograph (``xray``) and report (``text``).
 
-    The form is told from what is in the folder: ``annotation.json`` (R2Gen), ``indiana_reports.csv`` (Kaggle, raddar)
-    or XML reports (OpenI). Which image is frontal comes from ``indiana_projections.csv`` where that lies in the folder,
-    else from lateral codes in a table of DICOM headers (``nlmcxr_dicom_metadata.csv``). Where neither tells, as always
-    in R2Gen's form, the film itself is judged when it is read (`likely_frontal`), and the table and the study's notes
-    say so; a single image of unknown view is left out.
+    The form is told from what is in the folder: ``annotation.json`` (R2Gen),
+    ``indiana_reports.csv`` (Kaggle, raddar) or XML reports (OpenI). Which image is frontal comes
+    from ``indiana_projections.csv`` where that lies in the folder, else from lateral codes in a
+    table of DICOM headers (``nlmcxr_dicom_metadata.csv``). Where neither tells, as always in
+    R2Gen's form, the film itself is judged when it is read (`likely_frontal`), and the table and
+    the study's notes say so; a single image of unknown view is left out.
 
     Args:
-        guess_view: judge by the film where the view is not recorded; if not, such images are left out.
-        r2gen_filter: keep only studies that R2Gen keeps: at least two images and a FINDINGS text (2,955 of them).
+        guess_view: judge by the film where the view is not recorded; if not, such images are left
+            out.
+        r2gen_filter: keep only studies that R2Gen keeps: at least two images and a FINDINGS text
+            (2,955 of them).
     """
 
     name = "iu_xray"
@@ -130,31 +150,48 @@ class IUXRay(Source):
         title="IU X-Ray (Indiana University Chest X-ray Collection, OpenI)",
         homepage="https://openi.nlm.nih.gov/faq",
         licence="CC BY-NC-ND 4.0, stated in every report's XML",
-        access="free download: OpenI (NLMCXR_png.tgz, NLMCXR_reports.tgz); mirrors: R2Gen's iu_xray.zip, Kaggle "
-        "raddar/chest-xrays-indiana-university",
+        access=(
+            "free download: OpenI (NLMCXR_png.tgz, NLMCXR_reports.tgz); mirrors: R2Gen's"
+            " iu_xray.zip, Kaggle raddar/chest-xrays-indiana-university"
+        ),
         paper_use="named for it by secondary sources, which quote a BLEU-1 of reports [S]",
         lost=(
             "lateral views: a study has one xray stream",
             "personal data: the publisher wrote XXXX, here one token [removed]",
-            "images are 8-bit PNG renderings unless the DICOM files are used; PNG has no pixel spacing",
+            (
+                "images are 8-bit PNG renderings unless the DICOM files are used; PNG has no pixel"
+                " spacing"
+            ),
         ),
         faults=(
             "0 to 5 images a report: no pair is assumed, reports without image are text alone (12)",
             "28 reports without any text: tested by text, not by section labels (13)",
-            "the first image is not always frontal: known views are used, else the film is judged and marked (14)",
-            "DICOM ViewPosition calls both views PA in about 1,088 pairs: only its lateral codes are believed (15)",
+            (
+                "the first image is not always frontal: known views are used, else the film is"
+                " judged and marked (14)"
+            ),
+            (
+                "DICOM ViewPosition calls both views PA in about 1,088 pairs: only its lateral"
+                " codes are believed (15)"
+            ),
             "CXR1_1_IM in XML, CXR1_IM elsewhere: one name (16)",
             "MONOCHROME1 is inverted, a missing rescale slope is 1 and intercept 0 (17)",
             "XXXX becomes one token (18)",
             "the id is the attribute of uId, ids have gaps (19)",
             "R2Gen's 2,069/296/590 are studies, not images (20)",
-            "R2Gen's text cleaner is only in r2gen_report, its left-right flip is not reproduced (21)",
+            (
+                "R2Gen's text cleaner is only in r2gen_report, its left-right flip is not"
+                " reproduced (21)"
+            ),
             "a corrupt XML or image is counted and left out (51), content decides the format (52)",
         ),
-        layout="""raw:     ecgen-radiology/<n>.xml (or NLMCXR_reports.tgz), CXR<n>_IM-<...>.png or <n>_IM-<...>.dcm
-         optional: indiana_projections.csv or nlmcxr_dicom_metadata.csv[.gz] (tells frontal from lateral)
+        layout="""raw:     ecgen-radiology/<n>.xml (or NLMCXR_reports.tgz)
+         CXR<n>_IM-<...>.png or <n>_IM-<...>.dcm
+         optional: indiana_projections.csv or nlmcxr_dicom_metadata.csv[.gz]
+         (tells frontal from lateral)
 R2Gen:   annotation.json, images/CXR<n>_IM-<...>/{0,1}.png
-Kaggle:  indiana_reports.csv, indiana_projections.csv, images/images_normalized/<n>_IM-<...>.dcm.png""",
+Kaggle:  indiana_reports.csv, indiana_projections.csv,
+         images/images_normalized/<n>_IM-<...>.dcm.png""",
         recalled=("folders of the DICOM archive",),
     )
 
@@ -168,18 +205,24 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv, images/images_normalized/
         if (table := find_file(root, "indiana_reports.csv")) is not None:
             projections = find_file(root, "indiana_projections.csv")
             if projections is None:
-                raise self.not_here(root, "indiana_reports.csv is there but not indiana_projections.csv")
+                raise self.not_here(
+                    root, "indiana_reports.csv is there but not indiana_projections.csv"
+                )
             reports = _kaggle_reports(table, projections)
         else:
             reports = self._raw_reports(root, skips)
         return self._found(root, reports, skips)
 
     def _raw_reports(self, root: Path, skips: list[Skip]) -> tuple[IUReport, ...]:
-        files = [p for p in sorted(root.rglob("*.xml")) if p.is_file() and not p.name.startswith(".")]
+        files = [
+            p for p in sorted(root.rglob("*.xml")) if p.is_file() and not p.name.startswith(".")
+        ]
         if not files:
             archive = find_file(root, "NLMCXR_reports.tgz")
             if archive is None:
-                raise self.not_here(root, "neither annotation.json, indiana_reports.csv nor XML reports")
+                raise self.not_here(
+                    root, "neither annotation.json, indiana_reports.csv nor XML reports"
+                )
             try:
                 return read_iu_archive(archive, progress=False)
             except IUReportError as error:
@@ -194,12 +237,20 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv, images/images_normalized/
                 skips.append(Skip("unreadable report", str(path), str(error)))
                 continue
             if report.uid in reports:
-                skips.append(Skip("repeated report", str(path), f"{report.uid} was read from another file already"))
+                skips.append(
+                    Skip(
+                        "repeated report",
+                        str(path),
+                        f"{report.uid} was read from another file already",
+                    )
+                )
                 continue
             reports[report.uid] = report
         if not reports:
             raise self.not_here(root, f"none of {len(files)} XML files is an IU report")
-        return tuple(sorted(reports.values(), key=lambda r: (int(re.sub(r"\D", "", r.uid) or 0), r.uid)))
+        return tuple(
+            sorted(reports.values(), key=lambda r: (int(re.sub(r"\D", "", r.uid) or 0), r.uid))
+        )
 
     def _found(self, root: Path, reports: tuple[IUReport, ...], skips: list[Skip]) -> Found:
         images = _images(root)
@@ -210,7 +261,11 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv, images/images_normalized/
         missing = 0
         for report in reports:
             if self.r2gen_filter and report.uid not in kept:
-                skips.append(Skip("not in R2Gen's subset", report.uid, "fewer than two images, or no FINDINGS"))
+                skips.append(
+                    Skip(
+                        "not in R2Gen's subset", report.uid, "fewer than two images, or no FINDINGS"
+                    )
+                )
                 continue
             keys = [image_key(i) for i in report.image_ids]
             missing += sum(k not in images for k in keys)
@@ -219,12 +274,22 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv, images/images_normalized/
             likely, sure = views.frontals(keys)
             likely = tuple(k for k in likely if k in images)
             if there and not likely:
-                skips.append(Skip("no frontal view", report.uid, "its images are lateral, or the frontal is absent"))
+                skips.append(
+                    Skip(
+                        "no frontal view",
+                        report.uid,
+                        "its images are lateral, or the frontal is absent",
+                    )
+                )
             elif likely and not sure and (len(likely) < 2 or not self.guess_view):
                 skips.append(Skip("view unknown", report.uid, UNKNOWN_VIEW))
                 likely = ()
             if not report.text and not likely:
-                skips.append(Skip("empty report", report.uid, "neither findings nor impression, and no image"))
+                skips.append(
+                    Skip(
+                        "empty report", report.uid, "neither findings nor impression, and no image"
+                    )
+                )
                 continue
             nobody = not report.mesh
             entries.append(
@@ -234,7 +299,10 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv, images/images_normalized/
                     split="",
                     files={"xray": images[likely[0]]} if likely else {},
                     text=report.text or None,
-                    labels={n: math.nan if nobody else float(v) for n, v in mesh_presence(report).items()},
+                    labels={
+                        n: math.nan if nobody else float(v)
+                        for n, v in mesh_presence(report).items()
+                    },
                     extra={"candidates": () if sure else tuple(images[k] for k in likely)},
                 )
             )
@@ -242,9 +310,15 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv, images/images_normalized/
         note = f"{missing} listed images are not in the folder" if missing else ""
         table = (
             Expectation.count("reports", PUBLISHED["reports"], len(reports)),
-            Expectation.count("reports with findings", PUBLISHED["findings"], sum(bool(r.findings) for r in reports)),
             Expectation.count(
-                "reports with an impression", PUBLISHED["impression"], sum(bool(r.impression) for r in reports)
+                "reports with findings",
+                PUBLISHED["findings"],
+                sum(bool(r.findings) for r in reports),
+            ),
+            Expectation.count(
+                "reports with an impression",
+                PUBLISHED["impression"],
+                sum(bool(r.impression) for r in reports),
             ),
             Expectation.count("images", PUBLISHED["images"], len(listed & set(images)), note),
             Expectation.count("studies that pass R2Gen's filter", PUBLISHED["r2gen"], len(passing)),
@@ -256,10 +330,14 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv, images/images_normalized/
         try:
             splits = json.loads(annotation.read_text(encoding="utf-8"))
             studies = [(split, s) for split in R2GEN_STUDIES for s in splits[split]]
-            rows = [(split, str(s["id"]), str(s["report"]), [str(p) for p in s["image_path"]]) for split, s in studies]
+            rows = [
+                (split, str(s["id"]), str(s["report"]), [str(p) for p in s["image_path"]])
+                for split, s in studies
+            ]
         except (ValueError, KeyError, TypeError) as error:
             raise SourceError(
-                f"{annotation}: not R2Gen's form, {{train, val, test: [{{id, report, image_path, split}}]}} ({error!r})"
+                f"{annotation}: not R2Gen's form, {{train, val, test: [{{id, report, image_path,"
+                f" split}}]}} ({error!r})"
             ) from error
         folder = annotation.parent / "images"
         # R2Gen renamed the images to 0 and 1, so no table can tell the views any more.
@@ -267,7 +345,9 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv, images/images_normalized/
         for split, name, report, paths in rows:
             subject = re.sub(r"_.*", "", name)
             if any(Path(p).is_absolute() or ".." in Path(p).parts for p in paths):
-                raise SourceError(f"{annotation}: study {name} names an image outside its folder ({paths})")
+                raise SourceError(
+                    f"{annotation}: study {name} names an image outside its folder ({paths})"
+                )
             text = clean_text(re.sub(r"x{3,}", lambda m: m[0].upper(), report))
             there = [folder / p for p in paths if (folder / p).is_file()]
             if len(there) < len(paths):
@@ -300,7 +380,10 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv, images/images_normalized/
         chosen: Film | None = None
         if candidates := entry.extra.get("candidates"):
             chosen = likely_frontal([read_film(p, size) for p in candidates])
-            notes.append(f"view not recorded: which of {len(candidates)} images is frontal was judged by symmetry")
+            notes.append(
+                f"view not recorded: which of {len(candidates)} images is frontal was judged by"
+                " symmetry"
+            )
         elif "xray" in entry.files:
             chosen = read_film(entry.files["xray"], size)
         if chosen is None and entry.text is None:
@@ -318,13 +401,22 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv, images/images_normalized/
 def _judged(entries: Sequence[Entry]) -> tuple[Expectation, ...]:
     n = sum(bool(e.extra["candidates"]) for e in entries)
     note = "put indiana_projections.csv into the folder; R2Gen's form has lost the names"
-    return (Expectation("studies whose view is judged by the film", "", f"{n:,}", "surprising", note),) if n else ()
+    return (
+        (Expectation("studies whose view is judged by the film", "", f"{n:,}", "surprising", note),)
+        if n
+        else ()
+    )
 
 
 def _images(root: Path) -> Mapping[str, Path]:
-    """`image_key` -> file, of all image files below a folder; PNG wins over DICOM where both are there."""
+    """`image_key` -> file, of all image files below a folder; PNG wins over DICOM where both are
+    there."""
     found: dict[str, Path] = {}
-    files = (p for p in root.rglob("*_IM-*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+    files = (
+        p
+        for p in root.rglob("*_IM-*")
+        if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".")
+    )
     for path in sorted(files, key=lambda p: (_SUFFIXES.index(p.suffix.lower()), p)):
         found.setdefault(image_key(path.name), path)
     return found
@@ -334,12 +426,20 @@ def _views(root: Path, reports: tuple[IUReport, ...]) -> _Views:
     if (projections := find_file(root, "indiana_projections.csv")) is not None:
         rows = read_table(projections, ("filename", "projection"))
         return _Views(
-            frozenset(image_key(r["filename"]) for r in rows if r["projection"].lower() == "frontal"),
-            frozenset(image_key(r["filename"]) for r in rows if r["projection"].lower() == "lateral"),
+            frozenset(
+                image_key(r["filename"]) for r in rows if r["projection"].lower() == "frontal"
+            ),
+            frozenset(
+                image_key(r["filename"]) for r in rows if r["projection"].lower() == "lateral"
+            ),
         )
     if (headers := find_file(root, "nlmcxr_dicom_metadata.csv")) is not None:
         rows = read_table(headers, ("imageid", "View Position"))
-        return _Views(lateral=frozenset(image_key(r["imageid"]) for r in rows if r["View Position"] in _LATERAL))
+        return _Views(
+            lateral=frozenset(
+                image_key(r["imageid"]) for r in rows if r["View Position"] in _LATERAL
+            )
+        )
     return _Views()
 
 

@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from medm2g_core.data.files import mr_to_unit
-from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceStudy
+from medm2g_core.data.sources.base import (
+    DataCard,
+    Entry,
+    Expectation,
+    Found,
+    Skip,
+    Source,
+    SourceStudy,
+)
 from medm2g_core.data.sources.grids import Grid, axial_entries, load_volume, nifti_grid
 from medm2g_core.data.sources.imaging import paired_slices
 from medm2g_core.data.sources.tables import read_table
@@ -30,23 +38,38 @@ _CARD = DataCard(
     homepage="https://brain-development.org/ixi-dataset/",
     licence="CC BY-SA 3.0",
     access="free download, one tar a contrast (IXI-T1.tar, IXI-T2.tar, IXI-PD.tar) and IXI.xls",
-    paper_use="synthesis of a missing MR contrast (task 3), T2 and PD to T1 among others; named for the paper by "
-    "secondary sources [S]; the preparation is not known, the usual one is used [C]",
+    paper_use=(
+        "synthesis of a missing MR contrast (task 3), T2 and PD to T1 among others; named for the"
+        " paper by secondary sources [S]; the preparation is not known, the usual one is used [C]"
+    ),
     lost=(
         "T2 and PD are interpolated once, onto the grid of T1",
         "only the middle `count` axial slices that all three contrasts cover",
-        "the absolute signal: each volume goes to -1..1 by its own percentiles (usual elsewhere: mean 1)",
-        "the usual subset (first 40 subjects as 25/5/10) is not the publisher's; the split here is seeded by subject",
+        (
+            "the absolute signal: each volume goes to -1..1 by its own percentiles (usual"
+            " elsewhere: mean 1)"
+        ),
+        (
+            "the usual subset (first 40 subjects as 25/5/10) is not the publisher's; the split here"
+            " is seeded by subject"
+        ),
     ),
     faults=(
         "T1 without T2 (IXI116, 182, 309, 500) and T2 without T1 (IXI580): left out and counted",
         "IXI014-HH-1236-T2 is 256 x 256 x 28 with slices 5 mm apart: left out by its header",
-        "T1 is sagittal, T2 and PD axial, and nobody registered them: T1 is turned to axial slices, T2 and PD are "
-        "registered to it (affine, mutual information); slices are never paired by number",
-        "others report a PSNR of about 17 of models trained without registration: register=False is marked in the "
-        "table and in every study",
-        "IXI.xls repeats ids and lacks ages: joined on IXI_ID, contradicting rows leave the value unknown; .xls itself "
-        "is not read, export it as IXI.csv",
+        (
+            "T1 is sagittal, T2 and PD axial, and nobody registered them: T1 is turned to axial"
+            " slices, T2 and PD are registered to it (affine, mutual information); slices are never"
+            " paired by number"
+        ),
+        (
+            "others report a PSNR of about 17 of models trained without registration:"
+            " register=False is marked in the table and in every study"
+        ),
+        (
+            "IXI.xls repeats ids and lacks ages: joined on IXI_ID, contradicting rows leave the"
+            " value unknown; .xls itself is not read, export it as IXI.csv"
+        ),
     ),
     layout="""\
   IXI-T1/IXI002-Guys-0828-T1.nii.gz     581 files
@@ -55,7 +78,10 @@ _CARD = DataCard(
   IXI.csv                               (optional: IXI.xls exported as CSV)""",
     recalled=(
         "the columns of the table: IXI_ID, 'SEX_ID (1=m, 2=f)', AGE",
-        "T2 and PD come from one dual-echo scan: where their grids are equal, PD takes the transform of T2",
+        (
+            "T2 and PD come from one dual-echo scan: where their grids are equal, PD takes the"
+            " transform of T2"
+        ),
     ),
 )
 
@@ -64,11 +90,12 @@ _CARD = DataCard(
 class IXI(Source):
     """One entry an axial slice of T1's grid, with T2 and PD registered to it.
 
-    Registering is by far the slowest part. It is done once while a person's slices are read one after the other;
-    reading in another order repeats it.
+    Registering is by far the slowest part. It is done once while a person's slices are read one
+    after the other; reading in another order repeats it.
 
     Attributes:
-        register: bring T2 and PD to T1; otherwise they are placed by their headers alone, which is marked.
+        register: bring T2 and PD to T1; otherwise they are placed by their headers alone, which is
+            marked.
         count: at most so many axial slices a person, the middle ones of what all contrasts cover.
         seed: of the registration's sample points.
     """
@@ -118,14 +145,26 @@ class IXI(Source):
         table = [
             Expectation.count("T1 volumes", 581, have["mri_t1"]),
             Expectation.count("T2 volumes", 578, have["mri_t2"]),
-            Expectation.count("people with T1, T2 and PD", 576, whole, "577 have all three, IXI014's T2 is left out"),
+            Expectation.count(
+                "people with T1, T2 and PD",
+                576,
+                whole,
+                "577 have all three, IXI014's T2 is left out",
+            ),
         ]
         if not list(root.rglob("IXI*.csv")):
             xls = any(root.rglob("IXI*.xls*"))
             note = "IXI.xls is not read: export it as IXI.csv" if xls else "optional"
-            table.append(Expectation("table of ages and sexes", "", "none", "surprising" if xls else "ok", note))
+            table.append(
+                Expectation(
+                    "table of ages and sexes", "", "none", "surprising" if xls else "ok", note
+                )
+            )
         if not self.register:
-            note = "T2 and PD lie where their headers say; others report a PSNR of about 17 of models trained so"
+            note = (
+                "T2 and PD lie where their headers say; others report a PSNR of about 17 of models"
+                " trained so"
+            )
             table.append(Expectation("registration to T1", "on", "off", "surprising", note))
         return tuple(table)
 
@@ -137,7 +176,9 @@ class IXI(Source):
             top, bottom = _covered(fixed, grids[stream_name])
             first, stop = max(first, top), min(stop, bottom)
         if stop <= first:
-            raise FileError(f"{entry.id}: by their headers the contrasts show no common part of the head")
+            raise FileError(
+                f"{entry.id}: by their headers the contrasts show no common part of the head"
+            )
         cut = max(0, stop - first - self.count)
         return axial_entries(entry, range(first + cut // 2, stop - (cut - cut // 2)))
 
@@ -159,7 +200,8 @@ class IXI(Source):
 def _person(
     t1: Path, t2: Path, pd: Path, register: bool, seed: int
 ) -> tuple[Mapping[str, np.ndarray], tuple[float, float, float], tuple[str, ...]]:
-    """All contrasts of a person on the grid of T1 in -1..1, with its spacing and notes; kept until the next person."""
+    """All contrasts of a person on the grid of T1 in -1..1, with its spacing and notes; kept until
+    the next person."""
     import SimpleITK as sitk  # slow to import, as is what uses it
 
     from medm2g_core.data.sources.registration import itk_image, register_affine, resample
@@ -186,7 +228,8 @@ def _person(
                 raise FileError(f"{path}: {error}") from error
             transform = found.transform
             notes.append(
-                f"{stream_name} registered to T1, mutual information {found.before:.2f} to {found.information:.2f} nats"
+                f"{stream_name} registered to T1, mutual information {found.before:.2f} to"
+                f" {found.information:.2f} nats"
             )
         known.append((own, transform))
         units[stream_name] = mr_to_unit(resample(moving, fixed, transform), stream_name=stream_name)
@@ -198,7 +241,8 @@ def _same(a: Grid, b: Grid) -> bool:
 
 
 def _covered(fixed: Grid, other: Grid) -> tuple[int, int]:
-    """Range of axial slices of ``fixed`` whose middle lies between the first and the last slice of ``other``."""
+    """Range of axial slices of ``fixed`` whose middle lies between the first and the last slice of
+    ``other``."""
     _, rows, columns = fixed.shape
     middles = np.array([[s, (rows - 1) / 2, (columns - 1) / 2, 1] for s in range(fixed.shape[0])])
     inside = np.linalg.inv(other.affine) @ fixed.affine @ middles.T
@@ -223,7 +267,8 @@ def _other_protocol(files: Mapping[str, Path]) -> Skip | None:
 
 
 def _demographics(root: Path) -> tuple[dict[str, int], dict[str, str], list[Skip]]:
-    """Age in years and sex by person, from IXI.csv if it is there. People with contradicting rows have neither."""
+    """Age in years and sex by person, from IXI.csv if it is there. People with contradicting rows
+    have neither."""
     ages: dict[str, set[int]] = {}
     sexes: dict[str, set[str]] = {}
     for path in sorted(root.rglob("IXI*.csv")):
@@ -240,7 +285,11 @@ def _demographics(root: Path) -> tuple[dict[str, int], dict[str, str], list[Skip
             if code[:1] in _SEX:
                 sexes.setdefault(person, set()).add(_SEX[code[:1]])
     skips = [
-        Skip("contradicting age or sex", person, "the table has two different rows; the value is unknown")
+        Skip(
+            "contradicting age or sex",
+            person,
+            "the table has two different rows; the value is unknown",
+        )
         for person in sorted(ages.keys() | sexes.keys())
         if len(ages.get(person, ())) > 1 or len(sexes.get(person, ())) > 1
     ]

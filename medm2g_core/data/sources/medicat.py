@@ -10,7 +10,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceError, SourceStudy
+from medm2g_core.data.sources.base import (
+    DataCard,
+    Entry,
+    Expectation,
+    Found,
+    Skip,
+    Source,
+    SourceError,
+    SourceStudy,
+)
 from medm2g_core.data.sources.radiographs import read_film
 from medm2g_core.data.sources.tables import open_table
 
@@ -21,14 +30,18 @@ PUBLISHED = {"figures": 217_060, "articles": 131_410}
 _MODALITIES: Mapping[str, re.Pattern[str]] = MappingProxyType(
     {
         "xray": re.compile(
-            r"\b(?:x[- ]?rays?|radiographs?|radiographic|roentgenogra\w+|plain films?|(?:chest|plain) films?|cxr)\b",
+            r"\b(?:x[- ]?rays?|radiographs?|radiographic|roentgenogra\w+|plain"
+            r" films?|(?:chest|plain) films?|cxr)\b",
             re.I,
         ),
         # "CT" in capitals alone; ct in lower case is also a court and a count
         "ct": re.compile(
-            r"\b(?:CECT|NCCT|HRCT|[MC]DCT|CTA?)\b|(?i:\b(?:computed|computeri[sz]ed) (?:axial )?tomogra\w+)"
+            r"\b(?:CECT|NCCT|HRCT|[MC]DCT|CTA?)\b|(?i:\b(?:computed|computeri[sz]ed) (?:axial"
+            r" )?tomogra\w+)"
         ),
-        "mri": re.compile(r"\b(?:MRI|MRA|MR|NMR|FLAIR)\b|(?i:\bmagnetic resonance\b)|\bT[12](?:-?[Ww]|\b)"),
+        "mri": re.compile(
+            r"\b(?:MRI|MRA|MR|NMR|FLAIR)\b|(?i:\bmagnetic resonance\b)|\bT[12](?:-?[Ww]|\b)"
+        ),
         "another": re.compile(
             r"\b(?:PET|SPECT|FDG)\b|(?i:\b(?:ultraso\w+|sonogra\w+|echocardiogra\w+|doppler|angiogra[mp]\w*|arteriogra\w+|"
             r"fluorosc\w+|barium|mammogra\w+|scintigra\w+|positron|endoscop\w+|colonoscop\w+|histolog\w*|patholog(?:ic|y)\w*"
@@ -39,12 +52,15 @@ _MODALITIES: Mapping[str, re.Pattern[str]] = MappingProxyType(
 _CONTRASTS: Mapping[str, re.Pattern[str]] = MappingProxyType(
     {
         "mri_t1": re.compile(r"\bT1(?:-?[Ww]\w*|\b)", re.I),
-        "mri_t2": re.compile(r"\bT2(?!\s*[-/]?\s*(?:weighted\s*)?(?:FLAIR|fluid|\*))(?:-?[Ww]\w*|\b)", re.I),
+        "mri_t2": re.compile(
+            r"\bT2(?!\s*[-/]?\s*(?:weighted\s*)?(?:FLAIR|fluid|\*))(?:-?[Ww]\w*|\b)", re.I
+        ),
         "mri_pd": re.compile(r"(?i:\bproton[- ]density\b)|\bPD(?:-?[Ww]\w*)?\b"),
         "mri_flair": re.compile(r"\bFLAIR\b|(?i:fluid[- ]attenuated)"),
         # contrasts that are none of the streams
         "": re.compile(
-            r"\b(?:DWI|ADC|SWI|MRCP|STIR|MRA|MRS|fMRI|DTI)\b|(?i:diffusion|gradient[- ]echo|T2\*|spectroscop\w+)"
+            r"\b(?:DWI|ADC|SWI|MRCP|STIR|MRA|MRS|fMRI|DTI)\b|(?i:diffusion|gradient[-"
+            r" ]echo|T2\*|spectroscop\w+)"
         ),
     }
 )
@@ -53,9 +69,13 @@ _PANELS = re.compile(
     r"\bB[,:.)]\s|(?i:\(\s*b\s*[,)\-–]|\ba\s*[,&–-]\s*b\b|\ba and b\b|\bpanels\b|"
     r"\b(?:left|right|upper|lower|top|bottom|middle) (?:panel|row|image)s?\b)"
 )
-_CT_ANGIOGRAM = re.compile(r"(\bCT\)?|(?i:tomogra\w+))[- ](?i:angiogra\w+)")  # a CT, where an angiogram alone is not
+_CT_ANGIOGRAM = re.compile(
+    r"(\bCT\)?|(?i:tomogra\w+))[- ](?i:angiogra\w+)"
+)  # a CT, where an angiogram alone is not
 _FIGURE_NUMBER = re.compile(r"^\s*(?:fig(?:ure)?s?\b\.?|abb\.?)\s*\d*\s*[.:|–-]?\s*", re.IGNORECASE)
-_SEVERAL = re.compile(r"\b(?:images|scans|radiographs|views|x[- ]?rays|films|sections|slices)\b", re.IGNORECASE)
+_SEVERAL = re.compile(
+    r"\b(?:images|scans|radiographs|views|x[- ]?rays|films|sections|slices)\b", re.IGNORECASE
+)
 
 
 def caption_text(caption: str) -> str:
@@ -64,11 +84,12 @@ def caption_text(caption: str) -> str:
 
 
 def caption_stream(caption: str) -> tuple[str, str]:
-    """The stream that a figure is, from the words of its caption: (stream, ``""``), or (``""``, why not).
+    """The stream that a figure is, from the words of its caption: (stream, ``""``), or (``""``, why
+    not).
 
-    The reasons are kinds of `Skip`: ``"several panels"``, ``"several modalities"``, ``"another modality"``, ``"modality
-    unknown"`` and ``"MR contrast unknown"``. Nothing in the data set says it better; a caption may name an examination
-    that is not shown.
+    The reasons are kinds of `Skip`: ``"several panels"``, ``"several modalities"``, ``"another
+    modality"``, ``"modality unknown"`` and ``"MR contrast unknown"``. Nothing in the data set says
+    it better; a caption may name an examination that is not shown.
     """
     if _PANELS.search(caption) or _SEVERAL.search(caption):
         return "", "several panels"
@@ -87,10 +108,11 @@ def caption_stream(caption: str) -> tuple[str, str]:
 
 
 class MedICaT(Source):
-    """Single radiology figures of articles (``xray``, ``ct`` or one MR contrast) with their captions (``text``).
+    """Single radiology figures of articles (``xray``, ``ct`` or one MR contrast) with their
+    captions (``text``).
 
-    Which stream a figure is comes from its caption (`caption_stream`); figures of which that is unclear are left out
-    and counted by reason. All figures of an article are one subject.
+    Which stream a figure is comes from its caption (`caption_stream`); figures of which that is
+    unclear are left out and counted by reason. All figures of an article are one subject.
     """
 
     name = "medicat"
@@ -99,12 +121,18 @@ class MedICaT(Source):
     card = DataCard(
         title="MedICaT",
         homepage="https://github.com/allenai/medicat",
-        licence="per article (oa_info.oa.license: cc-by, cc-by-nc, ..., or not stated); kept with every study",
+        licence=(
+            "per article (oa_info.oa.license: cc-by, cc-by-nc, ..., or not stated); kept with every"
+            " study"
+        ),
         access="request form of the Allen Institute; non-commercial research use",
         paper_use="named for it by secondary sources; for which task is not known [S]",
         lost=(
             "compound figures, and figures whose modality or MR contrast the caption leaves open",
-            "grey values: figures are display pictures, so a CT has no Hounsfield units and its window is unknown",
+            (
+                "grey values: figures are display pictures, so a CT has no Hounsfield units and its"
+                " window is unknown"
+            ),
             "side and scale: figures may be cropped, mirrored, annotated or of an animal",
             "inline references, subcaptions and subfigure boxes",
         ),
@@ -115,13 +143,19 @@ class MedICaT(Source):
             "a broken line of the JSONL is counted (51); content decides the format (52)",
             "an article is never in two splits",
         ),
-        layout="""<any name>.jsonl[.gz]: pdf_hash, fig_uri, s2_caption, s2orc_caption, radiology, oa_info, ...
+        layout="""<any name>.jsonl[.gz]: pdf_hash, fig_uri, s2_caption, s2orc_caption,
+radiology, oa_info, ...
 figures/<pdf_hash>_<fig_uri>""",
         recalled=("name of the full JSONL file",),
     )
 
     def scan(self, root: Path) -> Found:
-        tables = [p for g in ("*.jsonl", "*.jsonl.gz", "*/*.jsonl") for p in sorted(root.glob(g)) if p.name[0] != "."]
+        tables = [
+            p
+            for g in ("*.jsonl", "*.jsonl.gz", "*/*.jsonl")
+            for p in sorted(root.glob(g))
+            if p.name[0] != "."
+        ]
         if not tables:
             raise self.not_here(root, "no .jsonl file")
         entries: dict[str, Entry] = {}
@@ -139,7 +173,11 @@ figures/<pdf_hash>_<fig_uri>""",
                     where = f"{table.name}:{number}"
                     row = _row(line)
                     if row is None:
-                        skips.append(Skip("broken line", where, "not a JSON object with pdf_hash and fig_uri"))
+                        skips.append(
+                            Skip(
+                                "broken line", where, "not a JSON object with pdf_hash and fig_uri"
+                            )
+                        )
                         continue
                     article, name = row["pdf_hash"], f"{row['pdf_hash']}_{row['fig_uri']}"
                     if Path(name).name != name:
@@ -187,7 +225,9 @@ def _row(line: str) -> dict[str, Any] | None:
         row = json.loads(line)
     except ValueError:
         return None
-    good = isinstance(row, dict) and all(isinstance(row.get(k), str) and row[k] for k in ("pdf_hash", "fig_uri"))
+    good = isinstance(row, dict) and all(
+        isinstance(row.get(k), str) and row[k] for k in ("pdf_hash", "fig_uri")
+    )
     return row if good else None
 
 
@@ -195,7 +235,9 @@ def _entry(row: Mapping[str, Any], path: Path) -> Entry | Skip:
     """The entry of a figure, or why there is none."""
     name = path.name
     if row.get("radiology") is not True:
-        return Skip("not radiology", name, f"predicted type {row.get('predicted_type') or 'unknown'}")
+        return Skip(
+            "not radiology", name, f"predicted type {row.get('predicted_type') or 'unknown'}"
+        )
     caption = caption_text(str(row.get("s2_caption") or row.get("s2orc_caption") or ""))
     if not caption:
         return Skip("empty caption", name, "neither s2_caption nor s2orc_caption")

@@ -1,4 +1,5 @@
-"""MIMIC-CXR and MIMIC-CXR-JPG (PhysioNet): chest radiographs with free-text reports, one study an entry."""
+"""MIMIC-CXR and MIMIC-CXR-JPG (PhysioNet): chest radiographs with free-text reports, one study an
+entry."""
 
 from __future__ import annotations
 
@@ -9,16 +10,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from medm2g_core.data.iu_reports import REMOVED
-from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceError, SourceStudy
+from medm2g_core.data.sources.base import (
+    DataCard,
+    Entry,
+    Expectation,
+    Found,
+    Skip,
+    Source,
+    SourceError,
+    SourceStudy,
+)
 from medm2g_core.data.sources.radiographs import read_film
 from medm2g_core.data.sources.tables import find_file, read_table
 
 __all__ = ["LABELS", "MimicCXR", "report_text", "split_sections"]
 
 LABELS = (
-    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion",
-    "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia", "Pneumothorax", "Support Devices",
-)  # fmt: skip
+    "Atelectasis",
+    "Cardiomegaly",
+    "Consolidation",
+    "Edema",
+    "Enlarged Cardiomediastinum",
+    "Fracture",
+    "Lung Lesion",
+    "Lung Opacity",
+    "No Finding",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Pneumonia",
+    "Pneumothorax",
+    "Support Devices",
+)
 """Of the CheXpert and NegBio labellers: 1 yes, 0 no, -1 uncertain, blank not mentioned."""
 
 PUBLISHED = {"images": 377_110, "studies": 227_835}
@@ -26,24 +48,46 @@ FRONTAL = ("PA", "AP")  # in order of preference
 
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 # Spellings that occur; a header that holds one of these words is that section.
-_IMPRESSION = ("impression", "conclusion", "mpression", "impresson", "impresion", "impession", "imperssion",
-               "impressoin", "imprssion", "imprression", "imoression")  # fmt: skip
+_IMPRESSION = (
+    "impression",
+    "conclusion",
+    "mpression",
+    "impresson",
+    "impresion",
+    "impession",
+    "imperssion",
+    "impressoin",
+    "imprssion",
+    "imprression",
+    "imoression",
+)
 _FINDINGS = ("finding", "findins", "findindgs", "findgings", "findngs", "findnings", "finidngs")
 # Some reports head their findings with the name of the examination.
 _EXAMINATION = re.compile(
     r"chest|portable|pa and lat|lateral and pa|ap and lateral|lateral and ap|frontal|two views|"
     r"(?:pa|ap|one|lateral) view"
 )
-_OTHER = ("comparison", "indication", "history", "technique", "reason", "recommendation", "notification", "wet read")
+_OTHER = (
+    "comparison",
+    "indication",
+    "history",
+    "technique",
+    "reason",
+    "recommendation",
+    "notification",
+    "wet read",
+)
 _RULER = re.compile(r"^[ \t]*_{5,}[ \t]*$", re.MULTILINE)
 
 
 def split_sections(report: str) -> tuple[tuple[str, str], ...]:
-    """A report's sections in order, as (name, text): ``"impression"``, ``"findings"``, or the header in lower case.
+    """A report's sections in order, as (name, text): ``"impression"``, ``"findings"``, or the
+    header in lower case.
 
-    The rule is that of the data set's own parser: a header is a new line, one space, capitals and a colon, so the text
-    must come with its white space. What stands before the first header is ``"preamble"``; the first line after a header
-    cannot be a header. A ruler of underscores parts an addendum, above it, from the report, which alone is kept.
+    The rule is that of the data set's own parser: a header is a new line, one space, capitals and a
+    colon, so the text must come with its white space. What stands before the first header is
+    ``"preamble"``; the first line after a header cannot be a header. A ruler of underscores parts
+    an addendum, above it, from the report, which alone is kept.
     """
     report = "\n" + report.replace("\r\n", "\n")
     parts = _RULER.split(report)
@@ -72,14 +116,19 @@ def _section(header: str) -> str:
 
 
 def report_text(report: str) -> str:
-    """Findings and impression of a raw report in the project's report form; ``""`` where it says nothing.
+    """Findings and impression of a raw report in the project's report form; ``""`` where it says
+    nothing.
 
-    The last section of a name counts. Without either, the last paragraph is taken. ``___``, the publisher's mark for
-    removed personal data, becomes one token.
+    The last section of a name counts. Without either, the last paragraph is taken. ``___``, the
+    publisher's mark for removed personal data, becomes one token.
     """
     sections = split_sections(report)
     last = {name: clean for name, text in sections if (clean := _clean(text))}
-    parts = [f"{title}: {last[title.lower()]}" for title in ("Findings", "Impression") if title.lower() in last]
+    parts = [
+        f"{title}: {last[title.lower()]}"
+        for title in ("Findings", "Impression")
+        if title.lower() in last
+    ]
     if parts:
         return " ".join(parts)
     # Reports without headers, and those for which the official parser keeps rules of their own.
@@ -97,11 +146,13 @@ def _clean(text: str) -> str:
 class MimicCXR(Source):
     """Frontal radiograph (``xray``) and report (``text``) of a study, from JPG or DICOM images.
 
-    `scan` reads the report of every study whose frontal image is there, as only its text shows whether it is empty.
+    `scan` reads the report of every study whose frontal image is there, as only its text shows
+    whether it is empty.
 
     Args:
-        reports: folder of the reports, which belong to MIMIC-CXR and are absent from MIMIC-CXR-JPG; by default they are
-            looked for beside the images, in the image folders and in ``mimic-cxr-reports``.
+        reports: folder of the reports, which belong to MIMIC-CXR and are absent from MIMIC-CXR-JPG;
+            by default they are looked for beside the images, in the image folders and in
+            ``mimic-cxr-reports``.
     """
 
     name = "mimic_cxr"
@@ -111,16 +162,24 @@ class MimicCXR(Source):
         title="MIMIC-CXR 2.0.0/2.1.0 and MIMIC-CXR-JPG 2.0.0/2.1.0",
         homepage="https://physionet.org/content/mimic-cxr-jpg/",
         licence="PhysioNet Credentialed Health Data License 1.5.0",
-        access="credentialed: PhysioNet account, CITI training, signed data use agreement; no sharing, and no sending "
-        "to online services",
-        paper_use="named for it by secondary sources, which quote a BLEU-4 of reports and an FID of X-rays [S]",
+        access=(
+            "credentialed: PhysioNet account, CITI training, signed data use agreement; no sharing,"
+            " and no sending to online services"
+        ),
+        paper_use=(
+            "named for it by secondary sources, which quote a BLEU-4 of reports and an FID of"
+            " X-rays [S]"
+        ),
         lost=(
             "lateral views, and all but one frontal view of a study",
             "sections other than findings and impression; addenda",
             "JPG: absolute grey values (they are histogram-equalised) and pixel spacing",
         ),
         faults=(
-            "reports absent from -JPG: separate folder, or .txt beside or inside the study's folder (1)",
+            (
+                "reports absent from -JPG: separate folder, or .txt beside or inside the study's"
+                " folder (1)"
+            ),
             "about 15,800 null ViewPositions: unknown, never frontal (2)",
             "labels, reports and splits are joined by study and subject (3)",
             "headers are found before white space is stripped (4)",
@@ -128,7 +187,10 @@ class MimicCXR(Source):
             "header variants; last match; last paragraph as a fallback (6)",
             "about 10,000 empty reports: left out and counted (7)",
             "___ becomes one token, addenda above a ruler are left out (8)",
-            "JPG and DICOM are never mixed: where there is a JPG, DICOM files are left out and counted (9)",
+            (
+                "JPG and DICOM are never mixed: where there is a JPG, DICOM files are left out and"
+                " counted (9)"
+            ),
             "one entry a study, however many views (10)",
             "labels keep four states: 1, 0, -1 and NaN (11)",
             "corrupt images are an error or counted (51); content decides the format (52)",
@@ -137,7 +199,11 @@ class MimicCXR(Source):
 mimic-cxr-2.0.0-chexpert.csv[.gz] or mimic-cxr-2.0.0-negbio.csv[.gz] (labels, optional)
 files/p10/p10000032/s50414267/<dicom_id>.jpg (or .dcm)
 files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/files/...)""",
-        recalled=("wording of the licence", "columns of the label tables", "folder in the archive of reports"),
+        recalled=(
+            "wording of the licence",
+            "columns of the label tables",
+            "folder in the archive of reports",
+        ),
     )
 
     def __init__(self, *, reports: str | Path | None = None) -> None:
@@ -146,7 +212,9 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
     def scan(self, root: Path) -> Found:
         metadata = find_file(root, "mimic-cxr-*-metadata.csv")
         if metadata is None:
-            raise self.not_here(root, "no mimic-cxr-2.0.0-metadata.csv, which says the views of the images")
+            raise self.not_here(
+                root, "no mimic-cxr-2.0.0-metadata.csv, which says the views of the images"
+            )
         if self.reports is not None and not self.reports.is_dir():
             raise SourceError(f"{self.reports}: there is no such folder of reports")
         rows = read_table(metadata, ("dicom_id", "subject_id", "study_id", "ViewPosition"))
@@ -168,7 +236,11 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
             if splits and not known:
                 skips.append(Skip("in no split", f"s{study}", "not in the split table"))
                 continue
-            there = {v["dicom_id"]: p for v in views if (p := _image(files / folder, v["dicom_id"], jpg)) is not None}
+            there = {
+                v["dicom_id"]: p
+                for v in views
+                if (p := _image(files / folder, v["dicom_id"], jpg)) is not None
+            }
             images += len(there)
             report = _find_report(places, folder)
             reports += report is not None
@@ -180,7 +252,13 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
             if report is not None:
                 text = report_text(report.read_text(encoding="utf-8", errors="replace"))
                 if not text:
-                    skips.append(Skip("empty report", f"s{study}", "neither findings nor impression nor other text"))
+                    skips.append(
+                        Skip(
+                            "empty report",
+                            f"s{study}",
+                            "neither findings nor impression nor other text",
+                        )
+                    )
                     continue
             entries.append(
                 Entry(
@@ -198,13 +276,19 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
             Expectation.count("image files", PUBLISHED["images"], images),
             Expectation.count("report files", PUBLISHED["studies"], reports),
             Expectation("form of the images", "", "JPG, histogram-equalised" if jpg else "DICOM"),
-            Expectation("split table", "", f"{len(splits):,} studies", "ok" if splits else "missing"),
+            Expectation(
+                "split table", "", f"{len(splits):,} studies", "ok" if splits else "missing"
+            ),
         )
         return Found(tuple(entries), tuple(skips), table)
 
     def read(self, entry: Entry, size: int) -> SourceStudy:
         film = read_film(entry.files["xray"], size)
-        unit = "display intensity" if film.kind == "dicom" else "display intensity, histogram-equalised"
+        unit = (
+            "display intensity"
+            if film.kind == "dicom"
+            else "display intensity, histogram-equalised"
+        )
         return self.study(
             entry,
             {"xray": film.image},
@@ -230,8 +314,8 @@ def _splits(root: Path) -> dict[tuple[str, str], str]:
         subject = row["subject_id"]
         if of_subject.setdefault(subject, split) != split:
             raise SourceError(
-                f"{path}: subject {subject} is in {of_subject[subject]} and in {split}; the official table parts "
-                "people, so this is not it"
+                f"{path}: subject {subject} is in {of_subject[subject]} and in {split}; the"
+                " official table parts people, so this is not it"
             )
         found[subject, row["study_id"]] = split
     return found
@@ -243,13 +327,20 @@ def _labels(root: Path) -> dict[str, dict[str, float]]:
     if path is None:
         return {}
     try:
-        return {r["study_id"]: {n: float(r.get(n) or "nan") for n in LABELS} for r in read_table(path, ("study_id",))}
+        return {
+            r["study_id"]: {n: float(r.get(n) or "nan") for n in LABELS}
+            for r in read_table(path, ("study_id",))
+        }
     except ValueError as error:
         raise SourceError(f"{path}: a label is not 1, 0, -1 or blank ({error})") from error
 
 
 def _report_places(root: Path, files: Path, own: Path | None) -> tuple[Path, ...]:
-    tops = [own, own / "mimic-cxr-reports"] if own is not None else [files, root, root / "mimic-cxr-reports"]
+    tops = (
+        [own, own / "mimic-cxr-reports"]
+        if own is not None
+        else [files, root, root / "mimic-cxr-reports"]
+    )
     return tuple(dict.fromkeys(p for top in tops for p in (top / "files", top) if p.is_dir()))
 
 
@@ -265,7 +356,9 @@ def _find_report(places: Sequence[Path], folder: Path) -> Path | None:
 def _holds_jpg(files: Path, rows: Sequence[Mapping[str, str]]) -> bool:
     """Whether any image is a JPG."""
     for row in rows:
-        folder = files / f"p{row['subject_id'][:2]}" / f"p{row['subject_id']}" / f"s{row['study_id']}"
+        folder = (
+            files / f"p{row['subject_id'][:2]}" / f"p{row['subject_id']}" / f"s{row['study_id']}"
+        )
         if (folder / f"{row['dicom_id']}.jpg").is_file():
             return True
     return False
@@ -286,14 +379,26 @@ def _frontal(views: Sequence[Mapping[str, str]], there: Mapping[str, Path]) -> P
 
 
 def _why_no_frontal(
-    study: str, views: Sequence[Mapping[str, str]], folder: Path, there: Mapping[str, Path], jpg: bool
+    study: str,
+    views: Sequence[Mapping[str, str]],
+    folder: Path,
+    there: Mapping[str, Path],
+    jpg: bool,
 ) -> Skip:
     if not there and jpg and any(_image(folder, v["dicom_id"], False) for v in views):
-        return Skip("DICOM among JPGs", study, "its grey values are not histogram-equalised like those of the others")
+        return Skip(
+            "DICOM among JPGs",
+            study,
+            "its grey values are not histogram-equalised like those of the others",
+        )
     if not there:
         return Skip("image missing", study, f"no image of it in {folder}")
     if any(v["ViewPosition"].upper() in FRONTAL for v in views):
         return Skip("image missing", study, f"its frontal image is not in {folder}")
     if any(not v["ViewPosition"] for v in views):
-        return Skip("view unknown", study, "ViewPosition is blank, so nothing says that it is frontal")
-    return Skip("no frontal view", study, f"views: {', '.join(sorted({v['ViewPosition'] for v in views}))}")
+        return Skip(
+            "view unknown", study, "ViewPosition is blank, so nothing says that it is frontal"
+        )
+    return Skip(
+        "no frontal view", study, f"views: {', '.join(sorted({v['ViewPosition'] for v in views}))}"
+    )

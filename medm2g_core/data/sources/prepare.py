@@ -1,10 +1,11 @@
-"""From the download of a data set to shards that training can read: checked, parallel, resumable, repeatable.
+"""From the download of a data set to shards that training can read: checked, parallel, resumable,
+repeatable.
 
-`prepare_source` prints what is there and what is missing, and then writes ``<split>-00000.tar`` ... (their form:
-`medm2g_core.data.sources.shards`) and ``manifest.json``. The same tree and the same parameters give the same bytes,
-however many processes work and however often they are interrupted: a shard depends on its own studies alone, appears
-under its name only when it is whole, and is not made again while its key, a hash of all it depends on, and its
-SHA-256 are right.
+`prepare_source` prints what is there and what is missing, and then writes ``<split>-00000.tar`` ...
+(their form: `medm2g_core.data.sources.shards`) and ``manifest.json``. The same tree and the same
+parameters give the same bytes, however many processes work and however often they are interrupted:
+a shard depends on its own studies alone, appears under its name only when it is whole, and is not
+made again while its key, a hash of all it depends on, and its SHA-256 are right.
 """
 
 from __future__ import annotations
@@ -32,7 +33,14 @@ from tqdm.auto import tqdm
 from medm2g_core import __version__
 from medm2g_core.data.sources import SOURCES
 from medm2g_core.data.sources.base import SPLITS, Entry, Skip, Source, SourceDataset, SourceError
-from medm2g_core.data.sources.shards import FORMAT, MANIFEST, file_sha256, members, read_manifest, study_key
+from medm2g_core.data.sources.shards import (
+    FORMAT,
+    MANIFEST,
+    file_sha256,
+    members,
+    read_manifest,
+    study_key,
+)
 from medm2g_core.data.volumes import FileError
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import StreamError
@@ -44,11 +52,28 @@ EXAMPLES = 3
 """So many examples of each kind of skip are kept in the manifest."""
 
 _CODE = (
-    "../dicom.py", "../files.py", "../volumes.py", "base.py", "grids.py", "imaging.py", "radiographs.py",
-    "registration.py", "shards.py", "tables.py",
-)  # fmt: skip
+    "../dicom.py",
+    "../files.py",
+    "../volumes.py",
+    "base.py",
+    "grids.py",
+    "imaging.py",
+    "radiographs.py",
+    "registration.py",
+    "shards.py",
+    "tables.py",
+)
 """Files besides the source's own whose text decides on the bytes of a shard."""
-_LIBRARIES = ("numpy", "torch", "pillow", "scipy", "scikit-image", "SimpleITK", "nibabel", "pydicom")
+_LIBRARIES = (
+    "numpy",
+    "torch",
+    "pillow",
+    "scipy",
+    "scikit-image",
+    "SimpleITK",
+    "nibabel",
+    "pydicom",
+)
 _LOCK = ".lock"
 
 
@@ -69,45 +94,61 @@ def prepare_source(
 ) -> dict[str, Any]:
     """Check a data set, print what was found, and write all its studies as shards.
 
-    Broken files are left out and counted. What an earlier call finished is kept, what it did not is done now.
+    Broken files are left out and counted. What an earlier call finished is kept, what it did not is
+    done now.
 
     Args:
         source: a name in `SOURCES`, or the data set itself.
         root: folder of the download.
-        out: folder for the shards, outside ``root``; empty, or from an earlier call with the same parameters.
+        out: folder for the shards, outside ``root``; empty, or from an earlier call with the same
+            parameters.
         size: side of the pictures in pixels.
         limit: at most so many subjects, for a trial (in a folder of its own).
         workers: processes; 0 works in this one, ``None`` takes one a processor.
-        shard_size: studies a shard. A process works on one shard at a time and holds one study of it.
+        shard_size: studies a shard. A process works on one shard at a time and holds one study of
+            it.
         dry_run: print the check and the plan, write nothing.
         seed, shares: of the split by subject, where the publisher has none.
         allow_missing: go on although something that the data set should have is not there.
-        retry: make those shards again that left out unreadable files, as after a fault of the drive.
+        retry: make those shards again that left out unreadable files, as after a fault of the
+            drive.
 
     Returns:
         The manifest as a dict; after a dry run without shards.
 
     Raises:
-        SourceError: not that data set, parts missing, an unsuitable ``out``, a subject in two splits, or a process that
-            was killed; the message says what to do.
+        SourceError: not that data set, parts missing, an unsuitable ``out``, a subject in two
+            splits, or a process that was killed; the message says what to do.
     """
     if isinstance(source, str):
         if source not in SOURCES:
             raise SourceError(f"unknown data set {source!r}; known: {', '.join(SOURCES)}")
         source = SOURCES[source]
-    if size < 16 or shard_size < 1 or (limit is not None and limit < 1) or (workers is not None and workers < 0):
+    if (
+        size < 16
+        or shard_size < 1
+        or (limit is not None and limit < 1)
+        or (workers is not None and workers < 0)
+    ):
         raise SourceError(
-            f"size {size}, shard size {shard_size}, limit {limit}, workers {workers}: needed at least 16, 1, 1 and 0"
+            f"size {size}, shard size {shard_size}, limit {limit}, workers {workers}: needed at"
+            " least 16, 1, 1 and 0"
         )
     root, out = Path(root).absolute(), Path(out).absolute()
     if out.resolve().is_relative_to(root.resolve()):
-        raise SourceError(f"{out} is inside the data set's own folder {root}; choose a folder outside of it")
+        raise SourceError(
+            f"{out} is inside the data set's own folder {root}; choose a folder outside of it"
+        )
     dataset = SourceDataset(source, root, size=size, limit=limit, shares=shares, seed=seed)
     print(dataset.report())
     missing = [line for line in dataset.found.table if line.state == "missing"]
     if missing and not allow_missing:
-        lines = "; ".join(f"{m.what}: found {m.found}, published {m.expected or '-'}" for m in missing)
-        raise SourceError(f"{root}: parts of {source.card.title} are missing ({lines}); get or allow them")
+        lines = "; ".join(
+            f"{m.what}: found {m.found}, published {m.expected or '-'}" for m in missing
+        )
+        raise SourceError(
+            f"{root}: parts of {source.card.title} are missing ({lines}); get or allow them"
+        )
     tasks = _plan(dataset, root, out, shard_size)
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -127,14 +168,19 @@ def prepare_source(
     if dry_run:
         pictures = sum(len(entry.files) for entry in dataset.entries)
         about = (pictures * (2 * size * size + 1024) + len(dataset) * 3072) / 1e6
-        print(f"dry run: {len(dataset)} studies would make {len(tasks)} shards, about {about:,.0f} MB, in {out}")
+        print(
+            f"dry run: {len(dataset)} studies would make {len(tasks)} shards, about {about:,.0f}"
+            f" MB, in {out}"
+        )
         return manifest
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / _LOCK, timeout=0):
             return _prepare(dataset, tasks, manifest, root, out, workers, retry)
     except Timeout as error:
-        raise SourceError(f"{out}: another process is preparing a data set there; wait for it to end") from error
+        raise SourceError(
+            f"{out}: another process is preparing a data set there; wait for it to end"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -154,14 +200,23 @@ def _plan(dataset: SourceDataset, root: Path, out: Path, shard_size: int) -> lis
     """Cut each split, in the order of the scan, into shards; refuse two studies of one key."""
     keys = Counter(study_key(entry.id) for entry in dataset.entries)
     if twice := [key for key, n in keys.items() if n > 1]:
-        raise SourceError(f"{root}: {len(twice)} studies occur twice, first {twice[0]}; is the tree there twice?")
-    common = {"format": FORMAT, "source": dataset.source.name, "size": dataset.size, "code": _code(dataset.source)}
+        raise SourceError(
+            f"{root}: {len(twice)} studies occur twice, first {twice[0]}; is the tree there twice?"
+        )
+    common = {
+        "format": FORMAT,
+        "source": dataset.source.name,
+        "size": dataset.size,
+        "code": _code(dataset.source),
+    }
     tasks = []
     for split in SPLITS:
         own = [entry for entry in dataset.entries if entry.split == split]
         for number, start in enumerate(range(0, len(own), shard_size)):
             entries = tuple(own[start : start + shard_size])
-            facts = json.dumps([common, split, [_facts(entry, root) for entry in entries]], sort_keys=True)
+            facts = json.dumps(
+                [common, split, [_facts(entry, root) for entry in entries]], sort_keys=True
+            )
             key = hashlib.sha256(facts.encode()).hexdigest()
             path = out / f"{split}-{number:05d}.tar"
             tasks.append(_Task(dataset.source, entries, split, root, path, dataset.size, key))
@@ -180,12 +235,17 @@ def _code(source: Source) -> str:
 
 def _versions() -> dict[str, str]:
     python = ".".join(map(str, sys.version_info[:3]))
-    return {"medm2g_core": __version__, "python": python} | {n: importlib.metadata.version(n) for n in _LIBRARIES}
+    return {"medm2g_core": __version__, "python": python} | {
+        n: importlib.metadata.version(n) for n in _LIBRARIES
+    }
 
 
 def _facts(entry: Entry, root: Path) -> Any:
-    """All that a scan found out about a study, and the sizes of its files, independent of where the tree is."""
-    return [_plain(value, root) for value in vars(entry).values()] + [_bytes(p) for p in entry.files.values()]
+    """All that a scan found out about a study, and the sizes of its files, independent of where the
+    tree is."""
+    return [_plain(value, root) for value in vars(entry).values()] + [
+        _bytes(p) for p in entry.files.values()
+    ]
 
 
 def _plain(value: Any, root: Path) -> Any:
@@ -193,7 +253,9 @@ def _plain(value: Any, root: Path) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Path):
-        return value.relative_to(root).as_posix() if value.is_relative_to(root) else value.as_posix()
+        return (
+            value.relative_to(root).as_posix() if value.is_relative_to(root) else value.as_posix()
+        )
     if isinstance(value, Mapping):
         return [[str(k), _plain(v, root)] for k, v in value.items()]
     if isinstance(value, Sequence):
@@ -204,7 +266,8 @@ def _plain(value: Any, root: Path) -> Any:
 
 
 def _bytes(path: Path) -> int:
-    """Size of a file, or of the files in a folder; -1 where nothing is (reading it then says so)."""
+    """Size of a file, or of the files in a folder; -1 where nothing is (reading it then says
+    so)."""
     try:
         if path.is_dir():
             return sum(p.stat().st_size for p in path.iterdir() if p.is_file())
@@ -228,7 +291,11 @@ def _prepare(
         leftover.unlink()
     for old in {*out.glob("*-*.tar")} - {t.path for t in tasks}:  # of a tree that had more studies
         old.unlink()
-    done = {t.path.name: known[t.path.name] for t in tasks if _finished(t, known.get(t.path.name), retry)}
+    done = {
+        t.path.name: known[t.path.name]
+        for t in tasks
+        if _finished(t, known.get(t.path.name), retry)
+    }
     todo = [t for t in tasks if t.path.name not in done]
     manifest["versions"] = list(before["versions"]) if before else []
     if todo:
@@ -237,7 +304,13 @@ def _prepare(
         manifest["versions"] = [v for v in manifest["versions"] if v != now] + [now]
         _save(out, manifest, done)
         total, left = (sum(len(t.entries) for t in some) for some in (tasks, todo))
-        with tqdm(total=total, initial=total - left, desc=dataset.source.name, unit="study", smoothing=0.05) as bar:
+        with tqdm(
+            total=total,
+            initial=total - left,
+            desc=dataset.source.name,
+            unit="study",
+            smoothing=0.05,
+        ) as bar:
             for record in _records(todo, workers, bar.update):
                 done[record["name"]] = record
                 _save(out, manifest, done)
@@ -245,7 +318,9 @@ def _prepare(
         print(f"{out}: all {len(tasks)} shards are there and unchanged; nothing to make")
     if not any(r["studies"] for r in done.values()):
         first = next(skip for r in done.values() for skip in r["skips"])
-        raise SourceError(f"{root}: not one study could be read; the first is {first['where']}: {first['why']}")
+        raise SourceError(
+            f"{root}: not one study could be read; the first is {first['where']}: {first['why']}"
+        )
     _complete(manifest, dataset.skipped, list(done.values()), root)
     _save(out, manifest, done)
     print("\n".join(_summary(manifest)))
@@ -253,53 +328,73 @@ def _prepare(
 
 
 def _earlier(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The manifest of an earlier call with the same parameters; shards of other parameters are never overwritten."""
+    """The manifest of an earlier call with the same parameters; shards of other parameters are
+    never overwritten."""
     if not (out / MANIFEST).is_file():
         if strangers := [p.name for p in out.iterdir() if p.name != _LOCK]:
-            raise SourceError(f"{out}: not empty ({strangers[0]} ...) and no prepared data set; choose another folder")
+            raise SourceError(
+                f"{out}: not empty ({strangers[0]} ...) and no prepared data set; choose another"
+                " folder"
+            )
         return None
     before = read_manifest(out)
     for what in ("source", "parameters"):
         if before[what] != manifest[what]:
             raise SourceError(
-                f"{out} holds a preparation with {what} {before[what]}, asked for was {manifest[what]}; choose another "
-                "folder, or delete that one"
+                f"{out} holds a preparation with {what} {before[what]}, asked for was"
+                f" {manifest[what]}; choose another folder, or delete that one"
             )
     return before
 
 
 def _finished(task: _Task, record: Mapping[str, Any] | None, retry: bool) -> bool:
-    if record is None or record["key"] != task.key or (retry and record["skips"]) or not task.path.is_file():
+    if (
+        record is None
+        or record["key"] != task.key
+        or (retry and record["skips"])
+        or not task.path.is_file()
+    ):
         return False
-    return task.path.stat().st_size == record["bytes"] and file_sha256(task.path) == record["sha256"]
+    return (
+        task.path.stat().st_size == record["bytes"] and file_sha256(task.path) == record["sha256"]
+    )
 
 
-def _records(tasks: Sequence[_Task], workers: int | None, tick: Callable[[int], object]) -> Iterator[dict[str, Any]]:
+def _records(
+    tasks: Sequence[_Task], workers: int | None, tick: Callable[[int], object]
+) -> Iterator[dict[str, Any]]:
     """Make the shards, in this process or in others, and give their records as they are finished.
 
-    joblib's processes are started afresh on every system (as ``spawn`` does), and need no ``if __name__ ==
-    "__main__":`` in the caller's script.
+    joblib's processes are started afresh on every system (as ``spawn`` does), and need no ``if
+    __name__ == "__main__":`` in the caller's script.
     """
     workers = min(cpu_count() if workers is None else workers, len(tasks))
     if workers == 0:
         yield from (_make_shard(task, tick) for task in tasks)
         return
-    pool = Parallel(n_jobs=workers, backend="loky", return_as="generator_unordered", batch_size=1, max_nbytes=None)
+    pool = Parallel(
+        n_jobs=workers,
+        backend="loky",
+        return_as="generator_unordered",
+        batch_size=1,
+        max_nbytes=None,
+    )
     try:
         for record in pool(delayed(_make_shard)(task) for task in tasks):
             tick(record["studies"] + record["skipped"])
             yield record
     except TerminatedWorkerError as error:
         raise SourceError(
-            "a worker process was killed, most often for want of memory; start again with fewer --workers, finished "
-            f"shards are kept ({error})"
+            "a worker process was killed, most often for want of memory; start again with fewer"
+            f" --workers, finished shards are kept ({error})"
         ) from error
     finally:
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 def _make_shard(task: _Task, tick: Callable[[int], object] | None = None) -> dict[str, Any]:
-    """Write one shard and give its line of the manifest. One torch thread: the same sums in every process."""
+    """Write one shard and give its line of the manifest. One torch thread: the same sums in every
+    process."""
     subjects: set[str] = set()
     streams: Counter[str] = Counter()
     skips: list[Skip] = []
@@ -314,7 +409,9 @@ def _make_shard(task: _Task, tick: Callable[[int], object] | None = None) -> dic
                     subjects.add(entry.subject)
                     streams.update(_streams(files))
                     for name, content in files:
-                        member = tarfile.TarInfo(name)  # no owner, and written in 1970: the same bytes at any time
+                        member = tarfile.TarInfo(
+                            name
+                        )  # no owner, and written in 1970: the same bytes at any time
                         member.size = len(content)
                         tar.addfile(member, io.BytesIO(content))
                 if tick is not None:
@@ -346,13 +443,21 @@ def _files(task: _Task, entry: Entry) -> list[tuple[str, bytes]] | Skip:
         study = task.source.read(entry, task.size)
         if (study.id, study.subject) != (entry.id, entry.subject):
             raise ValueError(f"it was read as study {study.id} of subject {study.subject}")
-        if odd := {n: tuple(x.shape) for n, x in study.images.items() if x.shape != (1, task.size, task.size)}:
+        if odd := {
+            n: tuple(x.shape)
+            for n, x in study.images.items()
+            if x.shape != (1, task.size, task.size)
+        }:
             raise ValueError(f"shapes {odd}, needed (1, {task.size}, {task.size})")
         return members(study)
     except (FileError, StreamError) as error:
         return Skip("unreadable file", entry.id, str(error))
-    except Exception as error:  # a fault in the program, not in a file: stop, and say at which study
-        raise SourceError(f"{task.source.name}, study {entry.id}: {type(error).__name__}: {error}") from error
+    except (
+        Exception
+    ) as error:  # a fault in the program, not in a file: stop, and say at which study
+        raise SourceError(
+            f"{task.source.name}, study {entry.id}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _streams(files: Sequence[tuple[str, bytes]]) -> list[str]:
@@ -361,19 +466,25 @@ def _streams(files: Sequence[tuple[str, bytes]]) -> list[str]:
 
 
 def _example(skip: Skip, root: Path) -> dict[str, str]:
-    """A skip without the path of the tree, which is another on every machine and may hold a person's name."""
+    """A skip without the path of the tree, which is another on every machine and may hold a
+    person's name."""
     inside = f"{root}{os.sep}"
     return {"where": skip.where.replace(inside, ""), "why": skip.why.replace(inside, "")}
 
 
-def _complete(manifest: dict[str, Any], skipped: Sequence[Skip], records: list[dict[str, Any]], root: Path) -> None:
+def _complete(
+    manifest: dict[str, Any], skipped: Sequence[Skip], records: list[dict[str, Any]], root: Path
+) -> None:
     """Add what is known only at the end: counts, subjects, and what was left out."""
     records = sorted(records, key=lambda r: (SPLITS.index(r["split"]), r["name"]))
     streams: Counter[str] = Counter()
     for record in records:
         streams.update(record["streams"])
     skips = {
-        kind: {"count": n, "examples": [_example(s, root) for s in skipped if s.kind == kind][:EXAMPLES]}
+        kind: {
+            "count": n,
+            "examples": [_example(s, root) for s in skipped if s.kind == kind][:EXAMPLES],
+        }
         for kind, n in Counter(s.kind for s in skipped).items()
     }
     if unread := sum(r["skipped"] for r in records):
@@ -383,13 +494,17 @@ def _complete(manifest: dict[str, Any], skipped: Sequence[Skip], records: list[d
     manifest["complete"] = True
     manifest["studies"] = {s: sum(r["studies"] for r in records if r["split"] == s) for s in have}
     manifest["streams"] = dict(sorted(streams.items()))
-    manifest["subjects"] = {s: sorted({n for r in records if r["split"] == s for n in r["subjects"]}) for s in have}
+    manifest["subjects"] = {
+        s: sorted({n for r in records if r["split"] == s for n in r["subjects"]}) for s in have
+    }
     manifest["skips"] = skips
 
 
 def _save(out: Path, manifest: dict[str, Any], records: Mapping[str, dict[str, Any]]) -> None:
     """Write the manifest in one step, if it says something new."""
-    manifest["shards"] = sorted(records.values(), key=lambda r: (SPLITS.index(r["split"]), r["name"]))
+    manifest["shards"] = sorted(
+        records.values(), key=lambda r: (SPLITS.index(r["split"]), r["name"])
+    )
     content = (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
     path = out / MANIFEST
     if not path.is_file() or path.read_bytes() != content:
@@ -399,7 +514,10 @@ def _save(out: Path, manifest: dict[str, Any], records: Mapping[str, dict[str, A
 def _summary(manifest: Mapping[str, Any]) -> Iterator[str]:
     """The outcome in a few lines."""
     megabytes = sum(r["bytes"] for r in manifest["shards"]) / 1e6
-    counts = ", ".join(f"{s}: {n} of {len(manifest['subjects'][s])} subjects" for s, n in manifest["studies"].items())
+    counts = ", ".join(
+        f"{s}: {n} of {len(manifest['subjects'][s])} subjects"
+        for s, n in manifest["studies"].items()
+    )
     yield f"prepared {len(manifest['shards'])} shards, {megabytes:,.1f} MB; studies {counts}"
     for kind, skip in manifest["skips"].items():
         first = skip["examples"][0]

@@ -45,7 +45,8 @@ def read_film(path: Path, size: int) -> Film:
         image = film(volume, size, notes)
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
-    # The film was padded to a square of its longer side. Unequal spacings would need a resampling that no set needs.
+    # The film was padded to a square of its longer side. Unequal spacings would need a resampling
+    # that no set needs.
     rows, columns = volume.array.shape[-2:]
     spacing = float(volume.spacing_mm[-1]) * max(rows, columns) / size
     return Film(image, (spacing, spacing), volume.kind, tuple(notes))

@@ -1,9 +1,10 @@
-"""Affine registration of two MR contrasts of one head by mutual information (SimpleITK), the same on every run.
+"""Affine registration of two MR contrasts of one head by mutual information (SimpleITK), the same
+on every run.
 
-Two acquisitions of one session lie in the scanner's coordinates, so their headers already agree but for the movement
-between them. From there a rigid and then an affine transform are found by maximising Mattes' mutual information in
-the head, from coarse to fine. Samples are drawn with a fixed seed and one thread is used: sums of several threads
-differ in their last bits.
+Two acquisitions of one session lie in the scanner's coordinates, so their headers already agree but
+for the movement between them. From there a rigid and then an affine transform are found by
+maximising Mattes' mutual information in the head, from coarse to fine. Samples are drawn with a
+fixed seed and one thread is used: sums of several threads differ in their last bits.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from medm2g_core.data.volumes import FileError
 __all__ = ["Registration", "itk_image", "register_affine", "resample"]
 
 BINS = (16, 64)
-"""Fewest and most bins of the joint histogram. Mattes' smooth histogram lets a slightly shrunken head win, and more
-bins lessen that; but with few samples a bin, the fewer samples overlap the greater the information seems. Here: about
-five samples a bin of the joint histogram."""
+"""Fewest and most bins of the joint histogram. Mattes' smooth histogram lets a slightly shrunken
+head win, and more bins lessen that; but with few samples a bin, the fewer samples overlap the
+greater the information seems. Here: about five samples a bin of the joint histogram."""
 
 RIM_MM = 8.0
-"""The images are compared in the head of the fixed one and so far around it: else the background rules the result."""
+"""The images are compared in the head of the fixed one and so far around it: else the background
+rules the result."""
 
 COARSE_MM, FINE_MM = 8.0, 2.0
-"""Voxel sizes of the coarsest and the finest level; finer ones cost much and move nothing by a visible amount."""
+"""Voxel sizes of the coarsest and the finest level; finer ones cost much and move nothing by a
+visible amount."""
 
 MIN_SIDE = 16
 """A level keeps at least so many voxels each way."""
@@ -46,8 +49,10 @@ class Registration:
     """The outcome of `register_affine`.
 
     Attributes:
-        transform: from a point of the fixed image to the point of the moving image that shows the same (mm, LPS).
-        information: mutual information in nats after it.  before: as the headers have it, on the same samples.
+        transform: from a point of the fixed image to the point of the moving image that shows the
+            same (mm, LPS).
+        information: mutual information in nats after it.  before: as the headers have it, on the
+            same samples.
     """
 
     transform: sitk.AffineTransform
@@ -57,7 +62,9 @@ class Registration:
 
 def itk_image(array: np.ndarray, grid: Grid) -> sitk.Image:
     """An (S, A, R) array on its grid as a float32 SimpleITK image."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array, dtype=np.float32))  # its x, y, z are our R, A, S
+    image = sitk.GetImageFromArray(
+        np.ascontiguousarray(array, dtype=np.float32)
+    )  # its x, y, z are our R, A, S
     to_lps = np.diag([-1.0, -1.0, 1.0])
     spacing = grid.spacing_mm[::-1]
     image.SetSpacing(spacing)
@@ -66,7 +73,9 @@ def itk_image(array: np.ndarray, grid: Grid) -> sitk.Image:
     return image
 
 
-def register_affine(fixed: sitk.Image, moving: sitk.Image, *, seed: int = 0, iterations: int = 40) -> Registration:
+def register_affine(
+    fixed: sitk.Image, moving: sitk.Image, *, seed: int = 0, iterations: int = 40
+) -> Registration:
     """Find the affine transform that brings ``moving`` to ``fixed``.
 
     Args:
@@ -92,27 +101,36 @@ def _register(fixed: sitk.Image, moving: sitk.Image, seed: int, iterations: int)
         _optimise(fixed, moving, head, rigid, _levels(fixed), seed, iterations)
         affine.SetMatrix(rigid.GetMatrix())
         affine.SetTranslation(rigid.GetTranslation())
-        _optimise(fixed, moving, head, affine, _levels(fixed)[1:] or _levels(fixed), seed, iterations)
+        _optimise(
+            fixed, moving, head, affine, _levels(fixed)[1:] or _levels(fixed), seed, iterations
+        )
     except RuntimeError as error:
-        raise FileError(f"the registration failed: {str(error).strip().splitlines()[-1][:160]}") from error
+        raise FileError(
+            f"the registration failed: {str(error).strip().splitlines()[-1][:160]}"
+        ) from error
     stretch = np.linalg.svd(np.array(affine.GetMatrix()).reshape(3, 3), compute_uv=False)
     shift = float(np.linalg.norm(affine.GetTranslation()))
     if shift > MAX_SHIFT_MM or stretch.max() > MAX_SCALE or stretch.min() < 1 / MAX_SCALE:
         raise FileError(
-            f"the registration failed: a shift of {shift:.0f} mm, scales {stretch.min():.2f}..{stretch.max():.2f}"
+            f"the registration failed: a shift of {shift:.0f} mm, scales"
+            f" {stretch.min():.2f}..{stretch.max():.2f}"
         )
     return Registration(affine, _information(fixed, moving, head, affine, seed), before)
 
 
 def resample(moving: sitk.Image, fixed: sitk.Image, transform: sitk.Transform) -> np.ndarray:
-    """``moving`` on the grid of ``fixed``, (S, A, R) float32, trilinear; its minimum where it has nothing."""
+    """``moving`` on the grid of ``fixed``, (S, A, R) float32, trilinear; its minimum where it has
+    nothing."""
     low = float(sitk.GetArrayViewFromImage(moving).min())
-    return sitk.GetArrayFromImage(sitk.Resample(moving, fixed, transform, sitk.sitkLinear, low, sitk.sitkFloat32))
+    return sitk.GetArrayFromImage(
+        sitk.Resample(moving, fixed, transform, sitk.sitkLinear, low, sitk.sitkFloat32)
+    )
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """ITK's metrics obey only the number of threads of the whole process; it is put back afterwards."""
+    """ITK's metrics obey only the number of threads of the whole process; it is put back
+    afterwards."""
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
@@ -144,7 +162,9 @@ def _method(fixed: sitk.Image, head: sitk.Image, seed: int) -> sitk.ImageRegistr
     method.SetMetricFixedMask(head)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentage(samples / max(1.0, inside), seed + 1)  # a seed of 0 would be the clock
+    method.SetMetricSamplingPercentage(
+        samples / max(1.0, inside), seed + 1
+    )  # a seed of 0 would be the clock
     return method
 
 
@@ -156,7 +176,9 @@ def _information(
     try:
         return -method.MetricEvaluate(fixed, moving)
     except RuntimeError as error:
-        raise FileError("the two volumes do not overlap by their headers; they cannot be registered") from error
+        raise FileError(
+            "the two volumes do not overlap by their headers; they cannot be registered"
+        ) from error
 
 
 def _optimise(

@@ -10,7 +10,8 @@ __all__ = ["main"]
 
 
 def main(name: str, doc: str = "", argv: Sequence[str] | None = None) -> int:
-    """Check and prepare one data set; returns the exit status (0: done, 2: something is wrong and was said).
+    """Check and prepare one data set; returns the exit status (0: done, 2: something is wrong and
+    was said).
 
     Args:
         name: of the data set in `SOURCES`.
@@ -21,28 +22,66 @@ def main(name: str, doc: str = "", argv: Sequence[str] | None = None) -> int:
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("root", help="folder of the download")
-    parser.add_argument("--out", help=f"folder for the shards (default: prepared/{name})", default=f"prepared/{name}")
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: 128)")
+    parser.add_argument(
+        "--out",
+        help=f"folder for the shards (default: prepared/{name})",
+        default=f"prepared/{name}",
+    )
+    parser.add_argument(
+        "--size", type=int, default=128, help="side of the pictures in pixels (default: 128)"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="at most N subjects, for a trial")
-    parser.add_argument("--workers", type=int, help="processes; 0: this one (default: one a processor)")
-    parser.add_argument("--shard-size", type=int, default=256, metavar="N", help="studies a shard (default: 256)")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, where the publisher has none (default: 0)")
-    parser.add_argument("--shares", type=float, nargs=3, default=(0.8, 0.1, 0.1), metavar=("TRAIN", "VAL", "TEST"),
-                        help="of the split, where the publisher has none (default: 0.8 0.1 0.1)")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="print the check and the plan, write nothing")
-    parser.add_argument("--allow-missing", action="store_true", help="go on although published parts are not there")
-    parser.add_argument("--retry", action="store_true", help="make shards again that left out unreadable files")
+    parser.add_argument(
+        "--workers", type=int, help="processes; 0: this one (default: one a processor)"
+    )
+    parser.add_argument(
+        "--shard-size", type=int, default=256, metavar="N", help="studies a shard (default: 256)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the split, where the publisher has none (default: 0)",
+    )
+    parser.add_argument(
+        "--shares",
+        type=float,
+        nargs=3,
+        default=(0.8, 0.1, 0.1),
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="of the split, where the publisher has none (default: 0.8 0.1 0.1)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the check and the plan, write nothing"
+    )
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="go on although published parts are not there"
+    )
+    parser.add_argument(
+        "--retry", action="store_true", help="make shards again that left out unreadable files"
+    )
     args = parser.parse_args(argv)
 
-    from medm2g_core.data.sources.prepare import prepare_source  # torch takes seconds; --help should not
+    from medm2g_core.data.sources.prepare import (
+        prepare_source,
+    )  # torch takes seconds; --help should not
     from medm2g_core.data.volumes import FileError
 
     try:
         prepare_source(
-            name, args.root, args.out, size=args.size, limit=args.limit, workers=args.workers,
-            shard_size=args.shard_size, dry_run=args.dry_run, seed=args.seed, shares=tuple(args.shares),
-            allow_missing=args.allow_missing, retry=args.retry,
-        )  # fmt: skip
+            name,
+            args.root,
+            args.out,
+            size=args.size,
+            limit=args.limit,
+            workers=args.workers,
+            shard_size=args.shard_size,
+            dry_run=args.dry_run,
+            seed=args.seed,
+            shares=tuple(args.shares),
+            allow_missing=args.allow_missing,
+            retry=args.retry,
+        )
     except (FileError, OSError, ValueError) as error:  # SourceError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from medm2g_core.data.files import check_hu
-from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceStudy
+from medm2g_core.data.sources.base import (
+    DataCard,
+    Entry,
+    Expectation,
+    Found,
+    Skip,
+    Source,
+    SourceStudy,
+)
 from medm2g_core.data.sources.grids import axial_entries, itk_grid, load_mask, load_volume
 from medm2g_core.data.sources.imaging import ct_to_unit, paired_slices
 from medm2g_core.data.volumes import FileError
@@ -24,34 +32,49 @@ _NAME = re.compile(r"liver-(orig|seg)(\d+)\.mh[ad]$", re.IGNORECASE)
 _CARD = DataCard(
     title="SLIVER07, Segmentation of the Liver Competition 2007",
     homepage="https://sliver07.grand-challenge.org/",
-    licence="rules of the competition: for the evaluation of liver segmentation only; ask the organisers before any "
-    "other use, generation included",
+    licence=(
+        "rules of the competition: for the evaluation of liver segmentation only; ask the"
+        " organisers before any other use, generation included"
+    ),
     access="registration at grand-challenge.org",
-    paper_use="generation of CT (an FID is quoted by secondary sources [S]); that the paper used this data set is "
-    "recalled, and its preparation is not known, the usual one is used [C]",
+    paper_use=(
+        "generation of CT (an FID is quoted by secondary sources [S]); that the paper used this"
+        " data set is recalled, and its preparation is not known, the usual one is used [C]"
+    ),
     lost=(
-        f"HU outside {CT_WINDOW_HU[0]:.0f}..{CT_WINDOW_HU[1]:.0f}, the window of the ct stream: soft tissue has less "
-        "contrast than in an abdominal window",
+        (
+            f"HU outside {CT_WINDOW_HU[0]:.0f}..{CT_WINDOW_HU[1]:.0f}, the window of the ct stream:"
+            " soft tissue has less contrast than in an abdominal window"
+        ),
         "slices are shown whole, at the size that was asked for",
     ),
     faults=(
         "nibabel cannot read .mhd: read with SimpleITK",
         "two trees are in use: files are found by name wherever they are",
-        "numbers of training and test scans may be the same: told apart by a folder with 'test' in its name",
+        (
+            "numbers of training and test scans may be the same: told apart by a folder with 'test'"
+            " in its name"
+        ),
         "image and segmentation are turned by their own directions before they are compared",
-        "padding below -1024 counts as air; values that cannot be HU (a lost intercept) are refused",
+        (
+            "padding below -1024 counts as air; values that cannot be HU (a lost intercept) are"
+            " refused"
+        ),
         "a .raw shorter than its header says is refused, never filled up with zeros",
     ),
     layout="""\
-  tree A: training-part1/liver-orig001.mhd + .raw, training-part1/liver-seg001.mhd + .raw, training-part2/...
-  tree B: training-scans/liver-orig001.mhd + .raw, training-labels/liver-seg001.mhd + .raw, test-scans/liver-orig001.mhd
+  tree A: training-part1/liver-orig001.mhd + .raw, training-part1/liver-seg001.mhd + .raw,
+          training-part2/...
+  tree B: training-scans/liver-orig001.mhd + .raw, training-labels/liver-seg001.mhd + .raw,
+          test-scans/liver-orig001.mhd
   20 training and 10 test scans""",
     recalled=("the names of the test scans; that training and test numbers can be the same",),
 )
 
 
 class SLIVER07(Source):
-    """One entry an axial slice. Training scans are ``"train"``, the competition's test scans ``"test"``."""
+    """One entry an axial slice. Training scans are ``"train"``, the competition's test scans
+    ``"test"``."""
 
     name = "sliver07"
     region = "abdomen"
@@ -66,11 +89,17 @@ class SLIVER07(Source):
             match = _NAME.fullmatch(path.name)
             if match is None:
                 continue
-            split = "test" if any("test" in p.lower() for p in path.relative_to(root).parts[:-1]) else "train"
+            split = (
+                "test"
+                if any("test" in p.lower() for p in path.relative_to(root).parts[:-1])
+                else "train"
+            )
             case = f"{split}_{int(match[2]):03d}"
             where = scans if match[1].lower() == "orig" else segs
             if case in where:
-                skips.append(Skip("second copy", str(path), f"{where[case]} has the same name and is used"))
+                skips.append(
+                    Skip("second copy", str(path), f"{where[case]} has the same name and is used")
+                )
             where.setdefault(case, path)
         if not scans:
             raise self.not_here(root, "no file such as liver-orig001.mhd")
@@ -89,7 +118,9 @@ class SLIVER07(Source):
         table = (
             Expectation.count("training scans", 20, len(training)),
             Expectation.count(
-                "training scans with a segmentation", 20, sum(e.extra["seg"] is not None for e in training)
+                "training scans with a segmentation",
+                20,
+                sum(e.extra["seg"] is not None for e in training),
             ),
             Expectation.count("test scans", 10, testing, "not needed to train", needed=False),
         )
@@ -114,8 +145,11 @@ class SLIVER07(Source):
 
 
 @lru_cache(maxsize=1)
-def _scan(path: Path, seg: Path | None) -> tuple[np.ndarray, np.ndarray | None, tuple[float, float], tuple[str, ...]]:
-    """A scan in -1..1, its segmentation, spacing of rows and columns and notes; kept until the next scan."""
+def _scan(
+    path: Path, seg: Path | None
+) -> tuple[np.ndarray, np.ndarray | None, tuple[float, float], tuple[str, ...]]:
+    """A scan in -1..1, its segmentation, spacing of rows and columns and notes; kept until the next
+    scan."""
     volume = load_volume(path, "ct")
     if volume.kind != "metaimage":
         raise FileError(f"{path}: a {volume.kind} file under the name of a MetaImage")
@@ -126,4 +160,9 @@ def _scan(path: Path, seg: Path | None) -> tuple[np.ndarray, np.ndarray | None, 
     mask = None
     if seg is not None:
         mask = load_mask(seg, volume.array.shape, (0, 1, 255), "0 and 1 (liver)")
-    return ct_to_unit(volume.array), mask, (volume.spacing_mm[1], volume.spacing_mm[2]), tuple(notes)
+    return (
+        ct_to_unit(volume.array),
+        mask,
+        (volume.spacing_mm[1], volume.spacing_mm[2]),
+        tuple(notes),
+    )

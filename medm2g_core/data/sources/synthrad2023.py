@@ -1,4 +1,5 @@
-"""SynthRAD2023 Task 1: MR and CT of the pelvis or the head of one patient, rigidly registered, on one grid."""
+"""SynthRAD2023 Task 1: MR and CT of the pelvis or the head of one patient, rigidly registered, on
+one grid."""
 
 from __future__ import annotations
 
@@ -10,7 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from medm2g_core.data.files import check_hu, mr_to_unit, read_volume
-from medm2g_core.data.sources.base import DataCard, Entry, Expectation, Found, Skip, Source, SourceStudy
+from medm2g_core.data.sources.base import (
+    DataCard,
+    Entry,
+    Expectation,
+    Found,
+    Skip,
+    Source,
+    SourceStudy,
+)
 from medm2g_core.data.sources.grids import axial_entries, nifti_grid
 from medm2g_core.data.sources.imaging import ct_to_unit, paired_slices
 from medm2g_core.data.volumes import FileError
@@ -25,7 +34,8 @@ MIN_INSIDE = 0.01
 
 
 class SynthRAD2023(Source):
-    """Axial slices inside the patient's outline, as ``ct`` with ``mri_t1`` (or ``mri_t2``: pelvis of centre C)."""
+    """Axial slices inside the patient's outline, as ``ct`` with ``mri_t1`` (or ``mri_t2``: pelvis
+    of centre C)."""
 
     name = "synthrad2023"
     region = "any"  # each study says "pelvis" or "brain"
@@ -35,14 +45,22 @@ class SynthRAD2023(Source):
         homepage="https://doi.org/10.5281/zenodo.7260705",
         licence="CC BY-NC 4.0",
         access="free download from Zenodo; the test cases stay with the organisers",
-        paper_use="none: a public substitute for Gold Atlas, which the paper used for pelvis T2 to CT [S]",
+        paper_use=(
+            "none: a public substitute for Gold Atlas, which the paper used for pelvis T2 to CT [S]"
+        ),
         lost=(
-            "everything outside the published outline (table, immobilisation, air) is set to air and to MR background",
+            (
+                "everything outside the published outline (table, immobilisation, air) is set to"
+                " air and to MR background"
+            ),
             "signal scale of the MR; HU outside -1000..600",
             "slices of which the outline covers less than 1 %",
         ),
         faults=(
-            "pelvis of centre C is T2-weighted, all other MR T1-weighted: kept apart as mri_t2 and mri_t1",
+            (
+                "pelvis of centre C is T2-weighted, all other MR T1-weighted: kept apart as mri_t2"
+                " and mri_t1"
+            ),
             "there is no pelvis of centre B (no 1PB case)",
             "MR and CT were registered rigidly: bladder, bowel and gas differ between them",
             "air near -1000 and tissue near 0 are checked in every CT; padding below -1024 is air",
@@ -64,20 +82,28 @@ class SynthRAD2023(Source):
     def scan(self, root: Path) -> Found:
         folders: dict[str, Path] = {}
         skips: list[Skip] = []
-        for path in sorted(p for p in root.rglob("1[BP]*") if p.is_dir() and _CASE.fullmatch(p.name)):
+        for path in sorted(
+            p for p in root.rglob("1[BP]*") if p.is_dir() and _CASE.fullmatch(p.name)
+        ):
             if path.name in folders:
-                skips.append(Skip("duplicate case", str(path), f"the same case is in {folders[path.name]}"))
+                skips.append(
+                    Skip("duplicate case", str(path), f"the same case is in {folders[path.name]}")
+                )
                 continue
             folders[path.name] = path
         if not folders:
             if any(_OTHER_TASK.fullmatch(p.name) for p in root.rglob("2[BP]*")):
-                raise self.not_here(root, "this is Task 2 (cone-beam CT to CT), which has no MR; Task 1 is needed")
+                raise self.not_here(
+                    root, "this is Task 2 (cone-beam CT to CT), which has no MR; Task 1 is needed"
+                )
             raise self.not_here(root, "no case folder such as 1PA001")
         entries = []
         for name, folder in sorted(folders.items()):
             entry, missing = _entry(name, folder)
             if entry is None:
-                skips.append(Skip("missing file", name, f"no {' and no '.join(missing)} in {folder}"))
+                skips.append(
+                    Skip("missing file", name, f"no {' and no '.join(missing)} in {folder}")
+                )
             else:
                 entries.append(entry)
         pairs = [e for e in entries if len(e.files) == 2]
@@ -87,14 +113,18 @@ class SynthRAD2023(Source):
             Expectation.count("pelvis cases with MR and CT", 180, len(pairs) - heads),
             Expectation("brain cases with MR and CT", "", f"{heads}"),
             Expectation(
-                "cases with MR or CT alone", "", f"{alone}", "surprising" if alone else "ok",
+                "cases with MR or CT alone",
+                "",
+                f"{alone}",
+                "surprising" if alone else "ok",
                 "the validation cases come without CT" if alone else "",
             ),
-        )  # fmt: skip
+        )
         return Found(tuple(entries), tuple(skips), table)
 
     def slices(self, entry: Entry) -> Sequence[Entry]:
-        """The axial slices inside the mask, from the head down. The mask is read, of the images nothing."""
+        """The axial slices inside the mask, from the head down. The mask is read, of the images
+        nothing."""
         inside = _mask(entry.extra["mask"]).mean(axis=(1, 2)) >= MIN_INSIDE
         if not inside.any():
             raise FileError(f"{entry.extra['mask']}: the mask is empty")
@@ -117,7 +147,10 @@ class SynthRAD2023(Source):
 
 def _entry(name: str, folder: Path) -> tuple[Entry | None, list[str]]:
     """The case, or ``None`` with the names of the files that it lacks."""
-    found = {n: next((p for e in _ENDINGS if (p := folder / f"{n}{e}").is_file()), None) for n in ("mr", "ct", "mask")}
+    found = {
+        n: next((p for e in _ENDINGS if (p := folder / f"{n}{e}").is_file()), None)
+        for n in ("mr", "ct", "mask")
+    }
     match = _CASE.fullmatch(name)
     assert match is not None
     part, centre = match.groups()
@@ -127,7 +160,12 @@ def _entry(name: str, folder: Path) -> tuple[Entry | None, list[str]]:
         return None, [n for n, p in found.items() if p is None]
     region = "pelvis" if part == "P" else "brain"
     # No public split holds CT for all its parts, so it is left to the seed.
-    return Entry(name, name, "", files, extra={"mask": found["mask"], "region": region, "centre": centre}), []
+    return (
+        Entry(
+            name, name, "", files, extra={"mask": found["mask"], "region": region, "centre": centre}
+        ),
+        [],
+    )
 
 
 @lru_cache(maxsize=2)
@@ -140,7 +178,8 @@ def _mask(path: Path) -> np.ndarray:
 def _volumes(
     mask_path: Path, files: tuple[tuple[str, Path], ...]
 ) -> tuple[dict[str, np.ndarray], tuple[float, float], tuple[str, ...]]:
-    """Stream -> (S, A, R) in -1..1 with everything outside the mask at -1; (row, column) spacing in mm; notes."""
+    """Stream -> (S, A, R) in -1..1 with everything outside the mask at -1; (row, column) spacing in
+    mm; notes."""
     mask = _mask(mask_path)
     grid = nifti_grid(mask_path)
     units: dict[str, np.ndarray] = {}
@@ -149,7 +188,10 @@ def _volumes(
     for name, path in files:
         own = nifti_grid(path)
         if own.shape != grid.shape or not np.allclose(own.affine, grid.affine, atol=0.05):
-            raise FileError(f"{path}: its grid {own.shape} is not that of the mask {grid.shape}, or lies elsewhere")
+            raise FileError(
+                f"{path}: its grid {own.shape} is not that of the mask {grid.shape}, or lies"
+                " elsewhere"
+            )
         volume = read_volume(path, name)
         array = volume.array
         if not np.isfinite(array).all():

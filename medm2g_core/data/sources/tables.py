@@ -15,11 +15,14 @@ __all__ = ["find_file", "open_table", "read_table"]
 
 
 def find_file(folder: Path, *patterns: str) -> Path | None:
-    """The first file that matches, pattern by pattern, plain or with ``.gz``; at ``folder`` or one level below it."""
+    """The first file that matches, pattern by pattern, plain or with ``.gz``; at ``folder`` or one
+    level below it."""
     for pattern in patterns:
         for glob in (pattern, f"{pattern}.gz", f"*/{pattern}", f"*/{pattern}.gz"):
             # "._name" files are what macOS leaves in archives
-            found = sorted(p for p in folder.glob(glob) if p.is_file() and not p.name.startswith("."))
+            found = sorted(
+                p for p in folder.glob(glob) if p.is_file() and not p.name.startswith(".")
+            )
             if found:
                 return found[0]
     return None
@@ -42,11 +45,14 @@ def open_table(path: Path) -> Iterator[Iterable[str]]:
             with path.open(encoding="utf-8-sig", newline="") as text:
                 yield text
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{path}: this table cannot be read ({error}); download it again") from error
+        raise SourceError(
+            f"{path}: this table cannot be read ({error}); download it again"
+        ) from error
 
 
 def read_table(path: Path, needed: tuple[str, ...] = ()) -> list[dict[str, str]]:
-    """Rows of a table, every value stripped, missing ones ``""``; names of columns are stripped too.
+    """Rows of a table, every value stripped, missing ones ``""``; names of columns are stripped
+    too.
 
     Args:
         needed: columns that must be there.
@@ -58,7 +64,9 @@ def read_table(path: Path, needed: tuple[str, ...] = ()) -> list[dict[str, str]]
         reader = csv.reader(text)
         header = [name.strip() for name in next(reader, [])]
         if missing := [n for n in needed if n not in header]:
-            raise SourceError(f"{path}: no column {', '.join(missing)}; there are: {', '.join(header) or 'none'}")
+            raise SourceError(
+                f"{path}: no column {', '.join(missing)}; there are: {', '.join(header) or 'none'}"
+            )
         rows = []
         for cells in reader:
             padded = [c.strip() for c in cells] + [""] * (len(header) - len(cells))

@@ -1,1 +1,2 @@
-"""Honest rivals of the model: simple predictors, and plain networks trained for the same CPU time as the flow."""
+"""Honest rivals of the model: simple predictors, and plain networks trained for the same CPU time
+as the flow."""

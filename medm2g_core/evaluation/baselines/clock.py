@@ -1,4 +1,5 @@
-"""The clock of a training budget: a baseline gets the time that the flow had, on the same kind of device."""
+"""The clock of a training budget: a baseline gets the time that the flow had, on the same kind of
+device."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ def unit(device: torch.device | str) -> str:
 
 
 def stopwatch(device: torch.device | str) -> Callable[[], float]:
-    """A function that says how many seconds were spent since: of processor time, summed over threads, on a CPU;
-    elsewhere of the wall, with the device's queue empty."""
+    """A function that says how many seconds were spent since: of processor time, summed over
+    threads, on a CPU; elsewhere of the wall, with the device's queue empty."""
     kind = torch.device(device)
     if kind.type == "cpu":
         begin = time.process_time()

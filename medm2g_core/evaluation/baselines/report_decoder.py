@@ -1,9 +1,10 @@
-"""Report baseline: a plain autoregressive decoder that attends to the image, trained for a given CPU time.
+"""Report baseline: a plain autoregressive decoder that attends to the image, trained for a given
+CPU time.
 
-A GPT-2 of the width and depth of the text flow, with cross-attention to the cells and the pooled embedding of an image
-encoder. ``frozen`` reads what the flow's prompt reads (the aligned encoder as it is), ``tuned`` goes on training that
-encoder, ``fresh`` trains one of the same shape from nothing. Apart they show whether the features or the generator
-limit a report.
+A GPT-2 of the width and depth of the text flow, with cross-attention to the cells and the pooled
+embedding of an image encoder. ``frozen`` reads what the flow's prompt reads (the aligned encoder as
+it is), ``tuned`` goes on training that encoder, ``fresh`` trains one of the same shape from
+nothing. Apart they show whether the features or the generator limit a report.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ Encoder = Literal["frozen", "tuned", "fresh"]
 VERSION = 1
 """Of the decoder and its training; part of the name of a kept file."""
 
-_TRIED = 18  # steps that bf16 and single precision take turns in; the faster one goes on (two pools of batches)
+# steps that bf16 and single precision take turns in; the faster one goes on (two pools of batches)
+_TRIED = 18
 _WARM = 0.05  # part of the time until the full learning rate
 
 
@@ -55,8 +57,8 @@ class DecoderSettings:
 
     Attributes:
         stream: image stream that it reads.
-        seconds: time for training: CPU time summed over threads, or on a GPU that of the wall; encoding the images
-            once (``frozen``) is not counted, as it is not counted for the flow.
+        seconds: time for training: CPU time summed over threads, or on a GPU that of the wall;
+            encoding the images once (``frozen``) is not counted, as it is not counted for the flow.
         steps: a number of steps after which training ends, if not 0.
         encoder: see the module.
         width, layers, heads: of GPT-2; 0 for those of the model's text flow.
@@ -94,9 +96,13 @@ class ReportDecoder(nn.Module):
         self.settings, self.tokenizer, self.contrast = settings, model.tokenizer, spec.contrast
         self.info: dict[str, Any] = {}
         if settings.encoder == "fresh":
-            self.encoder = ImageEncoder(profile.alignment, N_CONTRASTS if spec.modality == "mri" else 1)
+            self.encoder = ImageEncoder(
+                profile.alignment, N_CONTRASTS if spec.modality == "mri" else 1
+            )
         else:
-            self.encoder = copy.deepcopy(cast(ImageEncoder, model.alignment.encoders[spec.modality])).cpu()
+            self.encoder = copy.deepcopy(
+                cast(ImageEncoder, model.alignment.encoders[spec.modality])
+            ).cpu()
         self.encoder.requires_grad_(settings.encoder != "frozen")
         width, dim = settings.width or profile.flow.text_width, profile.alignment.embed_dim
         self.norm = nn.LayerNorm(dim)
@@ -122,29 +128,42 @@ class ReportDecoder(nn.Module):
                 activation_function="gelu_pytorch_tanh",  # GPT-2's own, with a fused kernel
             )
         )
-        self.decoder.set_attn_implementation("eager")  # in bf16 on a CPU three times as fast as the fused kernel
+        self.decoder.set_attn_implementation(
+            "eager"
+        )  # in bf16 on a CPU three times as fast as the fused kernel
 
     def look(self, images: torch.Tensor) -> Embedding:
         """What the encoder says of images (B, 1, H, W)."""
         images = images.to(self.place.device)
-        return self.encoder(images, torch.full((len(images),), self.contrast, dtype=torch.long, device=images.device))
+        return self.encoder(
+            images,
+            torch.full((len(images),), self.contrast, dtype=torch.long, device=images.device),
+        )
 
     def memory(self, pooled: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Pooled embedding (B, D) and cells (B, N, D) to what the decoder attends to (B, 1 + N, width)."""
-        # The pooled embedding has unit length, so all but no variance a number before it is normalised.
+        """Pooled embedding (B, D) and cells (B, N, D) to what the decoder attends to (B, 1 + N,
+        width)."""
+        # The pooled embedding has unit length, so all but no variance a number before it is
+        # normalised.
         return self.enter(self.norm(torch.cat([pooled[:, None], tokens], 1))) + self.place
 
     def loss(self, ids: torch.Tensor, mask: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """Cross-entropy a token of reports: ids and mask (B, L), padded on the right."""
         out = self.decoder(
-            input_ids=ids[:, :-1], attention_mask=mask[:, :-1], encoder_hidden_states=memory, use_cache=False
+            input_ids=ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            encoder_hidden_states=memory,
+            use_cache=False,
         )
         target = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-        return F.cross_entropy(out.logits.float().flatten(0, 1), target.flatten(), ignore_index=-100)
+        return F.cross_entropy(
+            out.logits.float().flatten(0, 1), target.flatten(), ignore_index=-100
+        )
 
     @torch.no_grad()
     def write(self, images: torch.Tensor, *, sample: bool = False, seed: int = 0) -> list[str]:
-        """Reports of images (N, 1, H, W): greedy, or sampled at temperature 1 with ``seed``; cached keys and values."""
+        """Reports of images (N, 1, H, W): greedy, or sampled at temperature 1 with ``seed``; cached
+        keys and values."""
         self.eval()
         out: list[str] = []
         with torch.random.fork_rng(devices=cuda_devices(self.place.device)):
@@ -153,15 +172,22 @@ class ReportDecoder(nn.Module):
                 seen = self.look(x)
                 start = torch.full((len(x), 1), BOS_ID, dtype=torch.long, device=self.place.device)
                 ids = self.decoder.generate(
-                    input_ids=start, attention_mask=torch.ones_like(start),
+                    input_ids=start,
+                    attention_mask=torch.ones_like(start),
                     encoder_hidden_states=self.memory(seen.pooled, seen.tokens),
-                    max_length=self.decoder.config.n_positions, do_sample=sample, num_beams=1, use_cache=True,
-                    pad_token_id=PAD_ID, **({"top_k": 0, "top_p": 1.0, "temperature": 1.0} if sample else {}),
-                )  # fmt: skip
-                out += [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+                    max_length=self.decoder.config.n_positions,
+                    do_sample=sample,
+                    num_beams=1,
+                    use_cache=True,
+                    pad_token_id=PAD_ID,
+                    **({"top_k": 0, "top_p": 1.0, "temperature": 1.0} if sample else {}),
+                )
+                out += [
+                    t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+                ]
         return out
 
-    # ------------------------------------------------------------------------------------------------ on disk
+    # ---- on disk
 
     def kept(self) -> dict[str, torch.Tensor]:
         """The tensors that a file holds: all that training moves (the tied output layer once)."""
@@ -173,7 +199,8 @@ class ReportDecoder(nn.Module):
         atomic_write(file, lambda p: save_file(tensors, p, {"info": json.dumps(self.info)}))
 
     def load(self, file: Path) -> bool:
-        """Fill in the weights of a file; ``False`` (and nothing changed) if there is none, or it is damaged."""
+        """Fill in the weights of a file; ``False`` (and nothing changed) if there is none, or it is
+        damaged."""
         try:
             tensors = load_file(file)
             with safe_open(file, "pt") as f:
@@ -189,9 +216,14 @@ class ReportDecoder(nn.Module):
 
 
 def decoder_file(
-    model: MedM2G, corpus: Corpus, settings: DecoderSettings, cache: Path | None = None, device: str = "cpu"
+    model: MedM2G,
+    corpus: Corpus,
+    settings: DecoderSettings,
+    cache: Path | None = None,
+    device: str = "cpu",
 ) -> Path:
-    """Where the weights of a decoder are kept: another file for other encoder weights, studies, settings or devices.
+    """Where the weights of a decoder are kept: another file for other encoder weights, studies,
+    settings or devices.
 
     Args:
         cache: folder; by default ``baselines`` in the user's cache.
@@ -200,17 +232,21 @@ def decoder_file(
     digest.update(json.dumps(model.profile.to_dict()["flow"], sort_keys=True).encode())
     # Its words, not its whole state: padding, which every use sets, is part of that.
     digest.update(json.dumps(sorted(model.tokenizer.get_vocab().items())).encode())
-    for name, tensor in sorted(model.alignment.encoders[stream(settings.stream).modality].state_dict().items()):
+    for name, tensor in sorted(
+        model.alignment.encoders[stream(settings.stream).modality].state_dict().items()
+    ):
         digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
     folder = cache_dir() / "baselines" if cache is None else cache
     if device != "cpu":
         digest.update(device.encode())
-    return folder / f"report_decoder_{settings.stream}_{settings.encoder}_{digest.hexdigest()[:12]}.safetensors"
+    name = f"report_decoder_{settings.stream}_{settings.encoder}_{digest.hexdigest()[:12]}"
+    return folder / f"{name}.safetensors"
 
 
 @contextmanager
 def _quiet_threads(threads: int, seed: int, device: torch.device) -> Iterator[None]:
-    """So many torch threads and a seeded global generator (dropout draws from it), both put back afterwards."""
+    """So many torch threads and a seeded global generator (dropout draws from it), both put back
+    afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -235,14 +271,15 @@ def train_decoder(
     """A decoder trained on a corpus for ``settings.seconds``, or the kept one.
 
     Args:
-        corpus: training studies with the stream (`medm2g_core.evaluation.baselines.reports.report_corpus`).
+        corpus: training studies with the stream
+            (`medm2g_core.evaluation.baselines.reports.report_corpus`).
         threads: of torch; the CPU time is the sum over them.
         device: that it is trained on, and stays on.
         cache: see `decoder_file`.  keep: read and write that file. A damaged file is trained again.
 
     Returns:
-        The decoder in evaluation mode. How many steps fit into the time depends on the machine, so two
-        machines train two decoders; ``info`` says how many there were.
+        The decoder in evaluation mode. How many steps fit into the time depends on the machine, so
+        two machines train two decoders; ``info`` says how many there were.
     """
     device = torch.device(device)
     file = decoder_file(model, corpus, settings, cache, device.type)
@@ -257,17 +294,28 @@ def train_decoder(
 
 
 def _train(
-    decoder: ReportDecoder, model: MedM2G, corpus: Corpus, settings: DecoderSettings, threads: int, progress: bool
+    decoder: ReportDecoder,
+    model: MedM2G,
+    corpus: Corpus,
+    settings: DecoderSettings,
+    threads: int,
+    progress: bool,
 ) -> None:
     n, w, device = len(corpus), len(corpus.reports[0]), decoder.place.device
-    ids, mask = (t.cpu().unflatten(0, (n, w)) for t in model.tokens([t for r in corpus.reports for t in r]))
+    ids, mask = (
+        t.cpu().unflatten(0, (n, w)) for t in model.tokens([t for r in corpus.reports for t in r])
+    )
     images = corpus.images[settings.stream]
     frozen = settings.encoder == "frozen"
     seen = _features(decoder, images) if frozen else None
     generator = torch.Generator().manual_seed(settings.seed)
     named = {k: p for k, p in decoder.named_parameters() if p.requires_grad}
     config = StageConfig(
-        steps=1, batch=settings.batch, lr=settings.lr, weight_decay=settings.weight_decay, optimizer=settings.optimizer
+        steps=1,
+        batch=settings.batch,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        optimizer=settings.optimizer,
     )
     optimizer = Optimizer(named, decoder, config)
     spent = {True: 0.0, False: 0.0}  # seconds of some steps in bf16 and in single precision
@@ -276,9 +324,15 @@ def _train(
     if frozen:
         decoder.encoder.eval()
     steps, fast, recent, used, watch = 0, False, float("nan"), 0.0, stopwatch(device)
-    with tqdm(total=round(settings.seconds), desc=f"report decoder ({settings.encoder})", unit="s",
-              disable=not progress) as bar:  # fmt: skip
-        while (part := max(used / settings.seconds, steps / settings.steps if settings.steps else 0.0)) < 1:
+    with tqdm(
+        total=round(settings.seconds),
+        desc=f"report decoder ({settings.encoder})",
+        unit="s",
+        disable=not progress,
+    ) as bar:
+        while (
+            part := max(used / settings.seconds, steps / settings.steps if settings.steps else 0.0)
+        ) < 1:
             cosine = 0.5 * (1 + torch.cos(torch.tensor(part * torch.pi)).item())
             optimizer.set_lr(settings.lr * min(1.0, (part + 0.1 * _WARM) / _WARM) * cosine)
             fast = steps % 2 == 0 if steps < _TRIED else spent[True] < spent[False]
@@ -290,7 +344,10 @@ def _train(
                 else:
                     found = decoder.look(augment(images[index].to(device).float(), generator))
                     pooled, tokens = found.pooled, found.tokens
-                own = ids[index, wording, :longest].to(device), mask[index, wording, :longest].to(device)
+                own = (
+                    ids[index, wording, :longest].to(device),
+                    mask[index, wording, :longest].to(device),
+                )
                 loss = decoder.loss(*own, decoder.memory(pooled, tokens))
             optimizer.zero_grad()
             loss.backward()
@@ -304,16 +361,23 @@ def _train(
             bar.update(min(bar.total, int(used)) - bar.n)
             bar.set_postfix(step=steps, loss=f"{recent:.3f}", refresh=False)
     decoder.info = {
-        "encoder": settings.encoder, "steps": steps, unit(device): round(used, 1), "threads": threads,
-        "precision": "bf16" if fast else "fp32", "loss": round(recent, 4), "training studies": n, "wordings": w,
+        "encoder": settings.encoder,
+        "steps": steps,
+        unit(device): round(used, 1),
+        "threads": threads,
+        "precision": "bf16" if fast else "fp32",
+        "loss": round(recent, 4),
+        "training studies": n,
+        "wordings": w,
         "parameters": sum(p.numel() for p in named.values()),
-    }  # fmt: skip
+    }
 
 
 def _batches(
     lengths: torch.Tensor, batch: int, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Random (study, wording) pairs without end; those of a batch are of similar length, to waste little on padding.
+    """Random (study, wording) pairs without end; those of a batch are of similar length, to waste
+    little on padding.
 
     Args:
         lengths: (N, W) tokens of every wording.
@@ -332,4 +396,6 @@ def _features(decoder: ReportDecoder, images: torch.Tensor) -> tuple[torch.Tenso
     """Pooled embeddings (N, D) and cells (N, cells, D) of the frozen encoder, half precision."""
     decoder.encoder.eval()
     seen = [decoder.look(x.float()) for x in images.split(BATCH)]
-    return torch.cat([s.pooled.half().cpu() for s in seen]), torch.cat([s.tokens.half().cpu() for s in seen])
+    return torch.cat([s.pooled.half().cpu() for s in seen]), torch.cat(
+        [s.tokens.half().cpu() for s in seen]
+    )

@@ -1,7 +1,9 @@
-"""Report baselines without training: a constant, a random report, and the report of the nearest training study.
+"""Report baselines without training: a constant, a random report, and the report of the nearest
+training study.
 
-Retrieval shows how far a model gets that only recognises which training patient a new one resembles (Endo et al. 2021
-generate reports in this way); a generator that stays below it has learned less from an image than its encoder knows.
+Retrieval shows how far a model gets that only recognises which training patient a new one resembles
+(Endo et al. 2021 generate reports in this way); a generator that stays below it has learned less
+from an image than its encoder knows.
 """
 
 from __future__ import annotations
@@ -35,9 +37,12 @@ PIXEL_SIDE = 32
 
 
 def report_corpus(cohort: VirtualCohort, stream: str) -> Corpus:
-    """The reports (four wordings each, those that the flow trains on) and one image stream of a training cohort."""
+    """The reports (four wordings each, those that the flow trains on) and one image stream of a
+    training cohort."""
     if cohort.region == "both":
-        raise StreamError("a cohort of both regions has no stream that all of its studies share; make one of each")
+        raise StreamError(
+            "a cohort of both regions has no stream that all of its studies share; make one of each"
+        )
     reports = []
     for i in range(len(cohort)):
         s = cohort[i]
@@ -59,12 +64,16 @@ def random_reports(corpus: Corpus, n: int, seed: int = 0) -> list[str]:
 
 
 def pixel_retrieval(images: torch.Tensor, corpus: Corpus, stream: str) -> list[str]:
-    """For every image (N, 1, H, W) in -1..1 the report of the training image with the least squared difference.
+    """For every image (N, 1, H, W) in -1..1 the report of the training image with the least squared
+    difference.
 
-    Compared at `PIXEL_SIDE` px, each image against its own mean and deviation, so that a brighter picture of the same
-    patient stays near.
+    Compared at `PIXEL_SIDE` px, each image against its own mean and deviation, so that a brighter
+    picture of the same patient stays near.
     """
-    query, gallery = _small(images), torch.cat([_small(x.float()) for x in corpus.images[stream].split(256)])
+    query, gallery = (
+        _small(images),
+        torch.cat([_small(x.float()) for x in corpus.images[stream].split(256)]),
+    )
     best = torch.cdist(query, gallery).argmin(1)
     return [corpus.reports[i][0] for i in best.tolist()]
 
@@ -79,7 +88,8 @@ def image_retrieval(query: torch.Tensor, gallery: torch.Tensor, corpus: Corpus) 
     """The report of the training study whose *image* embedding is most similar.
 
     Args:
-        query: (N, D) aligned embeddings of images.  gallery: (M, D) those of the corpus' images (`embed_images`).
+        query: (N, D) aligned embeddings of images.  gallery: (M, D) those of the corpus' images
+            (`embed_images`).
     """
     return [corpus.reports[i][0] for i in (query @ gallery.T).argmax(1).tolist()]
 
@@ -88,7 +98,8 @@ def report_retrieval(query: torch.Tensor, gallery: torch.Tensor, corpus: Corpus)
     """The training report, in any of its wordings, whose *text* embedding is most similar.
 
     Args:
-        query: (N, D) aligned embeddings of images.  gallery: (M W, D) those of the corpus' reports (`embed_reports`).
+        query: (N, D) aligned embeddings of images.  gallery: (M W, D) those of the corpus' reports
+            (`embed_reports`).
     """
     flat = [text for reports in corpus.reports for text in reports]
     return [flat[i] for i in (query @ gallery.T).argmax(1).tolist()]
@@ -97,12 +108,17 @@ def report_retrieval(query: torch.Tensor, gallery: torch.Tensor, corpus: Corpus)
 @torch.no_grad()
 def embed_images(model: MedM2G, stream: str, images: torch.Tensor) -> torch.Tensor:
     """Aligned embeddings (N, D) of images (N, 1, H, W), unit length, on the CPU."""
-    parts = [model.embed({stream: x.float()})[stream].pooled.float().cpu() for x in images.split(BATCH)]
+    parts = [
+        model.embed({stream: x.float()})[stream].pooled.float().cpu() for x in images.split(BATCH)
+    ]
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def embed_reports(model: MedM2G, texts: Sequence[str]) -> torch.Tensor:
     """Aligned embeddings (N, D) of reports, unit length, on the CPU."""
-    parts = [model.embed({"text": texts[i : i + BATCH]})["text"].pooled for i in range(0, len(texts), BATCH)]
+    parts = [
+        model.embed({"text": texts[i : i + BATCH]})["text"].pooled
+        for i in range(0, len(texts), BATCH)
+    ]
     return torch.cat([p.float().cpu() for p in parts])

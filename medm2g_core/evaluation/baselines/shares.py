@@ -13,8 +13,8 @@ Shares = Mapping[str, float]
 MODALITIES = ("text", "xray", "ct", "mri")
 PIX2PIX = "pix2pix"
 KINDS = (*MODALITIES, PIX2PIX)
-"""A modality stands for the report decoder or the regression network that writes it; `PIX2PIX` is the most that those
-with a critic get, whatever they draw."""
+"""A modality stands for the report decoder or the regression network that writes it; `PIX2PIX` is
+the most that those with a critic get, whatever they draw."""
 
 _TRAINED: Mapping[str, tuple[str, ...]] = {
     "report_xray": ("text",),
@@ -41,7 +41,9 @@ def parse_shares(spec: float | str | Shares) -> dict[str, float]:
     for word in rest:
         kind, _, value = word.partition("=")
         if kind.strip() not in KINDS:
-            raise ValueError(f"time fraction {spec!r}: unknown kind {kind.strip()!r}; known: {', '.join(KINDS)}")
+            raise ValueError(
+                f"time fraction {spec!r}: unknown kind {kind.strip()!r}; known: {', '.join(KINDS)}"
+            )
         own[kind.strip()] = _positive(value, str(spec))
     out = dict.fromkeys(MODALITIES, every) | own
     return {PIX2PIX: max(out[m] for m in MODALITIES if m != "text"), **out}
@@ -53,12 +55,15 @@ def _positive(value: float | str, spec: str) -> float:
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and number > 0):
-        raise ValueError(f"time fraction {spec!r}: needed numbers above 0, such as 0.1 or 0.1,mri=1")
+        raise ValueError(
+            f"time fraction {spec!r}: needed numbers above 0, such as 0.1 or 0.1,mri=1"
+        )
     return number
 
 
 def at_least(section: str, had: float | Shares, asked: Shares) -> bool:
-    """Whether every trained baseline of a section had the share that is asked for; true where it has none.
+    """Whether every trained baseline of a section had the share that is asked for; true where it
+    has none.
 
     Args:
         had: as it was stored: one number for all kinds in older results.
