@@ -1,6 +1,6 @@
 """More training of the shipped weights on a GPU in so many minutes, with rivals trained at the same
-time for the same
-time, and the whole evaluation afterwards: how far does training alone carry a network of the `cpu`
+time for the same time, and the whole evaluation afterwards: how far does training alone carry a
+network of the `cpu`
     profile?
 
     python benchmarks/gpu_training.py --minutes 6

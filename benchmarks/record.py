@@ -42,7 +42,7 @@ def peak_memory_mb() -> float:
     """Largest resident memory of this process so far, in MB (not on Windows).
 
     On Linux from /proc: what getrusage says there begins with the peak of the process that started
-        this one.
+    this one.
     """
     status = Path("/proc/self/status")
     if status.is_file():

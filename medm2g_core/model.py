@@ -224,7 +224,7 @@ class MedM2G(nn.Module):
             present: stream -> (B,) 1 where the stream may guide; 1 for all if not named.
             strangers: let streams guide a flow that was never trained with their modality. Off by
                 default: their guidance would pass through weights that never saw them, while the
-                    prompt reaches every flow.
+                prompt reaches every flow.
         """
         present = present or {}
         want = tuple(want)

@@ -2,7 +2,7 @@
 sentence.
 
 The files are oddities on purpose: compressed, truncated, big-endian, colour, without pixels, other
-    formats, plain text.
+formats, plain text.
 """
 
 from __future__ import annotations

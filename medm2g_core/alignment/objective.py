@@ -53,11 +53,10 @@ def visual_invariant_loss(
     """L_inv on the cross-correlation matrix C of two views' embeddings (B, D).
 
     C_ij = corr over the batch of dimension i of view 1 with j of view 2. The paper minimises the
-    off-diagonal
-    elements: mean_{i != j} C_ij^2. ``full`` adds ``diagonal_weight`` * mean_i (1 - C_ii)^2 (Zbontar
-    et al. 2021), because the off-diagonal term alone is also minimal for two views that have
-    nothing to do with each other. The mean is scaled by D so that the weight does not depend on the
-    width.
+    off-diagonal elements: mean_{i != j} C_ij^2. ``full`` adds ``diagonal_weight`` * mean_i (1 -
+    C_ii)^2 (Zbontar et al. 2021), because the off-diagonal term alone is also minimal for two views
+    that have nothing to do with each other. The mean is scaled by D so that the weight does not
+    depend on the width.
     """
     if config.invariant == "off":
         return view1.new_zeros(())
@@ -81,7 +80,7 @@ def augment(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A second look at the same patient: (B, 1, H, W) in -1..1 to the same.
 
     Small rotation, shift, scale, contrast and noise. No flips: left and right mean something in a
-        chest.
+    chest.
     """
     b = len(image)
 

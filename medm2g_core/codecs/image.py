@@ -92,7 +92,7 @@ def image_codec_loss(
     """L1 + squared error + L1 of the image gradient at two scales + a small KL.
 
     The gradient terms keep ribs and vessels: on pixels alone a small autoencoder spends its
-        capacity on grey areas.
+    capacity on grey areas.
 
     Args:
         image: (B, 1, H, W) in -1..1.

@@ -23,8 +23,7 @@ def changed_profile(base: Profile, changes: Iterable[tuple[str, str]]) -> Profil
 
     Args:
         changes: pairs such as ``("flow.guidance", "pooled")`` or ``("stages.round1.steps",
-            "100")``; a tuple is
-            written with commas: ``("flow.channels", "64,104")``.
+            "100")``; a tuple is written with commas: ``("flow.channels", "64,104")``.
 
     Raises:
         ValueError: unknown part or field, or a value that the field does not take; the message

@@ -1,10 +1,9 @@
 """The real IU chest X-ray reports (OpenI), read in memory from the torchxrayvision wheel.
 
 The texts are licensed CC BY-NC-ND 4.0: they are read at run time from the wheel and never stored by
-    this project.
-Known faults of the set that are handled here: the id is an attribute of ``uId``, all four labels
-are always present even when their text is empty, ``XXXX`` stands for removed personal data, and a
-report may have no image, or up to five.
+this project. Known faults of the set that are handled here: the id is an attribute of ``uId``, all
+four labels are always present even when their text is empty, ``XXXX`` stands for removed personal
+data, and a report may have no image, or up to five.
 """
 
 from __future__ import annotations

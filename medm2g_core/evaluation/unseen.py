@@ -3,8 +3,8 @@ chests.
 
 Each study of the test split is answered twice with equal budgets: by the model that never saw its
 person, and by one that did. The difference is what the virtual cohort hides everywhere else, since
-its patients share three anatomies.
-Three people are few: this shows that there is a gap and about how large it is, not what it is for
+its patients share three anatomies. Three people are few: this shows that there is a gap and about
+how large it is, not what it is for
     the next person.
 """
 

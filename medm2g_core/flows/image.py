@@ -34,10 +34,9 @@ class ImageFlow(nn.Module):
     z: (B, C, h, w) standardised latent at noise level t (B,) in [0, 1]; the output has z's shape.
 
     With ``aligned_map`` the maps of image guides enter at the first convolution. conv(z) + sum_n
-    W_n map_n is a
-    convolution of the channels of z and all maps together: channel concatenation, with a matrix of
-    its own for every modality (which starts at 0), so any set of guides may be there and the UNet
-    keeps the shape of Stable Diffusion's.
+    W_n map_n is a convolution of the channels of z and all maps together: channel concatenation,
+    with a matrix of its own for every modality (which starts at 0), so any set of guides may be
+    there and the UNet keeps the shape of Stable Diffusion's.
     """
 
     def __init__(

@@ -92,8 +92,7 @@ class NoiseSchedule:
 
     def sample_levels(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """Training levels (n,) on the CPU: uniform; for flow logit-normal (Esser et al. 2024),
-        denser where noise is
-        high: there the prompt and the guides decide what is drawn."""
+        denser where noise is high: there the prompt and the guides decide what is drawn."""
         if self.objective == "flow":
             return (LEVEL_MEAN + LEVEL_STD * torch.randn(n, generator=generator)).sigmoid()
         return (torch.randint(TRAIN_STEPS, (n,), generator=generator) + 1) / TRAIN_STEPS

@@ -345,8 +345,7 @@ def report_panel(
     """One report; with ``findings`` (what is true) each sentence has the colour of its verdict.
 
     Green ✓: a true finding, as stated. Ochre ~: a true finding at a wrong place or of a wrong size.
-    Red ✗: not true.
-    Grey: missed. Black: nothing to judge. The verdicts come from
+    Red ✗: not true. Grey: missed. Black: nothing to judge. The verdicts come from
         `medm2g_core.data.labeller.label_report`.
     """
     with matplotlib.rc_context(_RC):

@@ -1,8 +1,8 @@
 """The stages of training: what each one trains, on what, with which loss.
 
 Every stage is a module whose forward draws a batch from a seeded generator and returns the loss. A
-step therefore
-depends on nothing but the weights and (seed, step): training that was interrupted continues as if
+step therefore depends on nothing but the weights and (seed, step): training that was interrupted
+continues as if
     it had not been.
 """
 
@@ -87,8 +87,8 @@ def _seed(generator: torch.Generator) -> int:
 
 def _noise(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Normal numbers of the shape and device of ``like``. On a GPU they are drawn there, from a
-    seed that ``generator``
-    gives: millions of numbers from the CPU's generator would take as long as the rest of the step.
+    seed that ``generator`` gives: millions of numbers from the CPU's generator would take as long
+    as the rest of the step.
     """
     if like.device.type == "cpu":
         return torch.randn(like.shape, generator=generator)

@@ -1,7 +1,7 @@
 """One atlas, many bodies: smooth deformations of a real chest into a virtual patient.
 
 A patient is a backward map: for every point of the patient's grid, the point of the atlas that is
-    seen there. It is
+seen there. It is
 
     q = A p + t,    source = q + sum of smooth displacement fields at q
 

@@ -142,8 +142,8 @@ def _largest(ending: str, size: int) -> int:
 
 def _groups(tar: tarfile.TarFile, size: int) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Neighbours with one key, in the order of the file. Nothing is ever unpacked to disk, and
-    still every name must
-    be one that `members` writes: a shard with a path in it was not made by this project."""
+    still every name must be one that `members` writes: a shard with a path in it was not made by
+    this project."""
     current, parts = "", dict[str, bytes]()
     for member in tar:
         known = _MEMBER.fullmatch(member.name)
@@ -347,6 +347,6 @@ def read_shards(
     """The studies of one split of a prepared data set; see `ShardDataset`.
 
     Example: ``DataLoader(read_shards("prepared/ixi", "train", 0), batch_size=8, num_workers=2,
-        collate_fn=list)``
+    collate_fn=list)``
     """
     return ShardDataset(out, split, shuffle_seed, buffer=buffer, verify=verify)
