@@ -28,21 +28,21 @@ from pathlib import Path
 import torch
 
 from medm2g_core.data.cohort import VirtualCohort
-from medm2g_core.evaluation.baselines.report_decoder import DecoderSettings, train_decoder
-from medm2g_core.evaluation.baselines.reports import report_corpus
-from medm2g_core.evaluation.baselines.translator import RegressionSettings, train_translator
 from medm2g_core.evaluation.image_to_image import GROUPS
 from medm2g_core.evaluation.results import (
     SECTIONS,
     evaluate,
     flow_seconds,
-    load_pieces,
-    shared_out,
+    load_results,
+    split_equally,
     write_report,
 )
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import SHIPPED_WEIGHTS
 from medm2g_core.profiles import ROUND_STAGES, Profile
+from medm2g_core.rivals.report_decoder import DecoderSettings, train_decoder
+from medm2g_core.rivals.reports import report_corpus
+from medm2g_core.rivals.translator import RegressionSettings, train_translator
 from medm2g_core.training.corpus import LatentCorpus
 from medm2g_core.training.data import EmbeddedData, load_corpora
 from medm2g_core.training.loop import run_stage
@@ -135,7 +135,7 @@ def main() -> None:
         return
     torch.set_num_threads(THREADS)
     base = MedM2G.from_pretrained(args.start)
-    seconds = shared_out(round_seconds(args.minutes))
+    seconds = split_equally(round_seconds(args.minutes))
     if args.part[:1] == ["baseline"]:
         train_baseline(args.part[1], args.part[2], float(args.part[3]), base, args.device)
         return
@@ -210,14 +210,14 @@ def run(args: argparse.Namespace, base: MedM2G, seconds: Mapping[str, float]) ->
     for name in (
         "training.json",
         "config.json",
-    ):  # what `medm2g_core.evaluation.trainings` reads beside the tables
+    ):  # what `medm2g_core.experiments.trainings` reads beside the tables
         shutil.copyfile(args.model / name, args.results / name)
     wrong = [p.args for p in waiting if p.wait() != 0]
     if wrong:
         raise SystemExit(f"a baseline failed: {wrong}")
     measuring = [again(*common, "--part", "section", name) for name in args.sections]
     failed = [p.args for p in measuring if p.wait() != 0]
-    print(write_report(load_pieces(args.results), args.results))
+    print(write_report(load_results(args.results), args.results))
     print(f"done after {time.monotonic() - begin:.0f} s", flush=True)
     if failed:
         raise SystemExit(f"a section failed: {failed}")

@@ -26,8 +26,8 @@ import torch
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.evaluation.bench import draw_studies
-from medm2g_core.evaluation.metrics import psnr
 from medm2g_core.evaluation.table import make_row
+from medm2g_core.metrics.pixels import psnr
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import StageConfig

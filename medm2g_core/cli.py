@@ -62,7 +62,7 @@ def _finite(text: str) -> float:
 
 def _shares(text: str) -> str:
     """Checked here, so that the error names the argument."""
-    from medm2g_core.evaluation.baselines.shares import parse_shares
+    from medm2g_core.rivals.shares import parse_shares
 
     try:
         parse_shares(text)

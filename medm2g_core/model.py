@@ -28,8 +28,12 @@ from medm2g_core.streams import MODALITIES, STREAMS, StreamError, check_image, s
 
 __all__ = ["FORMAT_VERSION", "CheckpointError", "MedM2G", "RawBatch"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the folder that `save_pretrained` writes."""
+
+_READABLE = (1, FORMAT_VERSION)
+_NAMES_OF_FORMAT_1 = {".prompt.met": ".prompt.trained_with"}
+"""Ends of the tensor names that format 1 had -> today's."""
 
 RawBatch = Mapping[str, torch.Tensor | Sequence[str]]
 """Stream -> images (B, 1, H, W) in -1..1, or B reports."""
@@ -183,8 +187,8 @@ class MedM2G(nn.Module):
         return Guide(modality, tokens, encoder.token_grid, present, fine)
 
     def prompt_projection(self, modality: str) -> PromptProjection:
-        """Where prompts enter the flow of a modality; its ``met`` says what that flow was trained
-        with."""
+        """Where prompts enter the flow of a modality; its ``trained_with`` says what that flow was
+        trained with."""
         return cast(PromptProjection, self.flows[modality].prompt)
 
     def flow(
@@ -212,7 +216,7 @@ class MedM2G(nn.Module):
         prompt: Prompt,
         present: Mapping[str, torch.Tensor] | None = None,
         *,
-        strangers: bool = False,
+        untrained_pairs: bool = False,
     ) -> dict[str, torch.Tensor]:
         """The joint call: every wanted flow predicts, guided by all *other* streams.
 
@@ -222,7 +226,8 @@ class MedM2G(nn.Module):
             want: streams to predict for; each must be in ``latents``.
             prompt: the mixed prompts.
             present: stream -> (B,) 1 where the stream may guide; 1 for all if not named.
-            strangers: let streams guide a flow that was never trained with their modality. Off by
+            untrained_pairs: let streams guide a flow that was never trained with their modality.
+                Off by
                 default: their guidance would pass through weights that never saw them, while the
                 prompt reaches every flow.
         """
@@ -235,8 +240,10 @@ class MedM2G(nn.Module):
         }
         out = {}
         for m in want:
-            knows = self.prompt_projection(stream(m).modality).knows
-            chosen = [g for n, g in guides.items() if n != m and (strangers or knows(g.modality))]
+            met = self.prompt_projection(stream(m).modality).was_trained_with
+            chosen = [
+                g for n, g in guides.items() if n != m and (untrained_pairs or met(g.modality))
+            ]
             out[m] = self.flow(m, latents[m], levels[m], prompt, chosen)
         return out
 
@@ -326,10 +333,10 @@ class MedM2G(nn.Module):
             raise CheckpointError(
                 f"{config_file} is damaged ({error}); copy the checkpoint again"
             ) from error
-        if version != FORMAT_VERSION:
+        if version not in _READABLE:
             raise CheckpointError(
-                f"{folder} has checkpoint format {version}, this program reads {FORMAT_VERSION}; "
-                "train again or use the matching release"
+                f"{folder} has checkpoint format {version}, this program reads"
+                f" {' and '.join(map(str, _READABLE))}; train again or use the matching release"
             )
         try:
             profile = Profile.from_dict(config["profile"])
@@ -354,6 +361,10 @@ class MedM2G(nn.Module):
             raise CheckpointError(
                 f"{file} is damaged or half written ({error}); copy it again"
             ) from error
+        for old, new in _NAMES_OF_FORMAT_1.items():
+            tensors = {
+                k.removesuffix(old) + new if k.endswith(old) else k: v for k, v in tensors.items()
+            }
         own = self.part(name)
         wrong = sorted(
             k

@@ -14,8 +14,8 @@ from diffusers.utils import BaseOutput
 from medm2g_core.alignment.encoders import Embedding
 from medm2g_core.codecs.tokenizer import TextTooLongError
 from medm2g_core.flows.prompt import Prompt, mix, null_prompt
-from medm2g_core.flows.sampling import Order, SampleStep, sample_latents
 from medm2g_core.model import CheckpointError, MedM2G
+from medm2g_core.sampling import Order, SampleStep, sample_latents
 from medm2g_core.streams import StreamError, stream
 
 __all__ = ["SHIPPED_WEIGHTS", "MedM2GOutput", "MedM2GPipeline"]

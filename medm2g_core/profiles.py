@@ -199,7 +199,7 @@ class StageConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     restart: int = 0
 
-    def leg(self, step: int) -> tuple[int, int]:
+    def cycle(self, step: int) -> tuple[int, int]:
         """The schedule that ``step`` belongs to: its first step, and how many it has."""
         cut = self.restart if self.restart < self.steps else 0
         return (cut, self.steps - cut) if step >= cut else (0, cut)

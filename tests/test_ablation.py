@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from medm2g_core.evaluation.ablation import (
+from medm2g_core.experiments.ablation import (
     GROUPS,
     LEADING,
     Budget,

@@ -10,7 +10,7 @@ from conftest import pictures, reports
 from torch.nn import functional as F
 
 from medm2g_core.alignment.objective import (
-    augment,
+    augmented_view,
     central_alignment_loss,
     info_nce,
     visual_invariant_loss,
@@ -159,19 +159,19 @@ def test_off_costs_nothing_and_a_batch_of_one_is_refused():
 def test_augmentation_keeps_sides_shape_and_range():
     image = torch.full((8, 1, 32, 32), -0.6)
     image[..., :, :16] = 0.6
-    view = augment(image, torch.Generator().manual_seed(0))
+    view = augmented_view(image, torch.Generator().manual_seed(0))
     assert view.shape == image.shape and view.abs().max() <= 1
     left, right = view[..., :16].mean((1, 2, 3)), view[..., 16:].mean((1, 2, 3))
     assert (left > right + 0.5).all()
     top = image.transpose(-1, -2).contiguous()
-    view = augment(top, torch.Generator().manual_seed(0))
+    view = augmented_view(top, torch.Generator().manual_seed(0))
     assert (view[..., :16, :].mean((1, 2, 3)) > view[..., 16:, :].mean((1, 2, 3)) + 0.5).all()
 
 
 def test_augmentation_follows_its_generator_and_changes_the_image_a_little():
     image = pictures(4)
-    a, b = (augment(image, torch.Generator().manual_seed(s)) for s in (0, 1))
-    assert torch.equal(a, augment(image, torch.Generator().manual_seed(0)))
+    a, b = (augmented_view(image, torch.Generator().manual_seed(s)) for s in (0, 1))
+    assert torch.equal(a, augmented_view(image, torch.Generator().manual_seed(0)))
     assert not torch.equal(a, b)
     difference = (a - image).abs().mean()
     assert 0.01 < difference < 0.4

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from medm2g_core.evaluation.bars import BARS, Bar, bar_summary, bar_table, verdicts
-from medm2g_core.evaluation.results import load_pieces
-from medm2g_core.evaluation.table import LESS_IS_BETTER, Piece, Row
+from medm2g_core.evaluation.results import load_results
+from medm2g_core.evaluation.table import LESS_IS_BETTER, Row, SectionResult
+from medm2g_core.experiments.bars import BARS, Bar, bar_summary, bar_table, verdicts
 from medm2g_core.show.effects import RESULTS
 
 LESS = LESS_IS_BETTER[0]
 
 
-def piece(metric: str, values: dict[str, float]) -> dict[str, Piece]:
+def outcome(metric: str, values: dict[str, float]) -> dict[str, SectionResult]:
     rows = [Row("a → b", metric, who, v, v, v, 9) for who, v in values.items()]
-    return {"s": Piece([*rows, Row("other", metric, "model", 99, 99, 99, 9)])}
+    return {"s": SectionResult([*rows, Row("other", metric, "model", 99, 99, 99, 9)])}
 
 
 def test_a_fixed_mark_is_met_from_its_value_on():
     bar = Bar("s", "a →", "m", offset=0.5)
     assert [
-        v.met for score in (0.49, 0.5) for v in verdicts(piece("m", {"model": score}), [bar])
+        v.met for score in (0.49, 0.5) for v in verdicts(outcome("m", {"model": score}), [bar])
     ] == [False, True]
     assert str(bar) == "m ≥ 0.5"
 
@@ -38,33 +38,33 @@ def test_a_reference_is_the_strongest_of_those_named_times_the_factor(metric, sc
         "control: z": 9.0,
         "ceiling: w": 0.01,
     }
-    (v,) = verdicts(piece(metric, values), [Bar("s", "a →", metric, ("baseline",), 0.5)])
+    (v,) = verdicts(outcome(metric, values), [Bar("s", "a →", metric, ("baseline",), 0.5)])
     assert v.met is met and v.needed == pytest.approx(0.5 if metric == LESS else 0.55)
 
 
 def test_another_setting_is_told_apart_from_one_draw():
     bar, titles = Bar("s", "a →", "m", offset=0.5), {"s": "Title"}
-    found = verdicts(piece("m", {"model": 0.4, "model, best of 4": 0.6}), [bar])
+    found = verdicts(outcome("m", {"model": 0.4, "model, best of 4": 0.6}), [bar])
     assert (found[0].met, found[0].met_at_best) == (False, True)
     assert "at its best setting" in bar_table(found)
     assert "| Title | m ≥ 0.5 | a → b | 1 | 0 | 1 |" in bar_summary(found, titles)
-    found = verdicts(piece("m", {"model": 0.4, "model, best of 4": 0.45}), [bar])
+    found = verdicts(outcome("m", {"model": 0.4, "model, best of 4": 0.45}), [bar])
     assert "**no**" in bar_table(found) and "| 1 | 0 | 0 |" in bar_summary(found, titles)
 
 
 def test_a_mean_of_draws_is_judged_as_itself():
     bar = Bar("s", "a →", "m", ("baseline: r",), offset=-0.5, who="model, mean of 8")
     (v,) = verdicts(
-        piece("m", {"model": 9.0, "model, mean of 8": 20.0, "baseline: regression": 20.4}), [bar]
+        outcome("m", {"model": 9.0, "model, mean of 8": 20.0, "baseline: regression": 20.4}), [bar]
     )
     assert v.score == 20.0 and v.met and v.best is None and str(bar) == "m (mean of 8) ≥ r -0.5"
 
 
 def test_a_task_without_the_reference_has_no_verdict():
-    assert verdicts(piece("m", {"model": 9.0}), [Bar("s", "a →", "m", ("baseline",))]) == []
+    assert verdicts(outcome("m", {"model": 9.0}), [Bar("s", "a →", "m", ("baseline",))]) == []
 
 
 def test_every_bar_finds_what_it_is_about_in_the_shipped_results():
-    found = verdicts(load_pieces(RESULTS))
+    found = verdicts(load_results(RESULTS))
     assert {v.bar for v in found} == set(BARS)
     assert len([v for v in found if v.bar.section == "translation"]) == 18

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from medm2g_core.evaluation.budget import CURVES, budget_points
-from medm2g_core.evaluation.results import load_pieces
-from medm2g_core.evaluation.table import Piece, Row, Shelf
-from medm2g_core.evaluation.trainings import SHIPPED, Training, load_trainings, side_by_side
-from medm2g_core.evaluation.unseen import SEEN
+from medm2g_core.evaluation.results import load_results
+from medm2g_core.evaluation.table import ResultStore, Row, SectionResult
+from medm2g_core.experiments.budget import CURVES, budget_points
+from medm2g_core.experiments.trainings import SHIPPED, Training, load_trainings, side_by_side
+from medm2g_core.experiments.unseen import SEEN
 from medm2g_core.profiles import ROUND_STAGES
 from medm2g_core.show.effects import RESULTS, budget_figure
 
@@ -29,9 +29,9 @@ def test_each_training_gives_a_point_with_its_minutes_and_its_interval():
         "a": {"alignment": 999.0, "round1": 60.0, "round2": 30.0, "round3": 30.0},
         "b": {"round1": 240.0},
     }
-    pieces = {
-        "report_xray": Piece([row("model", 0.5), row("model, consensus of 5", 0.9)]),
-        "unseen": Piece([row(SEEN, 0.3)], facts={"CPU seconds": spent}),
+    outcomes = {
+        "report_xray": SectionResult([row("model", 0.5), row("model, consensus of 5", 0.9)]),
+        "unseen": SectionResult([row(SEEN, 0.3)], facts={"CPU seconds": spent}),
     }
     short = [
         {"arm": "three rounds", "seconds": 60.0, "scores": {CURVES[TITLE][3]: v}}
@@ -40,7 +40,7 @@ def test_each_training_gives_a_point_with_its_minutes_and_its_interval():
     other = [
         {"arm": "all pairs at once, same time", "seconds": 1.0, "scores": {CURVES[TITLE][3]: 9.0}}
     ]
-    trainings = [Training(SHIPPED, pieces, 60.0, "")]
+    trainings = [Training(SHIPPED, outcomes, 60.0, "")]
     points = [p for p in budget_points(trainings, short + other) if p.curve == TITLE]
     assert [(p.what, p.minutes, round(p.value, 2)) for p in points] == [
         ("ablation, 2 seeds", 1.0, 0.15),
@@ -68,7 +68,7 @@ def folder(
 
 def keep(path: Path, model: float) -> None:
     rows = [row("model", model), row("model, consensus of 5", model + 0.2), row("baseline: x", 0.6)]
-    Shelf(path).put("report_xray", "k", Piece(rows))
+    ResultStore(path).put("report_xray", "k", SectionResult(rows))
 
 
 def test_more_training_is_placed_by_the_studies_that_it_saw(tmp_path):
@@ -98,7 +98,7 @@ def test_more_training_is_placed_by_the_studies_that_it_saw(tmp_path):
 
 @pytest.mark.parametrize(("start", "minutes"), [("cpu, abc", 30 + 60), ("cpu, other", 60 + 60)])
 def test_longer_training_counts_from_the_weights_that_it_went_on_from(tmp_path, start, minutes):
-    """From the first leg of the shipped training (half its time) if its weights say so."""
+    """From the first cycle of the shipped training (half its time) if its weights say so."""
     shipped, results = (
         folder(tmp_path / "shipped", steps=100, batch=32, seconds=600.0),
         tmp_path / "results",
@@ -120,7 +120,7 @@ def test_what_less_training_left_as_it_was_is_taken_over_and_gives_no_second_poi
     folder(results / "earlier", steps=50, batch=32, seconds=300.0, weights="cpu, abc")
     keep(results, 0.5)
     trainings = load_trainings(results, shipped)
-    assert trainings[0].pieces == trainings[1].pieces
+    assert trainings[0].outcomes == trainings[1].outcomes
     assert [p.what for p in budget_points(trainings, [])] == ["full training"]
 
 
@@ -129,5 +129,5 @@ def test_what_was_not_measured_gives_no_point():
 
 
 def test_the_curves_name_rows_that_the_results_have():
-    trainings = [Training(SHIPPED, load_pieces(RESULTS), 1.0, "")]
+    trainings = [Training(SHIPPED, load_results(RESULTS), 1.0, "")]
     assert {p.curve for p in budget_points(trainings, [])} == set(CURVES)

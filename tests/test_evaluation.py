@@ -10,29 +10,32 @@ import numpy as np
 import pytest
 import torch
 
-from medm2g_core.evaluation.baselines.clock import stopwatch, unit
-from medm2g_core.evaluation.baselines.shares import parse_shares
-from medm2g_core.evaluation.metrics import (
-    bootstrap,
-    ct_mae_hu,
-    finding_counts,
-    finding_f1,
-    psnr,
-    ssim,
-)
 from medm2g_core.evaluation.results import (
     evaluate,
     failed,
-    fair_enough,
     flow_device,
     flow_seconds,
     handicap,
     report,
+    trained_long_enough,
     weights_digest,
 )
 from medm2g_core.evaluation.retrieval import ceiling_hits, hits_at, same_findings_at_1
-from medm2g_core.evaluation.table import Check, Piece, Row, Shelf, compact, make_row, markdown
+from medm2g_core.evaluation.table import (
+    Check,
+    ResultStore,
+    Row,
+    SectionResult,
+    compact,
+    make_row,
+    markdown,
+)
+from medm2g_core.metrics.bootstrap import bootstrap
+from medm2g_core.metrics.findings import finding_counts, finding_f1
+from medm2g_core.metrics.pixels import ct_mae_hu, psnr, ssim
 from medm2g_core.model import MedM2G
+from medm2g_core.rivals.clock import stopwatch, unit
+from medm2g_core.rivals.shares import parse_shares
 from medm2g_core.show.readme import blocks, fill
 from medm2g_core.streams import Finding, hu_to_unit
 from medm2g_core.training.validate import recall_at
@@ -110,16 +113,18 @@ def test_same_findings_counts_another_patient_with_equal_findings_and_no_other_s
 
 
 def test_a_stored_piece_comes_back_only_for_what_it_was_measured_with(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path)
-    piece = Piece([make_row("t", "m", "model", [1.0, 2.0])], [Check("c", True, "d")], 1.0, {"a": 1})
-    shelf.put("x", Shelf.key(weights="a"), piece)
-    assert shelf.get("x", Shelf.key(weights="a")) == piece
+    store = ResultStore(tmp_path)
+    outcome = SectionResult(
+        [make_row("t", "m", "model", [1.0, 2.0])], [Check("c", True, "d")], 1.0, {"a": 1}
+    )
+    store.put("x", ResultStore.key(weights="a"), outcome)
+    assert store.get("x", ResultStore.key(weights="a")) == outcome
     assert (
-        shelf.get("x", Shelf.key(weights="b")) is None
-        and shelf.get("y", Shelf.key(weights="a")) is None
+        store.get("x", ResultStore.key(weights="b")) is None
+        and store.get("y", ResultStore.key(weights="a")) is None
     )
     (tmp_path / "x.json").write_text("{half", encoding="utf-8")  # damaged: measured again, no crash
-    assert shelf.get("x", Shelf.key(weights="a")) is None
+    assert store.get("x", ResultStore.key(weights="a")) is None
 
 
 def test_the_table_has_a_line_a_metric_and_keeps_rivals_apart() -> None:
@@ -216,17 +221,17 @@ def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(
     model.save_pretrained(folder)
     sizes = {"n_chest": 8, "n_brain": 4, "reference": 4, "steps": 1}
     sections = ("alignment", "guidance")
-    pieces = evaluate(folder, out, sections=sections, **sizes)
-    assert set(pieces) == set(sections)
-    for piece in pieces.values():
-        assert piece.rows and all(r.low <= r.value <= r.high for r in piece.rows)
-    bad = failed(pieces)
+    outcomes = evaluate(folder, out, sections=sections, **sizes)
+    assert set(outcomes) == set(sections)
+    for outcome in outcomes.values():
+        assert outcome.rows and all(r.low <= r.value <= r.high for r in outcome.rows)
+    bad = failed(outcomes)
     assert any(
         "a wrong guide is visibly wrong" in c.name for _, c in bad
-    ) and "does not hold" in report(pieces)
+    ) and "does not hold" in report(outcomes)
     stamp = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
-    assert evaluate(folder, out, sections=sections, **sizes) == pieces
-    assert evaluate(folder, out, sections=sections, time_fraction=1.0, **sizes) == pieces, (
+    assert evaluate(folder, out, sections=sections, **sizes) == outcomes
+    assert evaluate(folder, out, sections=sections, time_fraction=1.0, **sizes) == outcomes, (
         "they train no baselines"
     )
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == stamp
@@ -257,12 +262,15 @@ def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(
 def test_scores_are_kept_unless_their_baselines_were_trained_for_less_than_asked(
     had, asked, kept
 ) -> None:
-    piece = Piece(facts={"settings": {"time_fraction": had}})
-    assert fair_enough("translation", piece, asked) is kept and fair_enough(
-        "guidance", piece, asked
+    outcome = SectionResult(facts={"settings": {"time_fraction": had}})
+    assert trained_long_enough("translation", outcome, asked) is kept and trained_long_enough(
+        "guidance", outcome, asked
     )
     said = handicap(
-        {"translation": piece, "guidance": Piece(facts={"settings": {"time_fraction": 0.1}})}
+        {
+            "translation": outcome,
+            "guidance": SectionResult(facts={"settings": {"time_fraction": 0.1}}),
+        }
     )
     whole = "10 % (Image to image: to CT, to X-ray, pix2pix); 100 % (Image to image: to MR)"
     assert (f"{100 * had:g} % (Image to image)" if isinstance(had, float) else whole) in said
@@ -285,12 +293,12 @@ def test_shares_of_the_training_time_are_read_or_refused_in_words() -> None:
 
 
 def test_seconds_of_another_kind_of_machine_are_called_not_comparable() -> None:
-    piece = Piece(
+    outcome = SectionResult(
         facts={"settings": {"time_fraction": 1.0}, "devices": {"flows": "cuda", "baselines": "cpu"}}
     )
-    assert "not comparable" in handicap({"translation": piece})
-    piece.facts["devices"] = {"flows": "cuda", "baselines": "cuda"}
-    assert "not comparable" not in handicap({"translation": piece})
+    assert "not comparable" in handicap({"translation": outcome})
+    outcome.facts["devices"] = {"flows": "cuda", "baselines": "cuda"}
+    assert "not comparable" not in handicap({"translation": outcome})
 
 
 def test_readme_shows_what_the_programs_measured() -> None:

@@ -20,7 +20,6 @@ from medm2g_core.evaluation.fidelity import (
     REAL,
     SIDE,
     Reading,
-    agreement,
     auc_scorer,
     balanced_accuracy,
     between_sets,
@@ -36,6 +35,7 @@ from medm2g_core.evaluation.fidelity import (
     macro_auc,
     nearest_distance,
     side_hits,
+    stream_agreement,
 )
 from medm2g_core.evaluation.judges import SHIPPED_JUDGES as SHIPPED
 from medm2g_core.evaluation.judges import (
@@ -46,7 +46,7 @@ from medm2g_core.evaluation.judges import (
     labels_of,
     load_judge,
 )
-from medm2g_core.evaluation.table import Piece
+from medm2g_core.evaluation.table import SectionResult
 from medm2g_core.evaluation.text_to_image import nearest_reports, text_to_image
 from medm2g_core.evaluation.unified import unified
 from medm2g_core.model import MedM2G
@@ -175,15 +175,15 @@ def test_streams_of_one_patient_agree_and_those_of_strangers_do_not() -> None:
     findings = [pool[i] for i in order]
     ct, xray = reading(findings, 6, seed=1), reading(findings, 6, seed=2)
     cut = [findings_of("chest").index(n) for n in ("pleural_effusion", "nodule")]
-    strangers = replace(xray, logits=np.roll(xray.logits, 7, 0))
+    shuffled = replace(xray, logits=np.roll(xray.logits, 7, 0))
     for r in (ct, xray):  # findings that nobody has are noise in this example
         r.logits[:, [c for c in range(NUMBER) if c not in cut]] = -9
-    strangers.logits[:, [c for c in range(NUMBER) if c not in cut]] = -9
-    own, other = agreement(ct, xray), agreement(ct, strangers)
+    shuffled.logits[:, [c for c in range(NUMBER) if c not in cut]] = -9
+    own, other = stream_agreement(ct, xray), stream_agreement(ct, shuffled)
     for metric in own:
         assert own[metric][0] > 0.8, metric
         assert abs(other[metric][0]) < 0.15 and other[metric][2] < own[metric][1], metric
-    same = agreement(ct, ct)
+    same = stream_agreement(ct, ct)
     assert {m: v[0] for m, v in same.items()} == pytest.approx({m: 1.0 for m in own})
 
 
@@ -310,16 +310,16 @@ def blank_judges() -> Judges:
     return {(r, s): blank_judge(r, s) for r, names in regions.items() for s in names}
 
 
-def has_everything(piece: Piece) -> None:
+def has_everything(outcome: SectionResult) -> None:
     who = {}
-    for r in piece.rows:
+    for r in outcome.rows:
         assert r.low <= r.value <= r.high and r.n > 0, r
         who.setdefault((r.task, r.metric), []).append(r.who)
-    assert len(who) > 5 and piece.checks
+    assert len(who) > 5 and outcome.checks
     for key, names in who.items():
         assert "model" in names and REAL in names, key
         assert len(set(names)) == len(names), key
-    assert Piece.from_dict(piece.to_dict()) == piece
+    assert SectionResult.from_dict(outcome.to_dict()) == outcome
 
 
 def test_text_to_image_has_baselines_control_and_ceilings(
@@ -329,10 +329,10 @@ def test_text_to_image_has_baselines_control_and_ceilings(
         MedM2GPipeline(model), n_chest=70, n_brain=2, reference=2, steps=1, progress=False
     )
     train = {"chest": VirtualCohort("train", "chest", 32, resolution=32)}
-    piece = text_to_image(bench, blank_judges, train, targets=[("chest", "xray")])
-    has_everything(piece)
+    outcome = text_to_image(bench, blank_judges, train, targets=[("chest", "xray")])
+    has_everything(outcome)
     kinds = {
-        m: {r.who.split(":")[0] for r in piece.rows if r.metric == m}
+        m: {r.who.split(":")[0] for r in outcome.rows if r.metric == m}
         for m in (AUC, FRECHET, NEAREST)
     }
     settings = {
@@ -343,7 +343,7 @@ def test_text_to_image_has_baselines_control_and_ceilings(
     }
     assert kinds[AUC] == settings | {"baseline", "control", "ceiling"}
     assert "control" not in kinds[FRECHET]
-    copied = [r.value for r in piece.rows if r.metric == NEAREST and r.who.startswith("baseline")]
+    copied = [r.value for r in outcome.rows if r.metric == NEAREST and r.who.startswith("baseline")]
     assert copied == pytest.approx([0], abs=1e-3), "training images are nearest to themselves"
 
 
@@ -353,16 +353,16 @@ def test_unified_measures_pairs_and_draws_with_and_without_a_report(
     bench = Bench(
         MedM2GPipeline(model), n_chest=32, n_brain=2, reference=2, steps=1, progress=False
     )
-    piece = unified(bench, blank_judges)
-    has_everything(piece)
-    assert sum("never trained together" in c.name for c in piece.checks) == 8
-    agreed = {r.task for r in piece.rows if r.metric.startswith("agreement")}
+    outcome = unified(bench, blank_judges)
+    has_everything(outcome)
+    assert sum("never trained together" in c.name for c in outcome.checks) == 8
+    agreed = {r.task for r in outcome.rows if r.metric.startswith("agreement")}
     assert (
         sum(t.startswith("Report") for t in agreed)
         == 3
         == sum(t.startswith("nothing") for t in agreed)
     )
-    assert any("drawn apart does not agree" in c.name for c in piece.checks)
+    assert any("drawn apart does not agree" in c.name for c in outcome.checks)
 
 
 def test_scorer_for_other_sections_gives_a_row_and_refuses_too_few_studies(

@@ -99,8 +99,8 @@ def test_details_and_guides_of_an_unmet_modality_stay_out_and_the_pooled_prompt_
     model, embedded
 ):
     projection = model.prompt_projection("xray")
-    assert all(projection.knows(m) for m in MODALITIES)
-    projection.met[MODALITIES.index("ct")] = 0
+    assert all(projection.was_trained_with(m) for m in MODALITIES)
+    projection.trained_with[MODALITIES.index("ct")] = 0
     only_ct = mix({"ct": embedded["ct"]})
     context, bias = projection(only_ct)
     assert context.shape[1] == bias.shape[1] == 1
@@ -108,7 +108,7 @@ def test_details_and_guides_of_an_unmet_modality_stay_out_and_the_pooled_prompt_
     t = {n: torch.full((B,), 0.5) for n in z}
     alone = model.predict({"xray": z["xray"]}, t, ["xray"], only_ct)["xray"]
     assert torch.equal(model.predict(z, t, ["xray"], only_ct)["xray"], alone)
-    heard = model.predict(z, t, ["xray"], only_ct, strangers=True)["xray"]
+    heard = model.predict(z, t, ["xray"], only_ct, untrained_pairs=True)["xray"]
     assert not torch.allclose(heard, alone, atol=1e-4)
     none = null_prompt(B, model.profile.alignment.embed_dim, model.latent_shift)
     assert not torch.allclose(alone, model.flow("xray", z["xray"], t["xray"], none, []), atol=1e-5)

@@ -36,14 +36,19 @@ RANK = {  # imports point from a higher number to a lower one, or stay within on
     "codecs": 2,
     "alignment": 2,
     "flows": 2,
+    "metrics": 2,
     "model": 3,
-    "pipeline": 4,
-    "training": 5,
-    "evaluation": 5,
-    "show": 5,
-    "commands": 6,
-    "cli": 6,
-    "__main__": 7,
+    "sampling": 4,
+    "pipeline": 5,
+    "training": 6,
+    "judges": 7,
+    "rivals": 7,
+    "evaluation": 8,
+    "experiments": 9,
+    "show": 10,
+    "commands": 11,
+    "cli": 11,
+    "__main__": 12,
 }
 
 
@@ -314,9 +319,7 @@ def test_control_a_type_only_import_is_no_arrow() -> None:
         "if TYPE_CHECKING:\n    from medm2g_core.model import MedM2G\nelse:\n    import"
         " medm2g_core.cli"
     )
-    assert list(_imports(source, "medm2g_core.flows.sampling", is_package=False)) == [
-        "medm2g_core.cli"
-    ]
+    assert list(_imports(source, "medm2g_core.sampling", is_package=False)) == ["medm2g_core.cli"]
 
 
 # --- no side effects

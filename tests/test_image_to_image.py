@@ -6,17 +6,17 @@ import pytest
 import torch
 from conftest import pictures
 
-from medm2g_core.evaluation.baselines.translator import (
+from medm2g_core.evaluation.bench import Bench
+from medm2g_core.evaluation.image_to_image import GROUPS, REGRESSION, TASKS, retrained, translation
+from medm2g_core.metrics.pixels import psnr
+from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.rivals.translator import (
     Patches,
     RegressionSettings,
     Translation,
     Translator,
     train_translator,
 )
-from medm2g_core.evaluation.bench import Bench
-from medm2g_core.evaluation.image_to_image import GROUPS, REGRESSION, TASKS, retrained, translation
-from medm2g_core.evaluation.metrics import psnr
-from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.training.corpus import Corpus
 
 TASK = Translation("brain", ("mri_t1",), "mri_t2")
@@ -109,7 +109,7 @@ def test_every_translation_belongs_to_one_group_of_one_target_modality():
 def test_baselines_are_trained_again_without_drawing_again(model, monkeypatch, tmp_path) -> None:
     """Only the rows of the networks that are named move, and they become what a whole measurement
     gives."""
-    monkeypatch.setattr("medm2g_core.evaluation.baselines.translator.cache_dir", lambda: tmp_path)
+    monkeypatch.setattr("medm2g_core.rivals.translator.cache_dir", lambda: tmp_path)
     pipe = MedM2GPipeline(model)
     bench = Bench(pipe, n_chest=4, n_brain=4, reference=4, steps=1, progress=False)
     tasks = (TASKS[0], TASKS[5])

@@ -21,7 +21,6 @@ from medm2g_core.evaluation.judges import (
     JudgeSettings,
     Label,
     auc,
-    augment,
     best_threshold,
     label_matrix,
     labels_of,
@@ -29,6 +28,7 @@ from medm2g_core.evaluation.judges import (
     load_judges,
     main,
     save_judge,
+    shifted_and_turned,
     train_judge,
 )
 from medm2g_core.model import CheckpointError
@@ -87,7 +87,7 @@ def test_threshold_separates_what_can_be_separated() -> None:
 def test_augmentation_keeps_left_on_the_left() -> None:
     x = torch.full((16, 1, 64, 64), -1.0)
     x[..., 24:40, 4:20] = 1.0
-    y = augment(x, JudgeSettings(), torch.Generator().manual_seed(0))
+    y = shifted_and_turned(x, JudgeSettings(), torch.Generator().manual_seed(0))
     assert y.abs().max() <= 1 and not torch.equal(x, y)
     assert (y[..., :32].mean((1, 2, 3)) > y[..., 32:].mean((1, 2, 3)) + 0.1).all()
 

@@ -9,7 +9,7 @@ import torch
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.evaluation.judges import auc
-from medm2g_core.evaluation.lesions import LESIONS, dice, lesion_mask
+from medm2g_core.metrics.lesions import LESIONS, dice, lesion_mask
 from medm2g_core.streams import StreamError
 
 

@@ -17,21 +17,6 @@ from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.reports import write_report
 from medm2g_core.data.wheels import DataUnavailableError
 from medm2g_core.evaluation import report_generation as section
-from medm2g_core.evaluation.baselines.report_decoder import (
-    DecoderSettings,
-    decoder_file,
-    train_decoder,
-)
-from medm2g_core.evaluation.baselines.reports import (
-    constant_reports,
-    embed_images,
-    embed_reports,
-    image_retrieval,
-    pixel_retrieval,
-    random_reports,
-    report_corpus,
-    report_retrieval,
-)
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.codec import image_codec_section
 from medm2g_core.evaluation.report_generation import best_half, consensus
@@ -40,6 +25,21 @@ from medm2g_core.evaluation.results import READS
 from medm2g_core.evaluation.retrieval import alignment_section
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.rivals.report_decoder import (
+    DecoderSettings,
+    decoder_file,
+    train_decoder,
+)
+from medm2g_core.rivals.reports import (
+    constant_reports,
+    embed_images,
+    embed_reports,
+    image_retrieval,
+    pixel_retrieval,
+    report_corpus,
+    report_retrieval,
+    reports_of_random_studies,
+)
 from medm2g_core.streams import StreamError
 from medm2g_core.training.corpus import Corpus
 
@@ -78,8 +78,8 @@ def test_retrieval_of_a_study_from_itself_finds_itself_and_from_others_does_not(
 def test_simple_reports_are_constant_or_random() -> None:
     c = corpus()
     assert len(set(constant_reports("chest", 5))) == 1
-    assert sorted(random_reports(c, 8)) == sorted(r[0] for r in c.reports)
-    assert random_reports(c, 20, seed=1) != random_reports(c, 20, seed=2)
+    assert sorted(reports_of_random_studies(c, 8)) == sorted(r[0] for r in c.reports)
+    assert reports_of_random_studies(c, 20, seed=1) != reports_of_random_studies(c, 20, seed=2)
 
 
 def test_a_corpus_has_the_wordings_of_training_and_one_region(tmp_path: Path) -> None:
@@ -206,19 +206,19 @@ def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validatio
     monkeypatch.setattr("medm2g_core.evaluation.report_scores.meteor", lambda a, b: None)
     bench = Bench(MedM2GPipeline(model), n_chest=4, n_brain=2, reference=3, steps=1, progress=False)
     train = VirtualCohort("train", "chest", 6, resolution=32)
-    piece = section.report_generation(
+    outcome = section.report_generation(
         bench, "xray", decoder_seconds=0.2, train=train, cache=tmp_path
     )
-    strict = {r.who: r for r in piece.rows if r.metric == "finding F1, strict"}
+    strict = {r.who: r for r in outcome.rows if r.metric == "finding F1, strict"}
     kinds = [who.split(":")[0].split(",")[0] for who in strict]
     assert (
         kinds.count("baseline") >= 7 and kinds.count("ceiling") == 2 and kinds.count("control") == 1
     )
     assert strict["ceiling: true findings in other words"].value == 1.0
-    assert {"model", "model, consensus of 5"} <= strict.keys() and len(piece.checks) == 2
+    assert {"model", "model, consensus of 5"} <= strict.keys() and len(outcome.checks) == 2
     assert (
-        len(piece.facts["grid on validation"]) == len(section.GRID)
-        and piece.facts["validation studies"] == 3
+        len(outcome.facts["grid on validation"]) == len(section.GRID)
+        and outcome.facts["validation studies"] == 3
     )
     drawn = [k for k in bench._drawn if k[0] != "codec"]
     grid = {(k[5], k[9]) for k in drawn if k[-1] == "val"}
@@ -227,7 +227,7 @@ def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validatio
         (k[5], k[9])
         in {
             (float(g), float(n))
-            for n, g in piece.facts["guidance chosen for each noise scale"].items()
+            for n, g in outcome.facts["guidance chosen for each noise scale"].items()
         }
         for k in drawn
         if k[-1] == "test"
@@ -235,15 +235,15 @@ def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validatio
 
     monkeypatch.setattr(bench, "draw", lambda *_, **__: pytest.fail("something was drawn"))
     again = section.report_generation(
-        bench, "xray", decoder_seconds=2.0, train=train, cache=tmp_path, known=piece
+        bench, "xray", decoder_seconds=2.0, train=train, cache=tmp_path, known=outcome
     )
     decoders = {who for who in strict if "autoregressive" in who}
-    moved = {r.who for r, old in zip(again.rows, piece.rows, strict=True) if r != old}
+    moved = {r.who for r, old in zip(again.rows, outcome.rows, strict=True) if r != old}
     assert len(decoders) == 2 and moved and moved <= decoders, (
         "only the decoders were trained again"
     )
-    steps = [p.facts["decoders"][0]["steps"] for p in (piece, again)]
-    assert steps[1] > steps[0] and again.facts.keys() == piece.facts.keys()
+    steps = [p.facts["decoders"][0]["steps"] for p in (outcome, again)]
+    assert steps[1] > steps[0] and again.facts.keys() == outcome.facts.keys()
 
 
 def ruin_all_but(model: MedM2G, reads: tuple[str, ...]) -> MedM2G:
@@ -267,10 +267,12 @@ def test_reports_are_scored_the_same_whatever_the_weights_that_their_key_leaves_
         bench = Bench(
             MedM2GPipeline(of), n_chest=4, n_brain=2, reference=3, steps=1, progress=False
         )
-        piece = section.report_generation(
+        outcome = section.report_generation(
             bench, given, decoder_seconds=0.2, train=train, cache=tmp_path
         )
-        untimed = [(r.who, r.metric, r.value) for r in piece.rows if "autoregressive" not in r.who]
+        untimed = [
+            (r.who, r.metric, r.value) for r in outcome.rows if "autoregressive" not in r.who
+        ]
         return untimed, {str(k): str(v) for k, v in bench._drawn.items()}
 
     reads = READS[f"report_{given}"]
@@ -295,10 +297,10 @@ def test_codecs_and_alignment_are_scored_the_same_whatever_the_weights_that_thei
     }[name]
 
     def rows(of: MedM2G) -> list[tuple[str, str, str, float]]:
-        piece = measure(
+        outcome = measure(
             Bench(MedM2GPipeline(of), n_chest=3, n_brain=2, reference=2, progress=False)
         )
-        return [(r.task, r.who, r.metric, r.value) for r in piece.rows]
+        return [(r.task, r.who, r.metric, r.value) for r in outcome.rows]
 
     assert rows(ruin_all_but(model, READS[name])) == rows(model)
 
@@ -329,14 +331,14 @@ def test_the_text_codec_section_skips_real_reports_that_cannot_be_had(
 
     monkeypatch.setattr(section, "load_iu_reports", gone)
     bench = Bench(MedM2GPipeline(model), n_chest=3, n_brain=2, reference=2, progress=False)
-    piece = section.text_codec_section(bench)
-    assert "left out" in piece.facts["real IU findings"]
-    assert {r.task for r in piece.rows} == {
+    outcome = section.text_codec_section(bench)
+    assert "left out" in outcome.facts["real IU findings"]
+    assert {r.task for r in outcome.rows} == {
         "text codec: Report (chest)",
         "text codec: Report (brain)",
     }
     assert {"exact match, share", "BLEU-4, corpus", "finding F1, strict"} <= {
-        r.metric for r in piece.rows
+        r.metric for r in outcome.rows
     }
 
 

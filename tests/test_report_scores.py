@@ -1,5 +1,5 @@
-"""Report scores: what equal, shuffled and partly right reports score, and agreement with the
-libraries."""
+"""Report scores: what equal, shuffled and partly right reports score, and finding_agreement with
+the libraries."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from medm2g_core.evaluation.report_generation import consensus, reworded
 from medm2g_core.evaluation.report_scores import (
     METEOR_MISSING,
     Truth,
-    agreement,
     bleu,
     bleu_counts,
     distinct_share,
+    finding_agreement,
     medoid,
     meteor,
     partial_counts,
@@ -223,11 +223,11 @@ def test_consensus_picks_the_majority_and_leaves_the_odd_one_out() -> None:
     assert medoid([write(EDEMA), write(EFFUSION)], "chest") == 0
     half = Finding("pleural_effusion", "right", "", "small")
     assert (
-        agreement([EFFUSION], [EFFUSION])
+        finding_agreement([EFFUSION], [EFFUSION])
         == 1
-        > agreement([EFFUSION], [half])
+        > finding_agreement([EFFUSION], [half])
         == 0.5
-        > agreement([EFFUSION], [])
+        > finding_agreement([EFFUSION], [])
     )
 
 

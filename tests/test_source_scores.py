@@ -30,7 +30,7 @@ from medm2g_core.evaluation.source_scores import (
     source_table,
     tasks_of,
 )
-from medm2g_core.evaluation.table import Piece, Row
+from medm2g_core.evaluation.table import Row, SectionResult
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import profile
 from medm2g_core.streams import IMAGE_STREAMS
@@ -86,12 +86,12 @@ def test_every_quoted_figure_belongs_to_a_task_that_its_data_set_allows(figure):
 
 
 def test_image_tasks_have_baselines_a_control_and_a_ceiling(pipe, tmp_path):
-    piece, examples = measured(
+    outcome, examples = measured(
         pipe, "brain_mri_ct", write_brain_mri_ct(tmp_path / "root"), tmp_path / "work"
     )
     assert set(examples) == {Task(("mri_t1",), "ct"), Task(("ct",), "mri_t1")}
     for task in examples:
-        own = {r.who for r in piece.rows if r.task == task.title and r.metric == "PSNR, dB"}
+        own = {r.who for r in outcome.rows if r.task == task.title and r.metric == "PSNR, dB"}
         assert own >= {
             "model",
             "model, mean of 2",
@@ -101,19 +101,19 @@ def test_image_tasks_have_baselines_a_control_and_a_ceiling(pipe, tmp_path):
             "baseline: mean image",
             "baseline: nearest training study",
         }
-        hu = {r.who for r in piece.rows if r.task == task.title and r.metric == "MAE, HU"}
+        hu = {r.who for r in outcome.rows if r.task == task.title and r.metric == "MAE, HU"}
         assert bool(hu) == (task.target == "ct")
-    assert len(piece.checks) == 2 and all(r.n == 3 for r in piece.rows)
-    assert not any(r.metric == FRECHET for r in piece.rows), "three studies have no covariance"
-    assert {"regression, ct", "regression, mri"} == set(piece.facts["baselines"])
+    assert len(outcome.checks) == 2 and all(r.n == 3 for r in outcome.rows)
+    assert not any(r.metric == FRECHET for r in outcome.rows), "three studies have no covariance"
+    assert {"regression, ct", "regression, mri"} == set(outcome.facts["baselines"])
 
 
 def test_report_tasks_compare_with_reports_of_the_training_split(pipe, tmp_path):
-    piece, examples = measured(
+    outcome, examples = measured(
         pipe, "chestxray14", chestxray14(tmp_path / "root"), tmp_path / "work"
     )
     (task,) = [t for t in examples if t.target == "text"]
-    own = {r.who for r in piece.rows if r.task == task.title and r.metric == "BLEU-4, corpus"}
+    own = {r.who for r in outcome.rows if r.task == task.title and r.metric == "BLEU-4, corpus"}
     assert own == {
         "model",
         CONTROL,
@@ -122,17 +122,17 @@ def test_report_tasks_compare_with_reports_of_the_training_split(pipe, tmp_path)
         "baseline: random training report",
         "ceiling: text codec",
     }
-    assert not any("finding" in r.metric for r in piece.rows), (
+    assert not any("finding" in r.metric for r in outcome.rows), (
         "the labeller knows the grammar, not real reports"
     )
 
 
 def test_a_lone_stream_is_drawn_from_nothing_and_has_a_floor(pipe, tmp_path):
     root = write_sliver07(tmp_path / "root")
-    piece, examples = measured(pipe, "sliver07", root, tmp_path / "work")
+    outcome, examples = measured(pipe, "sliver07", root, tmp_path / "work")
     (task,) = examples
-    assert task == Task((), "ct") and not piece.rows and not piece.checks
-    page = source_page("sliver07", piece)
+    assert task == Task((), "ct") and not outcome.rows and not outcome.checks
+    page = source_page("sliver07", outcome)
     assert (
         "the paper's FID 6.89 (CT): nothing was measured to stand beside it" in page
         and "64" in page
@@ -162,11 +162,11 @@ def test_distances_have_the_floor_of_real_images(pipe, tmp_path):
             return torch.nn.functional.adaptive_avg_pool2d(x, 4).flatten(1).double().numpy()
 
     judges = {("chest", n): Eyes() for n in IMAGE_STREAMS}
-    piece, _ = evaluate_source(pipe, data, judges, seconds=SECONDS, steps=2, progress=False)
-    distance = {r.who: r.value for r in piece.rows if r.metric == FRECHET}
+    outcome, _ = evaluate_source(pipe, data, judges, seconds=SECONDS, steps=2, progress=False)
+    distance = {r.who: r.value for r in outcome.rows if r.metric == FRECHET}
     assert set(distance) == {REAL, "model", CODEC}
     assert distance[REAL] < distance["model"], "an untrained model is further away than real images"
-    table = source_table("sliver07", piece.rows)
+    table = source_table("sliver07", outcome.rows)
     assert "| FID 6.89 |" in table and "Inception" in table
 
 
@@ -205,7 +205,7 @@ def test_the_papers_figure_stands_in_its_own_column_with_its_mark_and_what_diffe
 
 def _piece(rows):
     facts = {"source": {"studies": {"test": 9}}, "baselines": {}, "tokenization": ""}
-    return Piece(rows=rows, facts=facts)
+    return SectionResult(rows=rows, facts=facts)
 
 
 # ---- command
@@ -227,7 +227,7 @@ def test_the_command_writes_table_and_sheets_and_measures_once(pipe, tmp_path, c
     }
     page = (out / "source_chestxray14.md").read_text(encoding="utf-8")
     assert "BLEU-4" in page and "FID 1.84" in page and str(tmp_path) not in page
-    assert json.loads((out / "source_chestxray14.json").read_text(encoding="utf-8"))["piece"][
+    assert json.loads((out / "source_chestxray14.json").read_text(encoding="utf-8"))["result"][
         "rows"
     ]
     monkeypatch.setattr("medm2g_core.evaluation.source_scores.evaluate_source", None)

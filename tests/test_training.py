@@ -75,7 +75,7 @@ def may_move(name: str, key: str) -> bool:
     if part not in ("flows", "environments"):
         return False
     modality = rest.split(".")[0]
-    if key.endswith("prompt.met"):
+    if key.endswith("prompt.trained_with"):
         return modality in {"round1": ("text", "xray"), "round2": ("ct",), "round3": ("mri",)}[name]
     if name == "round1":
         return modality in ("text", "xray")
@@ -104,7 +104,7 @@ def test_a_stage_moves_exactly_the_parameters_it_should(
     }  # of the aligned heads
     assert name == "alignment" or not statistics
     assert declared >= moved - statistics - {
-        k for k in moved if k.endswith(".met") or "lm_head" in k
+        k for k in moved if k.endswith(".trained_with") or "lm_head" in k
     }
     # Nearly everything that may move does, the rest being ears for streams that this round does not
     # have.
@@ -146,7 +146,10 @@ def test_a_new_flow_starts_as_a_copy_of_a_trained_one(model, name, heir, donor):
 def test_rounds_are_told_which_modalities_they_meet(model, latent_corpora):
     for name in ("round1", "round2", "round3"):
         RoundStage(model, latent_corpora, name)
-    knows = {m: {o for o in MODALITIES if model.prompt_projection(m).knows(o)} for m in MODALITIES}
+    knows = {
+        m: {o for o in MODALITIES if model.prompt_projection(m).was_trained_with(o)}
+        for m in MODALITIES
+    }
     assert knows == {
         "text": {"xray", "ct"},
         "xray": {"text"},
@@ -159,7 +162,7 @@ def test_all_pairs_meets_every_pair(model, latent_corpora):
     RoundStage(model, latent_corpora, "all_pairs")
     for m in MODALITIES:
         own = {m} if m != "mri" else set()
-        assert {o for o in MODALITIES if model.prompt_projection(m).knows(o)} == set(
+        assert {o for o in MODALITIES if model.prompt_projection(m).was_trained_with(o)} == set(
             MODALITIES
         ) - own
 
@@ -292,7 +295,7 @@ def test_a_restart_begins_the_schedule_anew_and_a_short_trial_has_none():
 def test_a_restarted_training_stands_at_the_average_of_its_first_leg(
     smoke, corpora, latent_corpora, tmp_path
 ):
-    """At the restart it has the very weights that a training of the first leg alone would have
+    """At the restart it has the very weights that a training of the first cycle alone would have
     ended with."""
     alone, restarted = untrained(smoke), untrained(smoke)
     run(make("round1", alone, corpora, latent_corpora), tmp_path / "a")

@@ -10,7 +10,7 @@ import torch
 from medm2g_core.data.chest.atlas import PERSONS
 from medm2g_core.evaluation import unseen
 from medm2g_core.evaluation.judges import load_judges
-from medm2g_core.evaluation.unseen import SEEN, UNSEEN, UnseenBudget, person_table, unseen_person
+from medm2g_core.experiments.unseen import SEEN, UNSEEN, UnseenBudget, person_table, unseen_person
 
 TINY = UnseenBudget(alignment=1, round1=1, round2=1, round3=1, train=12, test=12)
 
@@ -32,7 +32,7 @@ def test_each_person_is_left_out_once_and_trainings_are_kept(model, tmp_path, mo
     monkeypatch.setattr(unseen, "corpus_of", watch_corpus)
     monkeypatch.setattr(unseen, "_train", watch_training)
     judges = {("chest", "xray"): _Judge()}
-    piece = unseen_person(
+    outcome = unseen_person(
         tmp_path / "weights",
         tmp_path / "out",
         judges,
@@ -43,18 +43,18 @@ def test_each_person_is_left_out_once_and_trainings_are_kept(model, tmp_path, mo
     assert set(given) == set(PERSONS)
     for person, seen in given.items():
         assert person not in seen and seen == set(PERSONS) - {person}
-    who = {r.who for r in piece.rows if r.metric == "PSNR, dB"}
+    who = {r.who for r in outcome.rows if r.metric == "PSNR, dB"}
     assert who == {UNSEEN, SEEN}
-    assert all(np.isfinite(r.value) for r in piece.rows if "PSNR" in r.metric)
-    table = person_table(piece)
+    assert all(np.isfinite(r.value) for r in outcome.rows if "PSNR" in r.metric)
+    table = person_table(outcome)
     assert (
         "| CT → MR T2-weighted (chest) | PSNR, dB | 12 |" in table
         and "another patient" not in table
     )
-    assert set(piece.facts["CPU seconds"]) == set(PERSONS)
+    assert set(outcome.facts["CPU seconds"]) == set(PERSONS)
     assert all(
         set(s) == {"alignment", "round1", "round2", "round3"}
-        for s in piece.facts["CPU seconds"].values()
+        for s in outcome.facts["CPU seconds"].values()
     )
     given.clear()
     again = unseen_person(
@@ -65,7 +65,7 @@ def test_each_person_is_left_out_once_and_trainings_are_kept(model, tmp_path, mo
         precision="fp32",
         progress=False,
     )
-    assert not given and again.rows == piece.rows  # nothing was trained twice
+    assert not given and again.rows == outcome.rows  # nothing was trained twice
     other = UnseenBudget(**{**TINY.__dict__, "round1": 2})
     with pytest.raises(ValueError, match="another budget"):
         unseen_person(

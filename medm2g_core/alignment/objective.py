@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from medm2g_core.profiles import AlignmentConfig
 
-__all__ = ["augment", "central_alignment_loss", "info_nce", "visual_invariant_loss"]
+__all__ = ["augmented_view", "central_alignment_loss", "info_nce", "visual_invariant_loss"]
 
 MAX_LOGIT_SCALE = 100.0
 
@@ -76,7 +76,7 @@ def visual_invariant_loss(
     return loss
 
 
-def augment(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def augmented_view(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A second look at the same patient: (B, 1, H, W) in -1..1 to the same.
 
     Small rotation, shift, scale, contrast and noise. No flips: left and right mean something in a

@@ -17,7 +17,7 @@ def run_ablation(args: argparse.Namespace) -> int:
         medm2g_core.model.CheckpointError: no such model, or a damaged one.
         ValueError: an unknown group, or a folder that cannot be written.
     """
-    from medm2g_core.evaluation.ablation import GROUPS, ablate, table
+    from medm2g_core.experiments.ablation import GROUPS, ablate, table
     from medm2g_core.pipeline import SHIPPED_WEIGHTS
     from medm2g_core.show.effects import ablation_figure
     from medm2g_core.storage import atomic_write

@@ -27,7 +27,7 @@ def run_evaluation(args: argparse.Namespace) -> int:
         SECTIONS,
         evaluate,
         failed,
-        load_pieces,
+        load_results,
         report,
         write_report,
     )
@@ -36,7 +36,7 @@ def run_evaluation(args: argparse.Namespace) -> int:
     if args.source is not None:
         return _run_on_source(args)
     out = writable_folder(args.out or Path("results"))
-    pieces = evaluate(
+    outcomes = evaluate(
         args.model,
         out,
         sections=args.sections or tuple(SECTIONS),
@@ -50,9 +50,9 @@ def run_evaluation(args: argparse.Namespace) -> int:
         fresh=args.fresh,
         time_fraction=args.time_fraction,
     )
-    print(report(pieces))
-    print(write_report(load_pieces(out), out))  # with what earlier calls stored
-    bad = failed(pieces)
+    print(report(outcomes))
+    print(write_report(load_results(out), out))  # with what earlier calls stored
+    bad = failed(outcomes)
     for section, check in bad:
         print(f"a control does not hold ({section}): {check.name}: {check.detail}", file=sys.stderr)
     return 1 if bad else 0
@@ -70,7 +70,7 @@ def _run_on_source(args: argparse.Namespace) -> int:
     from medm2g_core.evaluation.judges import load_judges
     from medm2g_core.evaluation.results import flow_seconds, weights_digest
     from medm2g_core.evaluation.source_scores import evaluate_source, source_page
-    from medm2g_core.evaluation.table import Shelf
+    from medm2g_core.evaluation.table import ResultStore
     from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
     from medm2g_core.show.source_sheets import write_sheets
     from medm2g_core.storage import atomic_write
@@ -80,14 +80,14 @@ def _run_on_source(args: argparse.Namespace) -> int:
     data = open_source_data(args, out, pipe.model.profile.resolution)
     data.fit(pipe.model)
     folder = args.model or SHIPPED_WEIGHTS
-    shelf, name = Shelf(out), f"source_{args.source}"
+    store, name = ResultStore(out), f"source_{args.source}"
     settings = {
         "studies": args.studies,
         "steps": args.steps,
         "guidance": args.guidance,
         "seed": args.seed,
     }
-    key = Shelf.key(
+    key = ResultStore.key(
         section=name,
         version=1,
         weights=weights_digest(folder),
@@ -95,9 +95,9 @@ def _run_on_source(args: argparse.Namespace) -> int:
         fraction=args.time_fraction,
         **settings,
     )
-    piece = None if args.fresh else shelf.get(name, key)
-    if piece is None:
-        piece, examples = evaluate_source(
+    outcome = None if args.fresh else store.get(name, key)
+    if outcome is None:
+        outcome, examples = evaluate_source(
             pipe,
             data,
             load_judges(),
@@ -105,16 +105,16 @@ def _run_on_source(args: argparse.Namespace) -> int:
             threads=torch.get_num_threads(),
             **settings,
         )
-        piece.facts["settings"] = settings | {
+        outcome.facts["settings"] = settings | {
             "time fraction of trained baselines": args.time_fraction
         }
-        shelf.put(name, key, piece)
+        store.put(name, key, outcome)
         for file in write_sheets(examples, out, name):
             print(file)
-    text = source_page(args.source, piece)
+    text = source_page(args.source, outcome)
     print(text)
     atomic_write(out / f"{name}.md", lambda p: p.write_text(text, encoding="utf-8"))
-    bad = [c for c in piece.checks if not c.passed]
+    bad = [c for c in outcome.checks if not c.passed]
     for check in bad:
         print(f"a control does not hold: {check.name}: {check.detail}", file=sys.stderr)
     return 1 if bad else 0

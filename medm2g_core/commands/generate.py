@@ -106,11 +106,11 @@ def read_given(
 
 
 def _check_weights(weights: Mapping[str, float], sources: Mapping[str, str]) -> None:
-    strangers = [n for n in weights if n not in sources]
-    if strangers:
+    not_given = [n for n in weights if n not in sources]
+    if not_given:
         have = ", ".join(sources) or "none"
         raise StreamError(
-            f"--prompt-weight {strangers[0]}: that stream is not given; given: {have}"
+            f"--prompt-weight {not_given[0]}: that stream is not given; given: {have}"
         )
     if any(w < 0 for w in weights.values()) or (
         weights and not any(weights.get(n, 1.0) for n in sources)

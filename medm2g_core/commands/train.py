@@ -101,9 +101,9 @@ def run_training(args: argparse.Namespace) -> int:
     from medm2g_core.training.loop import StageInterrupted
     from medm2g_core.training.run import train
 
-    strangers = [person for person in args.persons or () if person not in PERSONS]
-    if strangers:
-        raise ValueError(f"unknown person {strangers[0]!r}; known: {', '.join(PERSONS)}")
+    unknown = [person for person in args.persons or () if person not in PERSONS]
+    if unknown:
+        raise ValueError(f"unknown person {unknown[0]!r}; known: {', '.join(PERSONS)}")
     check_source(args)
     if args.source is not None and args.persons:
         raise ValueError(

@@ -10,10 +10,10 @@ import torch
 from tqdm.auto import tqdm
 
 from medm2g_core.data.cohort import VirtualCohort
-from medm2g_core.flows.sampling import Order
 from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.sampling import Order
 
-__all__ = ["BATCH", "SHIFT", "Bench", "Given", "Split", "draw_studies"]
+__all__ = ["BATCH", "SHIFT", "Bench", "Split", "StudySource", "draw_studies"]
 
 Split = Literal["test", "val"]
 """Scores are of ``"test"``; settings are chosen on ``"val"``."""
@@ -23,7 +23,7 @@ SHIFT = 7
 """A control gets the input of the study so many places further on: another patient."""
 
 
-class Given(Protocol):
+class StudySource(Protocol):
     """Held-out studies that something can be drawn for."""
 
     @property
@@ -34,7 +34,7 @@ class Given(Protocol):
 
 def draw_studies(
     pipe: MedM2GPipeline,
-    data: Given,
+    data: StudySource,
     index: Sequence[int],
     given: Sequence[str],
     want: Sequence[str],

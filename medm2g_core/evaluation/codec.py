@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 
 from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
-from medm2g_core.evaluation.metrics import ct_mae_hu, psnr, ssim
-from medm2g_core.evaluation.table import Check, Piece, Row, make_row
+from medm2g_core.evaluation.table import Check, Row, SectionResult, make_row
+from medm2g_core.metrics.pixels import ct_mae_hu, psnr, ssim
 from medm2g_core.streams import STREAMS
 
 __all__ = ["REGION_STREAMS", "image_codec_section"]
@@ -27,14 +27,14 @@ of its findings."""
 
 
 @torch.no_grad()
-def image_codec_section(bench: Bench, finding_auc: FindingScore | None = None) -> Piece:
+def image_codec_section(bench: Bench, finding_auc: FindingScore | None = None) -> SectionResult:
     """Held-out reconstruction of every image stream: PSNR, SSIM, MAE in HU, and what a finding
     classifier still sees.
 
     Args:
         finding_auc: scores images by an independent classifier; without it those rows are left out.
     """
-    piece = Piece(
+    outcome = SectionResult(
         facts={
             "factor": bench.model.profile.image_codec.factor,
             "numbers a picture": _numbers(bench),
@@ -57,7 +57,7 @@ def image_codec_section(bench: Bench, finding_auc: FindingScore | None = None) -
                 {"MAE, HU": ct_mae_hu} if name == "ct" else {}
             )
             for metric, score in metrics.items():
-                piece.rows += [
+                outcome.rows += [
                     make_row(
                         task,
                         metric,
@@ -67,7 +67,7 @@ def image_codec_section(bench: Bench, finding_auc: FindingScore | None = None) -
                     for who, x in rivals.items()
                 ]
             model, control = (psnr(x, truth).mean().item() for x in (back, rivals[CONTROL]))
-            piece.checks.append(
+            outcome.checks.append(
                 Check(
                     f"{task}: another patient's reconstruction is far off",
                     control < model - 6,
@@ -77,10 +77,10 @@ def image_codec_section(bench: Bench, finding_auc: FindingScore | None = None) -
             if finding_auc is not None:
                 for who, x in (("model", back), ("ceiling: real images", truth)):
                     row = finding_auc(region, name, x)
-                    piece.rows.append(
+                    outcome.rows.append(
                         Row(task, row.metric, who, row.value, row.low, row.high, row.n, row.note)
                     )
-    return piece
+    return outcome
 
 
 def _numbers(bench: Bench) -> int:

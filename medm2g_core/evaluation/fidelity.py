@@ -38,7 +38,6 @@ __all__ = [
     "SIDE",
     "Reading",
     "Scored",
-    "agreement",
     "auc_by_finding",
     "auc_scorer",
     "balanced_accuracy",
@@ -58,6 +57,7 @@ __all__ = [
     "over_studies",
     "rows_of",
     "side_hits",
+    "stream_agreement",
 ]
 
 MIN_CASES = 5
@@ -249,7 +249,7 @@ def kappa(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return ((p == q).mean(0) - chance) / (1 - chance)
 
 
-def agreement(a: Reading, b: Reading, *, draws: int = 300) -> dict[str, Scored]:
+def stream_agreement(a: Reading, b: Reading, *, draws: int = 300) -> dict[str, Scored]:
     """Do two streams of the same studies show the same findings, whatever is true? Row i of both is
     one study.
 

@@ -10,28 +10,28 @@ import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, TensorDataset
 
-from medm2g_core.evaluation.baselines.reports import embed_images
-from medm2g_core.evaluation.baselines.translator import (
+from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
+from medm2g_core.evaluation.fidelity import CODEC, REAL, judged_rows
+from medm2g_core.evaluation.judges import Judges, auc
+from medm2g_core.evaluation.table import Check, Row, SectionResult, make_row
+from medm2g_core.metrics.lesions import LESIONS, dice, lesion_mask
+from medm2g_core.metrics.pixels import ct_mae_hu, psnr, ssim
+from medm2g_core.model import MedM2G
+from medm2g_core.rivals.reports import embed_images
+from medm2g_core.rivals.translator import (
     RegressionSettings,
     Translation,
     Translator,
     train_translator,
 )
-from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
-from medm2g_core.evaluation.fidelity import CODEC, REAL, judged_rows
-from medm2g_core.evaluation.judges import Judges, auc
-from medm2g_core.evaluation.lesions import LESIONS, dice, lesion_mask
-from medm2g_core.evaluation.metrics import ct_mae_hu, psnr, ssim
-from medm2g_core.evaluation.table import Check, Piece, Row, make_row
-from medm2g_core.model import MedM2G
 from medm2g_core.streams import STREAMS
 from medm2g_core.training.corpus import Corpus
 
 __all__ = [
     "CONTROL",
     "GROUPS",
-    "PIX2PIX",
-    "REGRESSION",
+    "PIX2PIX_ROW",
+    "REGRESSION_ROW",
     "TASKS",
     "guidance_used",
     "nearest_target",
@@ -58,7 +58,7 @@ GROUPS: Mapping[str, tuple[Translation, ...]] = {
 """Target modality -> its tasks: one baseline network learns a group, as one flow does."""
 
 CONTROL = "control: another patient's input"
-REGRESSION, PIX2PIX = "baseline: regression", "baseline: pix2pix"
+REGRESSION_ROW, PIX2PIX_ROW = "baseline: regression", "baseline: pix2pix"
 
 
 def nearest_target(
@@ -92,7 +92,7 @@ def translation(
     means: int = 8,
     tasks: Sequence[Translation] = TASKS,
     pix2pix: bool = True,
-) -> Piece:
+) -> SectionResult:
     """PSNR, SSIM, MAE in HU, lesion Dice, and what an independent judge sees, for every
     translation.
 
@@ -108,11 +108,17 @@ def translation(
         threads: of torch, for that training.
         means: draws of the mean.
     """
-    piece = Piece(
+    outcome = SectionResult(
         facts={"guidance": bench.translation_guidance, "steps": bench.steps, "baselines": {}}
     )
     nets = _Rivals(
-        bench, corpora, tasks, seconds, critic_seconds or seconds, threads, piece.facts["baselines"]
+        bench,
+        corpora,
+        tasks,
+        seconds,
+        critic_seconds or seconds,
+        threads,
+        outcome.facts["baselines"],
     )
     for task in tasks:
         data, target = bench.data[task.region], task.target
@@ -131,38 +137,39 @@ def translation(
                 bench.model, given, [corpora[task.region]], target
             ),
         }
-        for who in (REGRESSION, PIX2PIX) if pix2pix else (REGRESSION,):
+        for who in (REGRESSION_ROW, PIX2PIX_ROW) if pix2pix else (REGRESSION_ROW,):
             rivals[who] = nets.net(target, who).translate(given, target)
         rivals[CONTROL] = bench.draw(task.region, task.given, [target], shift=SHIFT)[target]
         rivals[CODEC] = codec
 
-        piece.rows += _scores(bench, judges, task, rivals, truth, piece)
+        outcome.rows += _scores(bench, judges, task, rivals, truth, outcome)
         gap, check = own_input(title, rivals, truth)
-        piece.rows.append(gap)
-        piece.checks.append(check)
-    return piece
+        outcome.rows.append(gap)
+        outcome.checks.append(check)
+    return outcome
 
 
 def retrained(
     bench: Bench,
     judges: Judges,
     corpora: Mapping[str, Corpus],
-    piece: Piece,
+    outcome: SectionResult,
     *,
     seconds: Mapping[str, float],
     critic_seconds: Mapping[str, float],
     threads: int = 1,
     renew: Sequence[tuple[str, str]],
     tasks: Sequence[Translation] = TASKS,
-) -> Piece:
+) -> SectionResult:
     """`translation` again with other training times of some baselines: nothing is drawn, all other
     rows are kept.
 
     Args:
-        piece: what `translation` gave for the same model, studies and settings.
-        renew: (target modality, `REGRESSION` or `PIX2PIX`) of the networks to train and score.
+        outcome: what `translation` gave for the same model, studies and settings.
+        renew: (target modality, `REGRESSION_ROW` or `PIX2PIX_ROW`) of the networks to train and
+            score.
     """
-    out = Piece.from_dict(piece.to_dict())
+    out = SectionResult.from_dict(outcome.to_dict())
     nets = _Rivals(bench, corpora, tasks, seconds, critic_seconds, threads, out.facts["baselines"])
     at = {(r.task, r.metric, r.who): i for i, r in enumerate(out.rows)}
     for task in tasks:
@@ -197,7 +204,7 @@ class _Rivals:
             threads,
             facts,
         )
-        self.seconds = {REGRESSION: seconds, PIX2PIX: critic_seconds}
+        self.seconds = {REGRESSION_ROW: seconds, PIX2PIX_ROW: critic_seconds}
         self.known: dict[tuple[str, str], Translator] = {}
 
     def net(self, target: str, who: str) -> Translator:
@@ -208,7 +215,7 @@ class _Rivals:
                 group,
                 round(self.seconds[who][modality], 1),
                 self.threads,
-                adversarial=who == PIX2PIX,
+                adversarial=who == PIX2PIX_ROW,
             )
             with torch.enable_grad():
                 net = train_translator(settings, self.corpora, device=self.device)
@@ -228,13 +235,13 @@ def _scores(
     task: Translation,
     rivals: Mapping[str, torch.Tensor],
     truth: torch.Tensor,
-    piece: Piece,
+    outcome: SectionResult,
 ) -> list[Row]:
     """Rows of pixels, lesions and what a judge sees, of the images (N, 1, H, W) of each rival."""
     title, target, findings = _title(task), task.target, bench.data[task.region].findings
     rows = pixel_rows(title, rivals, truth, target)
     if (task.region, target) == ("brain", "mri_flair"):
-        rows += _lesions(piece, title, rivals, truth, findings)
+        rows += _lesions(outcome, title, rivals, truth, findings)
     if (task.region, target) in judges:
         judge = judges[task.region, target]
         reference = judge.features(bench.other[task.region].stack(target)[: len(truth)])
@@ -277,7 +284,7 @@ def own_input(
 
 
 def _lesions(
-    piece: Piece,
+    outcome: SectionResult,
     title: str,
     rivals: Mapping[str, torch.Tensor],
     truth: torch.Tensor,
@@ -289,7 +296,7 @@ def _lesions(
     has = np.array([any(f.name in LESIONS for f in fs) for fs in findings])
     area = masks.sum((1, 2, 3)).numpy()
     if 0 < has.sum() < len(has):
-        piece.facts["threshold finds lesions on true FLAIR, AUC"] = round(auc(area, has), 3)
+        outcome.facts["threshold finds lesions on true FLAIR, AUC"] = round(auc(area, has), 3)
     shown = np.flatnonzero(area > 0)
     if len(shown) < 2:
         return []
@@ -311,14 +318,14 @@ GUIDED: tuple[Translation, ...] = (
 )
 
 
-def guidance_used(bench: Bench, tasks: Sequence[Translation] = GUIDED) -> Piece:
+def guidance_used(bench: Bench, tasks: Sequence[Translation] = GUIDED) -> SectionResult:
     """Is cross-guidance what makes a translation right? The prompt is the report throughout, only
     the guide differs.
 
     Right guide, no guide, another patient's guide (against the right patient and against that other
     one).
     """
-    piece = Piece()
+    outcome = SectionResult()
     for task in tasks:
         data = bench.data[task.region]
         truth = data.stack(task.target)
@@ -341,7 +348,7 @@ def guidance_used(bench: Bench, tasks: Sequence[Translation] = GUIDED) -> Piece:
             "control: another patient's guide": psnr(wrong, truth),
             "control: another patient's guide, against that patient": psnr(wrong, wrong_truth),
         }
-        piece.rows += [make_row(title, "PSNR, dB", who, x.tolist()) for who, x in scores.items()]
+        outcome.rows += [make_row(title, "PSNR, dB", who, x.tolist()) for who, x in scores.items()]
         gain = scores["model"] - scores["control: no guide"]
         follows = make_row(
             title,
@@ -349,15 +356,15 @@ def guidance_used(bench: Bench, tasks: Sequence[Translation] = GUIDED) -> Piece:
             "model",
             (psnr(wrong, wrong_truth) - psnr(wrong, truth)).tolist(),
         )
-        piece.rows += [
+        outcome.rows += [
             make_row(title, "right guide less none, dB", "model", gain.tolist()),
             follows,
         ]
-        piece.checks.append(
+        outcome.checks.append(
             Check(
                 f"{title}: a wrong guide is visibly wrong",
                 follows.low > 0,
                 f"{follows.value:.2f} dB nearer to it [{follows.low:.2f}, {follows.high:.2f}]",
             )
         )
-    return piece
+    return outcome

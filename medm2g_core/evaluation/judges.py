@@ -296,7 +296,7 @@ class JudgeSettings:
         )
 
 
-def augment(
+def shifted_and_turned(
     images: torch.Tensor, settings: JudgeSettings, generator: torch.Generator
 ) -> torch.Tensor:
     """Shift, zoom, gamma and noise of images (B, 1, H, W) in -1..1, each image by its own draw;
@@ -384,7 +384,9 @@ def _fit(
             if len(order) < settings.batch:
                 order = torch.cat([order, torch.randperm(len(x), generator=generator)])
             chosen, order = order[: settings.batch], order[settings.batch :]
-            batch = augment(x[chosen], settings, generator).to(memory_format=torch.channels_last)
+            batch = shifted_and_turned(x[chosen], settings, generator).to(
+                memory_format=torch.channels_last
+            )
             loss = functional.binary_cross_entropy_with_logits(net(batch)[0], y[chosen])
             optimizer.zero_grad()
             loss.backward()

@@ -19,17 +19,6 @@ from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.iu_reports import clean_text, load_iu_reports
 from medm2g_core.data.reports import write_report
 from medm2g_core.data.wheels import DataUnavailableError
-from medm2g_core.evaluation.baselines.report_decoder import DecoderSettings, Encoder, train_decoder
-from medm2g_core.evaluation.baselines.reports import (
-    constant_reports,
-    embed_images,
-    embed_reports,
-    image_retrieval,
-    pixel_retrieval,
-    random_reports,
-    report_corpus,
-    report_retrieval,
-)
 from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
 from medm2g_core.evaluation.report_scores import (
     METEOR_MISSING,
@@ -39,7 +28,18 @@ from medm2g_core.evaluation.report_scores import (
     report_rows,
     tokenization,
 )
-from medm2g_core.evaluation.table import Check, Piece, Row
+from medm2g_core.evaluation.table import Check, Row, SectionResult
+from medm2g_core.rivals.report_decoder import DecoderSettings, Encoder, train_decoder
+from medm2g_core.rivals.reports import (
+    constant_reports,
+    embed_images,
+    embed_reports,
+    image_retrieval,
+    pixel_retrieval,
+    report_corpus,
+    report_retrieval,
+    reports_of_random_studies,
+)
 from medm2g_core.streams import STREAMS
 from medm2g_core.training.corpus import Corpus
 
@@ -148,8 +148,8 @@ def report_generation(
     threads: int = 1,
     cache: Path | None = None,
     seed: int = 0,
-    known: Piece | None = None,
-) -> Piece:
+    known: SectionResult | None = None,
+) -> SectionResult:
     """All scores of reports generated from one image, with baselines, control and ceilings.
 
     The settings of the sampler are chosen on the validation split (`tune`); the test split is
@@ -160,7 +160,7 @@ def report_generation(
         decoder_seconds: time for training the autoregressive decoder: that of the text flow.
         train: training studies of the baselines: those that the model had.
         decoders: encoders of the decoder baselines, see
-            `medm2g_core.evaluation.baselines.report_decoder`.
+            `medm2g_core.rivals.report_decoder`.
         threads, cache: see `train_decoder`.
         known: what this function gave for the same model, studies and settings with another
             ``decoder_seconds``: then only the decoders are trained and scored, and nothing is
@@ -213,7 +213,7 @@ def report_generation(
         ),
         "control: another patient's image": drawn(shift=SHIFT),
         "baseline: constant normal report": constant_reports(REGION, n, seed),
-        "baseline: random report": random_reports(corpus, n, seed),
+        "baseline: random report": reports_of_random_studies(corpus, n, seed),
         "baseline: pixel nearest neighbour": pixel_retrieval(images, corpus, given),
         "baseline: nearest image by embedding": image_retrieval(query, seen, corpus),
         "baseline: nearest report by embedding": report_retrieval(query, read, corpus),
@@ -238,15 +238,18 @@ def report_generation(
     rows = report_rows(task, rivals, truth)
     if not any(r.metric == "METEOR" for r in rows):
         facts["left out"] = METEOR_MISSING
-    return Piece(rows, _falls_to_chance(rows, task), facts=facts)
+    return SectionResult(rows, _falls_to_chance(rows, task), facts=facts)
 
 
 def _redecoded(
-    piece: Piece, rows: Sequence[Row], written: Mapping[str, list[str]], infos: list[dict[str, Any]]
-) -> Piece:
-    """A piece with the rows of newly trained decoders in the place of the old ones."""
+    outcome: SectionResult,
+    rows: Sequence[Row],
+    written: Mapping[str, list[str]],
+    infos: list[dict[str, Any]],
+) -> SectionResult:
+    """A outcome with the rows of newly trained decoders in the place of the old ones."""
     fresh = {(r.metric, r.who): r for r in rows}
-    out = Piece.from_dict(piece.to_dict())
+    out = SectionResult.from_dict(outcome.to_dict())
     # A metric that cannot be computed here (METEOR needs Java) must not stand there with another
     # decoder's value.
     out.rows = [
@@ -317,7 +320,7 @@ _CODEC_METRICS = (
 )
 
 
-def text_codec_section(bench: Bench, *, iu_reports: int = 128, seed: int = 0) -> Piece:
+def text_codec_section(bench: Bench, *, iu_reports: int = 128, seed: int = 0) -> SectionResult:
     """Round trip of held-out reports through the text codec, and of real ones that it was never
     trained for.
 
@@ -326,7 +329,7 @@ def text_codec_section(bench: Bench, *, iu_reports: int = 128, seed: int = 0) ->
             run time, and no text of theirs is kept. Where it cannot be had, ``facts`` says so and
             the rows are left out.
     """
-    piece = Piece(facts={"tokenization": tokenization()})
+    outcome = SectionResult(facts={"tokenization": tokenization()})
     for region, data in bench.data.items():
         truth = Truth(region, data.texts, data.findings)
         back = bench.codec(region, "text")
@@ -341,8 +344,8 @@ def text_codec_section(bench: Bench, *, iu_reports: int = 128, seed: int = 0) ->
         rows = report_rows(task, rivals, truth, only=_CODEC_METRICS)
         value = {r.who: r for r in rows if r.metric == "BLEU-4, corpus"}
         model, control, chance = (value[who] for who in rivals)
-        piece.rows += rows
-        piece.checks.append(
+        outcome.rows += rows
+        outcome.checks.append(
             Check(
                 f"{task}: another patient's round trip is as far off as a random report",
                 control.low <= chance.high and control.high < max(model.low, chance.high),
@@ -351,23 +354,23 @@ def text_codec_section(bench: Bench, *, iu_reports: int = 128, seed: int = 0) ->
             )
         )
     if iu_reports:
-        _real_reports(bench, piece, iu_reports, seed)
-    return piece
+        _real_reports(bench, outcome, iu_reports, seed)
+    return outcome
 
 
-def _real_reports(bench: Bench, piece: Piece, n: int, seed: int) -> None:
+def _real_reports(bench: Bench, outcome: SectionResult, n: int, seed: int) -> None:
     name = "real IU findings"
     try:
         texts = [clean_text(r.findings) for r in load_iu_reports(progress=False) if r.findings]
     except DataUnavailableError:
-        piece.facts[name] = (
+        outcome.facts[name] = (
             "left out: the archive cannot be had here; run `medm2g prepare` with a network"
         )
         return
     longest = bench.model.profile.text_codec.max_length
     lengths = encode_texts(bench.model.tokenizer, texts, 2**31)[1].sum(1)
     fits = torch.nonzero(lengths <= longest).flatten().numpy()
-    piece.facts[name] = {
+    outcome.facts[name] = {
         "reports with findings": len(texts),
         "that fit": len(fits),
         "longest, tokens": longest,
@@ -391,7 +394,7 @@ def _real_reports(bench: Bench, piece: Piece, n: int, seed: int) -> None:
             f" {len(texts)} fit"
         )
     }
-    piece.rows += report_rows(
+    outcome.rows += report_rows(
         f"text codec: {name}",
         rivals,
         truth,

@@ -28,17 +28,17 @@ from sacrebleu.metrics.bleu import BLEU
 
 from medm2g_core.data.findings import FINDINGS
 from medm2g_core.data.labeller import ReportLabels, label_report
-from medm2g_core.evaluation.metrics import Counts, finding_counts, finding_f1
 from medm2g_core.evaluation.table import Row, make_row
+from medm2g_core.metrics.findings import Counts, finding_counts, finding_f1
 from medm2g_core.streams import Finding
 
 __all__ = [
     "METEOR_MISSING",
     "Truth",
-    "agreement",
     "bleu",
     "bleu_counts",
     "distinct_share",
+    "finding_agreement",
     "finding_summary",
     "medoid",
     "meteor",
@@ -54,7 +54,7 @@ _BLEU = BLEU(lowercase=True, effective_order=True)
 METEOR_MISSING = (
     "left out: METEOR needs a java runtime, and its jar: pip install 'medm2g-core[meteor]'"
 )
-"""What the facts of a piece say where one of them is missing."""
+"""What the facts of a outcome say where one of them is missing."""
 
 _ROUGE_BETA = 1.2
 _METEOR_SECONDS = 300
@@ -238,7 +238,7 @@ def finding_summary(texts: Sequence[str], truth: Truth) -> dict[str, float]:
     }
 
 
-def agreement(a: Sequence[Finding], b: Sequence[Finding]) -> float:
+def finding_agreement(a: Sequence[Finding], b: Sequence[Finding]) -> float:
     """How far two reports say the same, 0..1: the mean of their strict and presence F1; 1 for two
     normal ones."""
     if not a and not b:
@@ -247,9 +247,13 @@ def agreement(a: Sequence[Finding], b: Sequence[Finding]) -> float:
 
 
 def medoid(texts: Sequence[str], region: str) -> int:
-    """Index of the report that agrees most with the others (`agreement`); the first of several."""
+    """Index of the report that agrees most with the others (`finding_agreement`); the first of
+    several."""
     said = [label_report(t, region).findings for t in texts]
-    votes = [sum(agreement(a, b) for j, b in enumerate(said) if j != i) for i, a in enumerate(said)]
+    votes = [
+        sum(finding_agreement(a, b) for j, b in enumerate(said) if j != i)
+        for i, a in enumerate(said)
+    ]
     return int(np.argmax(np.round(votes, 9)))
 
 

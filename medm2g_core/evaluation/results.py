@@ -15,35 +15,35 @@ from safetensors import safe_open
 
 from medm2g_core.data.cohort import VirtualCohort, cohort_version
 from medm2g_core.data.wheels import cache_dir
-from medm2g_core.evaluation.bars import bar_table, verdicts
-from medm2g_core.evaluation.baselines.shares import (
+from medm2g_core.evaluation.bench import Bench
+from medm2g_core.evaluation.codec import image_codec_section
+from medm2g_core.evaluation.fidelity import auc_scorer
+from medm2g_core.evaluation.image_to_image import (
+    GROUPS,
+    PIX2PIX_ROW,
+    REGRESSION_ROW,
+    guidance_used,
+    retrained,
+    translation,
+)
+from medm2g_core.evaluation.judges import SHIPPED_JUDGES, Judges, load_judges
+from medm2g_core.evaluation.report_generation import report_generation, text_codec_section
+from medm2g_core.evaluation.retrieval import alignment_section
+from medm2g_core.evaluation.table import Check, ResultStore, Row, SectionResult, markdown
+from medm2g_core.evaluation.text_to_image import text_to_image
+from medm2g_core.evaluation.unified import unified
+from medm2g_core.experiments.bars import bar_table, verdicts
+from medm2g_core.experiments.unseen import unseen_person
+from medm2g_core.model import PARTS
+from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
+from medm2g_core.profiles import ROUND_STAGES, Profile
+from medm2g_core.rivals.shares import (
     PIX2PIX,
     Shares,
     at_least,
     kinds_of,
     parse_shares,
 )
-from medm2g_core.evaluation.bench import Bench
-from medm2g_core.evaluation.codec import image_codec_section
-from medm2g_core.evaluation.fidelity import auc_scorer
-from medm2g_core.evaluation.image_to_image import (
-    GROUPS,
-    REGRESSION,
-    guidance_used,
-    retrained,
-    translation,
-)
-from medm2g_core.evaluation.image_to_image import PIX2PIX as PIX2PIX_ROW
-from medm2g_core.evaluation.judges import SHIPPED_JUDGES, Judges, load_judges
-from medm2g_core.evaluation.report_generation import report_generation, text_codec_section
-from medm2g_core.evaluation.retrieval import alignment_section
-from medm2g_core.evaluation.table import Check, Piece, Row, Shelf, markdown
-from medm2g_core.evaluation.text_to_image import text_to_image
-from medm2g_core.evaluation.unified import unified
-from medm2g_core.evaluation.unseen import unseen_person
-from medm2g_core.model import PARTS
-from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
-from medm2g_core.profiles import ROUND_STAGES, Profile
 from medm2g_core.storage import atomic_write
 from medm2g_core.training.data import load_corpora
 
@@ -52,14 +52,14 @@ __all__ = [
     "SECTIONS",
     "evaluate",
     "failed",
-    "fair_enough",
     "flow_device",
     "flow_seconds",
     "handicap",
-    "load_pieces",
+    "load_results",
     "report",
-    "shared_out",
+    "split_equally",
     "summary_rows",
+    "trained_long_enough",
     "weights_digest",
     "write_report",
 ]
@@ -131,10 +131,10 @@ def flow_seconds(folder: Path, share: float | Shares = 1.0) -> dict[str, float]:
         }
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
         rounds = dict.fromkeys(ROUND_STAGES, 600.0)
-    return {m: round(s * share[m], 1) for m, s in shared_out(rounds).items()}
+    return {m: round(s * share[m], 1) for m, s in split_equally(rounds).items()}
 
 
-def shared_out(rounds: Mapping[str, float]) -> dict[str, float]:
+def split_equally(rounds: Mapping[str, float]) -> dict[str, float]:
     """Seconds of the three rounds to seconds a modality: those that train together share their
     round equally."""
     return {
@@ -172,7 +172,7 @@ def evaluate(
     seconds: Mapping[str, float] | None = None,
     train_studies: tuple[int, int] | None = None,
     judges: Path = SHIPPED_JUDGES,
-) -> dict[str, Piece]:
+) -> dict[str, SectionResult]:
     """Measure the sections that are not in ``folder`` yet and return all.
 
     Args:
@@ -220,16 +220,18 @@ def evaluate(
             ).hexdigest()
         ),
     }
-    shelf = Shelf(folder)
+    store = ResultStore(folder)
     weights = {n: weights_digest(source, READS.get(n, ("",))) for n in sections}
     keys = {
-        n: Shelf.key(section=n, version=_ALL[n][1], weights=weights[n], **depends) for n in sections
+        n: ResultStore.key(section=n, version=_ALL[n][1], weights=weights[n], **depends)
+        for n in sections
     }
-    stored: dict[str, Piece | None] = {
-        n: None if fresh else shelf.get(n, keys[n]) for n in sections
+    stored: dict[str, SectionResult | None] = {
+        n: None if fresh else store.get(n, keys[n]) for n in sections
     }
     known = {
-        n: piece if piece and fair_enough(n, piece, shares) else None for n, piece in stored.items()
+        n: outcome if outcome and trained_long_enough(n, outcome, shares) else None
+        for n, outcome in stored.items()
     }
     missing = [n for n in sections if known[n] is None]
     if missing:
@@ -249,42 +251,42 @@ def evaluate(
         )
         for name in missing:
             begin = time.monotonic()
-            piece = measure[name]()  # not under no_grad: some sections train their baselines
+            outcome = measure[name]()  # not under no_grad: some sections train their baselines
             earlier = (
                 old.seconds if (old := stored[name]) is not None else 0.0
             )  # only its baselines are new
-            piece.seconds = round(earlier + time.monotonic() - begin, 1)
-            piece.facts["settings"] = settings | {
+            outcome.seconds = round(earlier + time.monotonic() - begin, 1)
+            outcome.facts["settings"] = settings | {
                 "time_fraction": _shares_now(name, stored[name], shares)
             }
-            piece.facts["devices"] = {
+            outcome.facts["devices"] = {
                 "flows": flow_device(source),
                 "baselines": pipe.model.device.type,
             }
-            known[name] = piece
-            shelf.put(name, keys[name], piece)
+            known[name] = outcome
+            store.put(name, keys[name], outcome)
         bench.bar.close()
     return {n: done for n in _ALL if (done := known.get(n)) is not None}
 
 
-def _had(section: str, piece: Piece | None) -> dict[str, float]:
+def _had(section: str, outcome: SectionResult | None) -> dict[str, float]:
     """Kind -> the share that the trained baselines of a stored section had; 0 if nothing is
     stored."""
-    share = piece.facts["settings"]["time_fraction"] if piece else 0.0
+    share = outcome.facts["settings"]["time_fraction"] if outcome else 0.0
     return dict(share) if isinstance(share, Mapping) else dict.fromkeys(kinds_of(section), share)
 
 
-def _shares_now(section: str, stored: Piece | None, asked: Shares) -> dict[str, float]:
+def _shares_now(section: str, stored: SectionResult | None, asked: Shares) -> dict[str, float]:
     """The shares after measuring: what had more already is kept."""
     had = _had(section, stored)
     return {k: max(asked[k], had[k]) for k in kinds_of(section)}
 
 
-def fair_enough(section: str, piece: Piece, share: float | str | Shares) -> bool:
+def trained_long_enough(section: str, outcome: SectionResult, share: float | str | Shares) -> bool:
     """Whether the trained baselines of a stored section had at least that share of time; true where
     it has none."""
     return not kinds_of(section) or at_least(
-        section, piece.facts["settings"]["time_fraction"], parse_shares(share)
+        section, outcome.facts["settings"]["time_fraction"], parse_shares(share)
     )
 
 
@@ -297,9 +299,9 @@ def _measures(
     critics: Mapping[str, float],
     folder: Path,
     seed: int,
-    stored: Mapping[str, Piece | None],
+    stored: Mapping[str, SectionResult | None],
     asked: Shares,
-) -> dict[str, Callable[[], Piece]]:
+) -> dict[str, Callable[[], SectionResult]]:
     """Section -> what measures it; judges and training studies are loaded when first needed."""
     small = profile.replace(data={"chest_train": train_studies[0], "brain_train": train_studies[1]})
     kept: dict[str, Any] = {}
@@ -320,7 +322,7 @@ def _measures(
             }
         return kept["cohorts"]
 
-    def reports(given: Any) -> Piece:
+    def reports(given: Any) -> SectionResult:
         return report_generation(
             bench,
             given,
@@ -331,20 +333,20 @@ def _measures(
             known=stored.get(f"report_{given}"),
         )
 
-    def images() -> Piece:
+    def images() -> SectionResult:
         corpora = {c.region: c for c in load_corpora(small)}
-        had, piece = _had("translation", stored.get("translation")), stored.get("translation")
-        if piece is None:
+        had, outcome = _had("translation", stored.get("translation")), stored.get("translation")
+        if outcome is None:
             return translation(
                 bench, judges(), corpora, seconds=seconds, critic_seconds=critics, threads=threads
             )
-        renew = [(m, REGRESSION) for m in GROUPS if had[m] < asked[m]]
+        renew = [(m, REGRESSION_ROW) for m in GROUPS if had[m] < asked[m]]
         renew += [(m, PIX2PIX_ROW) for m in GROUPS if had[PIX2PIX] < asked[PIX2PIX]]
         return retrained(
             bench,
             judges(),
             corpora,
-            piece,
+            outcome,
             seconds=seconds,
             critic_seconds=critics,
             threads=threads,
@@ -370,9 +372,9 @@ def _measures(
     }
 
 
-def failed(pieces: Mapping[str, Piece]) -> list[tuple[str, Check]]:
+def failed(outcomes: Mapping[str, SectionResult]) -> list[tuple[str, Check]]:
     """(section, check) of everything that should hold and does not."""
-    return [(name, c) for name, piece in pieces.items() for c in piece.checks if not c.passed]
+    return [(name, c) for name, outcome in outcomes.items() for c in outcome.checks if not c.passed]
 
 
 _KIND_TITLES = {
@@ -384,11 +386,11 @@ _KIND_TITLES = {
 }
 
 
-def handicap(pieces: Mapping[str, Piece]) -> str:
-    """A sentence on the training time of the trained baselines, as it was when the pieces were
+def handicap(outcomes: Mapping[str, SectionResult]) -> str:
+    """A sentence on the training time of the trained baselines, as it was when the outcomes were
     measured."""
     measured = {
-        n: p.facts["settings"] for n, p in pieces.items() if kinds_of(n) and "settings" in p.facts
+        n: p.facts["settings"] for n, p in outcomes.items() if kinds_of(n) and "settings" in p.facts
     }
     by_share: dict[float, list[str]] = {}
     for name, settings in measured.items():
@@ -404,7 +406,7 @@ def handicap(pieces: Mapping[str, Piece]) -> str:
             by_share.setdefault(share, []).append(title + part)
     each = "; ".join(f"{100 * f:g} % ({', '.join(names)})" for f, names in sorted(by_share.items()))
     weak = "" if set(by_share) <= {1.0} else ". With less than all of it, beating them shows little"
-    places = {tuple(pieces[n].facts.get("devices", {}).values()) for n in measured}
+    places = {tuple(outcomes[n].facts.get("devices", {}).values()) for n in measured}
     mixed = [f"flows on {p[0]}, baselines on {p[1]}" for p in sorted(places) if p and p[0] != p[1]]
     unlike = (
         f". Their seconds are of different machines ({'; '.join(mixed)}): not comparable"
@@ -417,7 +419,7 @@ def handicap(pieces: Mapping[str, Piece]) -> str:
     )
 
 
-def report(pieces: Mapping[str, Piece]) -> str:
+def report(outcomes: Mapping[str, SectionResult]) -> str:
     """All sections as one Markdown document."""
     lines = [
         "# Results",
@@ -429,23 +431,23 @@ def report(pieces: Mapping[str, Piece]) -> str:
         ),
         "",
     ]
-    lines += [handicap(pieces), ""]
-    if found := verdicts(pieces):
+    lines += [handicap(outcomes), ""]
+    if found := verdicts(outcomes):
         lines += ["## Bars", "", bar_table(found)]
-    for name, piece in pieces.items():
-        lines += [f"## {_ALL[name][0]}", "", markdown(piece.rows)]
-        bad = [c for c in piece.checks if not c.passed]
-        lines += [piece.facts["left out"], ""] if "left out" in piece.facts else []
-        lines.append(f"{len(piece.checks) - len(bad)} of {len(piece.checks)} controls hold.")
+    for name, outcome in outcomes.items():
+        lines += [f"## {_ALL[name][0]}", "", markdown(outcome.rows)]
+        bad = [c for c in outcome.checks if not c.passed]
+        lines += [outcome.facts["left out"], ""] if "left out" in outcome.facts else []
+        lines.append(f"{len(outcome.checks) - len(bad)} of {len(outcome.checks)} controls hold.")
         lines += [f"- **does not hold**: {c.name}: {c.detail}" for c in bad]
-        lines += [f"\nMeasured in {piece.seconds:.0f} s.", ""]
+        lines += [f"\nMeasured in {outcome.seconds:.0f} s.", ""]
     return "\n".join(lines)
 
 
-def write_report(pieces: Mapping[str, Piece], folder: Path) -> Path:
+def write_report(outcomes: Mapping[str, SectionResult], folder: Path) -> Path:
     """``results.md`` in ``folder``."""
     file = folder / "results.md"
-    text = report(pieces)
+    text = report(outcomes)
     atomic_write(file, lambda p: p.write_text(text, encoding="utf-8"))
     return file
 
@@ -464,22 +466,24 @@ SUMMARY: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 """(section, beginning of the metric, parts of the task) of the rows that the README shows."""
 
 
-def summary_rows(pieces: Mapping[str, Piece]) -> list[Row]:
+def summary_rows(outcomes: Mapping[str, SectionResult]) -> list[Row]:
     """The leading rows, in the README's order."""
     return [
         r
         for section, metric, tasks in SUMMARY
-        if section in pieces
-        for r in pieces[section].rows
+        if section in outcomes
+        for r in outcomes[section].rows
         if r.metric.startswith(metric) and any(t in r.task for t in tasks)
     ]
 
 
-def load_pieces(folder: Path) -> dict[str, Piece]:
+def load_results(folder: Path) -> dict[str, SectionResult]:
     """The stored sections of a results folder, whatever weights they were measured with."""
     out = {}
     for name in _ALL:
         file = folder / f"{name}.json"
         if file.is_file():
-            out[name] = Piece.from_dict(json.loads(file.read_text(encoding="utf-8"))["piece"])
+            out[name] = SectionResult.from_dict(
+                json.loads(file.read_text(encoding="utf-8"))["result"]
+            )
     return out

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
-from medm2g_core.evaluation.baselines.reports import embed_images, embed_reports
 from medm2g_core.evaluation.bench import SHIFT, Bench
 from medm2g_core.evaluation.codec import REGION_STREAMS
-from medm2g_core.evaluation.table import Check, Piece, make_row
+from medm2g_core.evaluation.table import Check, SectionResult, make_row
+from medm2g_core.rivals.reports import embed_images, embed_reports
 from medm2g_core.streams import STREAMS, Finding
 
 __all__ = ["alignment_section", "ceiling_hits", "hits_at", "same_findings_at_1"]
@@ -56,7 +56,7 @@ def same_findings_at_1(
 
 
 @torch.no_grad()
-def alignment_section(bench: Bench) -> Piece:
+def alignment_section(bench: Bench) -> SectionResult:
     """R@1/5/10 and same-findings@1 of every pair of streams, both ways.
 
     Rivals: chance, and the raw pixels (cosine of 16 x 16 pictures; between pictures only).
@@ -64,7 +64,7 @@ def alignment_section(bench: Bench) -> Piece:
     findings are a draw); for same-findings@1 it is the chance that another study of the gallery
     shares the findings at all: 1, as the patient's own study is there.
     """
-    piece = Piece()
+    outcome = SectionResult()
     for region, images in REGION_STREAMS.items():
         data = bench.data[region]
         findings = data.findings
@@ -81,25 +81,25 @@ def alignment_section(bench: Bench) -> Piece:
             task = f"alignment: {STREAMS[a].title} → {STREAMS[b].title} ({region})"
             for k in (1, 5, 10):
                 metric = f"R@{k}"
-                piece.rows.append(
+                outcome.rows.append(
                     make_row(task, metric, "model", hits_at(embedded[a], embedded[b], k))
                 )
                 if a in pixels and b in pixels:
-                    piece.rows.append(
+                    outcome.rows.append(
                         make_row(task, metric, "baseline: pixels", hits_at(pixels[a], pixels[b], k))
                     )
-                piece.rows.append(make_row(task, metric, "baseline: chance", [k / n] * n))
-                piece.rows.append(
+                outcome.rows.append(make_row(task, metric, "baseline: chance", [k / n] * n))
+                outcome.rows.append(
                     make_row(task, metric, "ceiling: knows all findings", ceiling_hits(keys, k))
                 )
             metric = "same findings@1"
-            piece.rows.append(
+            outcome.rows.append(
                 make_row(
                     task, metric, "model", same_findings_at_1(embedded[a], embedded[b], findings)
                 )
             )
             if a in pixels and b in pixels:
-                piece.rows.append(
+                outcome.rows.append(
                     make_row(
                         task,
                         metric,
@@ -107,7 +107,7 @@ def alignment_section(bench: Bench) -> Piece:
                         same_findings_at_1(pixels[a], pixels[b], findings),
                     )
                 )
-            piece.rows.append(
+            outcome.rows.append(
                 make_row(
                     task, metric, "baseline: chance", [sum(p == q for q in keys) / n for p in keys]
                 )
@@ -115,9 +115,9 @@ def alignment_section(bench: Bench) -> Piece:
             moved = [(i + SHIFT) % n for i in range(n)]
             control = hits_at(embedded[a], embedded[b], 5, torch.tensor(moved))
             row = make_row(task, "R@5", "control: another patient's partner", control)
-            piece.rows.append(row)
+            outcome.rows.append(row)
             chance = 5 / n
-            piece.checks.append(
+            outcome.checks.append(
                 Check(
                     f"{task}: another patient's partner is found by chance",
                     row.value
@@ -125,4 +125,4 @@ def alignment_section(bench: Bench) -> Piece:
                     f"R@5 {row.value:.3f} [{row.low:.3f}, {row.high:.3f}], chance {chance:.3f}",
                 )
             )
-    return piece
+    return outcome

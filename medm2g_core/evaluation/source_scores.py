@@ -19,19 +19,19 @@ import torch
 from torch.nn import functional as F
 
 from medm2g_core.data.sources import SOURCES, SourceError
-from medm2g_core.evaluation.baselines.reports import embed_images, image_retrieval, random_reports
-from medm2g_core.evaluation.baselines.translator import (
-    RegressionSettings,
-    Translation,
-    train_translator,
-)
 from medm2g_core.evaluation.bench import BATCH, SHIFT, draw_studies
 from medm2g_core.evaluation.fidelity import CODEC, FRECHET, KID, REAL, between_sets, frechet, kid
 from medm2g_core.evaluation.image_to_image import CONTROL, nearest_target, own_input, pixel_rows
 from medm2g_core.evaluation.judges import Judge, JudgeNet, Judges
 from medm2g_core.evaluation.report_scores import METEOR_MISSING, overlap_rows, tokenization
-from medm2g_core.evaluation.table import Piece, Row, markdown
+from medm2g_core.evaluation.table import Row, SectionResult, markdown
 from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.rivals.reports import embed_images, image_retrieval, reports_of_random_studies
+from medm2g_core.rivals.translator import (
+    RegressionSettings,
+    Translation,
+    train_translator,
+)
 from medm2g_core.streams import STREAMS, stream
 from medm2g_core.training.corpus import Corpus
 from medm2g_core.training.data import SourceData
@@ -209,7 +209,7 @@ def evaluate_source(
     seed: int = 0,
     threads: int = 1,
     progress: bool = True,
-) -> tuple[Piece, dict[Task, Columns]]:
+) -> tuple[SectionResult, dict[Task, Columns]]:
     """Draw and score the held-out studies of a data set.
 
     Args:
@@ -230,12 +230,12 @@ def evaluate_source(
         raise SourceError(
             f"{data.name}: no study in the test split, so there is nothing to measure on"
         )
-    piece = Piece(
+    outcome = SectionResult(
         facts={"source": data.facts()["source"], "tokenization": tokenization(), "baselines": {}}
     )
     tasks = list(dict.fromkeys(t for c in data.corpora("test") for t in tasks_of(c.streams)))
     examples: dict[Task, Columns] = {}
-    nets = _regressions(data, tasks, seconds, threads, pipe.model.device, piece, progress)
+    nets = _regressions(data, tasks, seconds, threads, pipe.model.device, outcome, progress)
     for task in tasks:
         held_out = _studies(data, task, "test", studies)
         training = [
@@ -246,7 +246,7 @@ def evaluate_source(
         if task.target == "text":
             rivals = {"model": draw(), CONTROL: draw(shift=True)}
             rivals |= _report_rivals(pipe, task, held_out, training, seed)
-            piece.rows += overlap_rows(task.title, rivals, held_out.reference)
+            outcome.rows += overlap_rows(task.title, rivals, held_out.reference)
             shown: tuple[str, ...] = ("model", NEAREST)
         else:
             rivals = {"model": draw()}
@@ -265,16 +265,18 @@ def evaluate_source(
             truth = held_out.images[task.target]
             if task.paired:
                 gap, check = own_input(task.title, rivals, truth)
-                piece.rows += [*pixel_rows(task.title, rivals, truth, task.target), gap]
-                piece.checks.append(check)
-            piece.rows += _distribution_rows(task, rivals, truth, data, judges, studies)
+                outcome.rows += [*pixel_rows(task.title, rivals, truth, task.target), gap]
+                outcome.checks.append(check)
+            outcome.rows += _distribution_rows(task, rivals, truth, data, judges, studies)
             shown = ("model", f"model, mean of {means}", REGRESSION)
         examples[task] = _columns(
             task, held_out, {who: rivals[who] for who in shown if who in rivals}
         )
-    if any(t.target == "text" for t in tasks) and not any(r.metric == "METEOR" for r in piece.rows):
-        piece.facts["left out"] = METEOR_MISSING
-    return piece, examples
+    if any(t.target == "text" for t in tasks) and not any(
+        r.metric == "METEOR" for r in outcome.rows
+    ):
+        outcome.facts["left out"] = METEOR_MISSING
+    return outcome, examples
 
 
 def _draw(
@@ -326,7 +328,7 @@ def _report_rivals(
         pool = Corpus(training[0].region, {}, [r for c in training for r in c.reports])
         commonest = Counter(r[0] for r in pool.reports).most_common(1)[0][0]
         rivals["baseline: commonest training report"] = [commonest] * n
-        rivals["baseline: random training report"] = random_reports(pool, n, seed)
+        rivals["baseline: random training report"] = reports_of_random_studies(pool, n, seed)
         query = embed_images(pipe.model, given, held_out.images[given])
         gallery = torch.cat([embed_images(pipe.model, given, c.images[given]) for c in training])
         rivals[NEAREST] = image_retrieval(query, gallery, pool)
@@ -418,7 +420,7 @@ def _regressions(
     seconds: Mapping[str, float],
     threads: int,
     device: torch.device,
-    piece: Piece,
+    outcome: SectionResult,
     progress: bool,
 ) -> dict[str, Any]:
     """Target modality -> a pixel-regression network that learnt all its tasks at once, as the flow
@@ -436,13 +438,13 @@ def _regressions(
         if learnt and seconds.get(modality, 0) > 0:
             settings = RegressionSettings(learnt, seconds[modality], threads)
             nets[modality] = train_translator(settings, corpora, device=device, progress=progress)
-            piece.facts["baselines"][f"regression, {modality}"] = nets[modality].info
+            outcome.facts["baselines"][f"regression, {modality}"] = nets[modality].info
     return nets
 
 
-def source_page(name: str, piece: Piece) -> str:
+def source_page(name: str, outcome: SectionResult) -> str:
     """The whole outcome as Markdown: what was measured on what, the table, the controls."""
-    card, facts = SOURCES[name].card, piece.facts
+    card, facts = SOURCES[name].card, outcome.facts
     held = ", ".join(f"{split}: {n}" for split, n in facts["source"]["studies"].items())
     lines = [
         f"# {card.title}",
@@ -458,11 +460,11 @@ def source_page(name: str, piece: Piece) -> str:
             f"{who}: {info['CPU seconds']} CPU seconds of training."
             for who, info in facts["baselines"].items()
         ),
-        f"{facts['tokenization']}." if any("BLEU" in r.metric for r in piece.rows) else "",
+        f"{facts['tokenization']}." if any("BLEU" in r.metric for r in outcome.rows) else "",
         facts.get("left out", ""),
         "",
-        source_table(name, piece.rows),
-        *_unmeasured(name, piece),
+        source_table(name, outcome.rows),
+        *_unmeasured(name, outcome),
         (
             "The paper's figures are known from secondary sources only ([S] in docs/deviations.md)."
             " They stand on other pictures, splits and features: read them as a scale, not as a"
@@ -471,16 +473,16 @@ def source_page(name: str, piece: Piece) -> str:
         "",
         *(
             f"- {'holds' if c.passed else '**does not hold**'}: {c.name} ({c.detail})"
-            for c in piece.checks
+            for c in outcome.checks
         ),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _unmeasured(name: str, piece: Piece) -> list[str]:
+def _unmeasured(name: str, outcome: SectionResult) -> list[str]:
     """Figures of the paper that no row stands beside, and why; an empty line at the end if there
     are any."""
-    shown = {(r.task, r.metric) for r in piece.rows}
+    shown = {(r.task, r.metric) for r in outcome.rows}
     beside = {_quoted(name, *row) for row in shown}
     left = [p for p in PAPER if p.source == name and (p.value, p.differs) not in beside]
     more = JudgeNet.FEATURES

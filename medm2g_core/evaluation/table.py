@@ -1,5 +1,5 @@
-"""Scores as rows: what every section of the evaluation produces, how rows are shown, and how pieces
-are kept."""
+"""Scores as rows: what every section of the evaluation produces, how rows are shown, and how
+outcomes are kept."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medm2g_core.evaluation.metrics import bootstrap
+from medm2g_core.metrics.bootstrap import bootstrap
 from medm2g_core.storage import atomic_write
 
 __all__ = [
     "LESS_IS_BETTER",
     "Check",
-    "Piece",
+    "ResultStore",
     "Row",
-    "Shelf",
+    "SectionResult",
     "cell",
     "compact",
     "make_row",
@@ -164,7 +164,7 @@ def compact(rows: Sequence[Row]) -> str:
 
 
 @dataclass
-class Piece:
+class SectionResult:
     """What one section measured.
 
     Attributes:
@@ -181,17 +181,18 @@ class Piece:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, plain: dict[str, Any]) -> Piece:
+    def from_dict(cls, plain: dict[str, Any]) -> SectionResult:
         rows = [Row(**r) for r in plain["rows"]]
         checks = [Check(**c) for c in plain["checks"]]
         return cls(rows, checks, plain["seconds"], plain["facts"])
 
 
-class Shelf:
-    """Finished pieces on disk: a piece is measured again only when what it depends on has changed.
+class ResultStore:
+    """Finished outcomes on disk: a outcome is measured again only when what it depends on has
+    changed.
 
     Args:
-        folder: one ``<name>.json`` a piece.
+        folder: one ``<name>.json`` a outcome.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -202,19 +203,19 @@ class Shelf:
         """A digest of plain values (weights, cohort, settings, version of the section)."""
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
-    def get(self, name: str, key: str) -> Piece | None:
-        """The stored piece, or ``None`` if there is none for that key (also when the file is
+    def get(self, name: str, key: str) -> SectionResult | None:
+        """The stored outcome, or ``None`` if there is none for that key (also when the file is
         damaged)."""
         file = self.folder / f"{name}.json"
         try:
             plain = json.loads(file.read_text(encoding="utf-8"))
-            return Piece.from_dict(plain["piece"]) if plain["key"] == key else None
+            return SectionResult.from_dict(plain["result"]) if plain["key"] == key else None
         except (OSError, json.JSONDecodeError, KeyError, TypeError):
             return None
 
-    def put(self, name: str, key: str, piece: Piece) -> Path:
-        """Store a piece in one step."""
+    def put(self, name: str, key: str, outcome: SectionResult) -> Path:
+        """Store a outcome in one step."""
         file = self.folder / f"{name}.json"
-        text = json.dumps({"key": key, "piece": piece.to_dict()}, indent=1) + "\n"
+        text = json.dumps({"key": key, "result": outcome.to_dict()}, indent=1) + "\n"
         atomic_write(file, lambda p: p.write_text(text, encoding="utf-8"))
         return file

@@ -21,7 +21,7 @@ from medm2g_core.evaluation.fidelity import (
     nearest_distance,
 )
 from medm2g_core.evaluation.judges import Judges
-from medm2g_core.evaluation.table import Piece, make_row
+from medm2g_core.evaluation.table import SectionResult, make_row
 from medm2g_core.model import MedM2G
 from medm2g_core.streams import STREAMS
 
@@ -72,7 +72,7 @@ def text_to_image(
     judges: Judges,
     train_images: Mapping[str, VirtualCohort],
     targets: Sequence[tuple[str, str]] = TARGETS,
-) -> Piece:
+) -> SectionResult:
     """Report to X-ray, CT, T2 (chest) and FLAIR (brain), judged by classifiers that never saw a
     generated image.
 
@@ -83,7 +83,7 @@ def text_to_image(
     Args:
         train_images: region -> studies of the train split, with their reports.
     """
-    piece = Piece(
+    outcome = SectionResult(
         facts={"guidance": bench.guidance, "steps": bench.steps, "auc": {}, "training images": {}}
     )
     for region, name in targets:
@@ -112,14 +112,14 @@ def text_to_image(
         reference = judge.features(other_studies(bench, region).stack(name))
         notes = {REAL: "Fréchet and kernel distance: real against other real images, the floor"}
         rows, readings = judged_rows(task, judge, predictors, data.findings, reference, notes=notes)
-        piece.rows += rows
-        piece.rows += [
+        outcome.rows += rows
+        outcome.rows += [
             make_row(task, NEAREST, who, nearest_distance(predictors[who], pool).tolist())
             for who in ("model", NEAREST_REPORT, CODEC, REAL)
         ]
-        piece.checks += [chance_check(task, readings, CONTROL), judge_check(task, readings)]
-        piece.facts["auc"][task] = {
+        outcome.checks += [chance_check(task, readings, CONTROL), judge_check(task, readings)]
+        outcome.facts["auc"][task] = {
             who: auc_by_finding(readings[who]) for who in ("model", CODEC, REAL)
         }
-        piece.facts["training images"][region] = len(train)
-    return piece
+        outcome.facts["training images"][region] = len(train)
+    return outcome

@@ -10,13 +10,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from medm2g_core.evaluation.baselines.reports import embed_images
 from medm2g_core.evaluation.bench import SHIFT, Bench
 from medm2g_core.evaluation.fidelity import (
     CODEC,
     REAL,
     Reading,
-    agreement,
     auc_by_finding,
     chance_check,
     finding_scores,
@@ -24,12 +22,14 @@ from medm2g_core.evaluation.fidelity import (
     judged_rows,
     macro_auc,
     rows_of,
+    stream_agreement,
 )
 from medm2g_core.evaluation.judges import Judges
 from medm2g_core.evaluation.retrieval import hits_at
-from medm2g_core.evaluation.table import Check, Piece, Row, make_row
+from medm2g_core.evaluation.table import Check, Row, SectionResult, make_row
 from medm2g_core.evaluation.text_to_image import other_studies
-from medm2g_core.flows.sampling import Order
+from medm2g_core.rivals.reports import embed_images
+from medm2g_core.sampling import Order
 from medm2g_core.streams import STREAMS
 
 __all__ = ["JOINT", "PAIRS", "unified"]
@@ -47,11 +47,11 @@ PAIRS: tuple[tuple[str, str, str], ...] = (
 """(given, wanted, third): given and wanted never trained together, third and wanted did."""
 
 CONTROL = "control: another patient's input"
-STRANGER = "control: another patient's partner"
+ANOTHER_PARTNER = "control: another patient's partner"
 ORDERS: Mapping[Order, str] = {"joint": "model", "cascade": "model, cascade"}
 
 
-def unified(bench: Bench, judges: Judges) -> Piece:
+def unified(bench: Bench, judges: Judges) -> SectionResult:
     """Pairs that never trained together, and joint generation from one report.
 
     *Pairs*: findings and looks of the wanted stream, beside the pair that was trained to draw the
@@ -62,7 +62,7 @@ def unified(bench: Bench, judges: Judges) -> Piece:
     streams tell each other shows in draws from nothing at all, where streams drawn apart have
     nothing in common (a control).
     """
-    piece = Piece(
+    outcome = SectionResult(
         facts={
             "guidance": bench.guidance,
             "steps": bench.steps,
@@ -71,13 +71,15 @@ def unified(bench: Bench, judges: Judges) -> Piece:
         }
     )
     for given, want, trained in PAIRS:
-        _pair(bench, judges, given, want, trained, piece)
-    _together(bench, judges, ["text"], JOINT, piece)
-    _together(bench, judges, [], JOINT, piece)
-    return piece
+        _pair(bench, judges, given, want, trained, outcome)
+    _together(bench, judges, ["text"], JOINT, outcome)
+    _together(bench, judges, [], JOINT, outcome)
+    return outcome
 
 
-def _pair(bench: Bench, judges: Judges, given: str, want: str, trained: str, piece: Piece) -> None:
+def _pair(
+    bench: Bench, judges: Judges, given: str, want: str, trained: str, outcome: SectionResult
+) -> None:
     data, judge = bench.data[REGION], judges[REGION, want]
     task = f"{STREAMS[given].title} → {STREAMS[want].title} ({REGION}), never trained together"
     trained_pair = f"ceiling: trained pair {STREAMS[trained].title} → {STREAMS[want].title}"
@@ -101,17 +103,23 @@ def _pair(bench: Bench, judges: Judges, given: str, want: str, trained: str, pie
     rows, readings = judged_rows(
         task, judge, predictors, data.findings, judge.features(others), notes=notes
     )
-    piece.rows += rows
-    piece.checks += [chance_check(task, readings, CONTROL), judge_check(task, readings)]
-    piece.facts["auc"][task] = {
+    outcome.rows += rows
+    outcome.checks += [chance_check(task, readings, CONTROL), judge_check(task, readings)]
+    outcome.facts["auc"][task] = {
         who: auc_by_finding(readings[who]) for who in ("model", trained_pair, REAL)
     }
     ratio = macro_auc(readings["model"]) / macro_auc(readings[trained_pair])
-    piece.facts["relative to trained pair"][task] = round(ratio, 3) if np.isfinite(ratio) else None
+    outcome.facts["relative to trained pair"][task] = (
+        round(ratio, 3) if np.isfinite(ratio) else None
+    )
 
 
 def _together(
-    bench: Bench, judges: Judges, given: Sequence[str], streams: Sequence[str], piece: Piece
+    bench: Bench,
+    judges: Judges,
+    given: Sequence[str],
+    streams: Sequence[str],
+    outcome: SectionResult,
 ) -> None:
     """Streams of one patient drawn from a report, or from nothing: findings, agreement,
     matching."""
@@ -133,19 +141,19 @@ def _together(
     task = f"{'Report' if given else 'nothing'} → {' + '.join(STREAMS[s].title for s in streams)}"
     if given:  # without a report there is nothing to be right about
         for s, who in itertools.product(streams, readings):
-            piece.rows += rows_of(
+            outcome.rows += rows_of(
                 f"{task}: {STREAMS[s].title}", who, finding_scores(readings[who][s]), n
             )
     for a, b in itertools.combinations(streams, 2):
         title = f"{task}: {STREAMS[a].title} and {STREAMS[b].title}"
         pairs = {who: (r[a], r[b]) for who, r in readings.items()}
-        pairs[STRANGER] = (readings["model"][a], _moved(readings["model"][b]))
+        pairs[ANOTHER_PARTNER] = (readings["model"][a], _moved(readings["model"][b]))
         for who, (x, y) in pairs.items():
-            rows = rows_of(title, who, agreement(x, y), n)
-            piece.rows += rows
+            rows = rows_of(title, who, stream_agreement(x, y), n)
+            outcome.rows += rows
             if who.startswith("control: "):
-                piece.checks += [_disagree(r) for r in rows]
-        piece.rows += _matching(bench, title, (a, b), {w: (x[a], x[b]) for w, x in drawn.items()})
+                outcome.checks += [_disagree(r) for r in rows]
+        outcome.rows += _matching(bench, title, (a, b), {w: (x[a], x[b]) for w, x in drawn.items()})
 
 
 def _moved(reading: Reading) -> Reading:

@@ -112,7 +112,7 @@ class PromptProjection(nn.Module):
     projection, trained in the round in which the modality first prompts this flow.
     """
 
-    met: torch.Tensor
+    trained_with: torch.Tensor
 
     def __init__(self, config: AlignmentConfig) -> None:
         super().__init__()
@@ -121,23 +121,23 @@ class PromptProjection(nn.Module):
         self.null = nn.Parameter(torch.randn(d) * 0.02)
         self.pooled = nn.Linear(d, d)
         self.details = nn.ModuleDict({m: nn.Linear(d, d) for m in MODALITIES})
-        self.register_buffer("met", torch.ones(len(MODALITIES)))
+        self.register_buffer("trained_with", torch.ones(len(MODALITIES)))
 
-    def knows(self, modality: str) -> bool:
-        """Whether this flow was trained with that modality (`met`; training clears it, then sets
-        what it meets).
+    def was_trained_with(self, modality: str) -> bool:
+        """Whether this flow was trained with that modality (`trained_with`; training clears it,
+        then sets what it meets).
 
         Details and guides of a modality that it never met would enter through untrained weights;
         only the pooled embedding, which lives in the aligned space, may cross to it.
         """
-        return bool(self.met[MODALITIES.index(modality)])
+        return bool(self.trained_with[MODALITIES.index(modality)])
 
     def forward(self, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
         there = prompt.present[:, None]
         first = there * self.pooled(prompt.pooled * self.scale) + (1 - there) * self.null  # (B, D)
         parts, bias = [first[:, None]], [torch.zeros_like(there)]
         for modality, tokens, token_bias in prompt.details:
-            if not self.knows(modality):
+            if not self.was_trained_with(modality):
                 continue
             parts.append(self.details[modality](tokens))  # (B, N, D)
             bias.append(token_bias)

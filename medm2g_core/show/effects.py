@@ -13,9 +13,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from medm2g_core.evaluation.ablation import LEADING, load_runs
-from medm2g_core.evaluation.budget import CURVES, Point, budget_points
-from medm2g_core.evaluation.trainings import load_trainings
+from medm2g_core.experiments.ablation import LEADING, load_runs
+from medm2g_core.experiments.budget import CURVES, Point, budget_points
+from medm2g_core.experiments.trainings import load_trainings
 from medm2g_core.pipeline import SHIPPED_WEIGHTS
 from medm2g_core.show.figures import Figure
 from medm2g_core.storage import atomic_write

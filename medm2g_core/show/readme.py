@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from medm2g_core.evaluation.ablation import load_runs, summary
-from medm2g_core.evaluation.bars import bar_summary, verdicts
-from medm2g_core.evaluation.results import SECTIONS, handicap, load_pieces, summary_rows
+from medm2g_core.evaluation.results import SECTIONS, handicap, load_results, summary_rows
 from medm2g_core.evaluation.table import compact
-from medm2g_core.evaluation.trainings import load_trainings, side_by_side
-from medm2g_core.evaluation.unseen import person_table
+from medm2g_core.experiments.ablation import load_runs, summary
+from medm2g_core.experiments.bars import bar_summary, verdicts
+from medm2g_core.experiments.trainings import load_trainings, side_by_side
+from medm2g_core.experiments.unseen import person_table
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.show.figures import Cell, Figure, Panel, contact_sheet
 from medm2g_core.storage import atomic_write
@@ -31,14 +31,14 @@ ROOT = Path(__file__).resolve().parents[2]
 def blocks(root: Path = ROOT) -> dict[str, str]:
     """Name of each block of the README -> its text, from the files in ``results/``."""
     out = {}
-    pieces = load_pieces(root / "results")
-    if pieces:
-        out["results"] = f"{compact(summary_rows(pieces))}\n{handicap(pieces)}\n"
+    outcomes = load_results(root / "results")
+    if outcomes:
+        out["results"] = f"{compact(summary_rows(outcomes))}\n{handicap(outcomes)}\n"
         out["bars"] = bar_summary(
-            verdicts(pieces), {n: title for n, (title, _) in SECTIONS.items()}
+            verdicts(outcomes), {n: title for n, (title, _) in SECTIONS.items()}
         )
-    if "unseen" in pieces:
-        out["unseen"] = person_table(pieces["unseen"])
+    if "unseen" in outcomes:
+        out["unseen"] = person_table(outcomes["unseen"])
     trainings = load_trainings(root / "results", root / "checkpoints" / "cpu")
     if len(trainings) > 1:
         out["trainings"] = side_by_side(trainings)

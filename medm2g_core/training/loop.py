@@ -70,7 +70,7 @@ def bf16_pays(device: torch.device) -> bool:
 def learning_rate(config: StageConfig, step: int) -> float:
     """Linear warm-up, then a cosine to a twentieth; both once more after a
     `StageConfig.restart`."""
-    first, steps = config.leg(step)
+    first, steps = config.cycle(step)
     step -= first
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
@@ -240,7 +240,7 @@ def run_stage(
         tqdm(total=config.steps, initial=start, desc=stage.name, disable=hide) as bar,
     ):
         for step in range(start, config.steps):
-            first, _ = config.leg(step)
+            first, _ = config.cycle(step)
             if step == first > 0:
                 with torch.no_grad():
                     for n, p in named.items():

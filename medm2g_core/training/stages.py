@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from medm2g_core.alignment.encoders import Embedding
 from medm2g_core.alignment.objective import (
-    augment,
+    augmented_view,
     central_alignment_loss,
     info_nce,
     visual_invariant_loss,
@@ -206,10 +206,12 @@ class AlignmentStage(Stage):
         losses: list[torch.Tensor] = []
         for m in modalities:
             image, contrast = torch.cat(images[m]).to(device), torch.cat(contrasts[m]).to(device)
-            view = augment(image, generator)  # alignment sees augmented views too
+            view = augmented_view(image, generator)  # alignment sees augmented views too
             pooled[m] = encoders.encoders[m](view, contrast).pooled.float()  # (B_m, D)
             if m == looked:
-                other = encoders.encoders[m](augment(image, generator), contrast).pooled.float()
+                other = encoders.encoders[m](
+                    augmented_view(image, generator), contrast
+                ).pooled.float()
                 invariant = visual_invariant_loss(pooled[m], other, config)
             row = torch.cat(rows[m]).to(device)
             losses.append(
@@ -358,14 +360,14 @@ class RoundStage(Stage):
         self.corpora = {c.name: c for c in corpora}
         self.parts = (*self.round.trained, *self.round.frozen)
         for m in self.parts:
-            met = model.prompt_projection(m).met
+            trained_with = model.prompt_projection(m).trained_with
             if m in self.round.trained:
-                met.zero_()
+                trained_with.zero_()
             for each in self.round.mixes:
                 modalities = [stream(s).modality for s in each.streams]
                 for other in {o for o in modalities if o != m or modalities.count(m) > 1}:
                     if m in modalities:
-                        met[MODALITIES.index(other)] = 1
+                        trained_with[MODALITIES.index(other)] = 1
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         for m in self.round.trained:

@@ -84,14 +84,14 @@ def validate(
         ]
         if not latent:
             return out
-        met = {m: model.prompt_projection(m).met.clone() for m in model.flows}
+        trained_with = {m: model.prompt_projection(m).trained_with.clone() for m in model.flows}
         probe = RoundStage(model, latent, stage, plan)
         sums: dict[str, list[float]] = {}
         for i in range(batches):
             _, logs = probe(32, torch.Generator().manual_seed(i))
             for k, v in logs.items():
                 sums.setdefault(k, []).append(v.item())
-        for m, before in met.items():
-            model.prompt_projection(m).met.copy_(before)
+        for m, before in trained_with.items():
+            model.prompt_projection(m).trained_with.copy_(before)
         out = {k: round(sum(v) / len(v), 4) for k, v in sums.items()}
     return out

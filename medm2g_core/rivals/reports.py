@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.reports import write_report
-from medm2g_core.evaluation.bench import BATCH
 from medm2g_core.model import MedM2G
 from medm2g_core.streams import StreamError
 from medm2g_core.training.corpus import Corpus, wordings
@@ -27,13 +26,16 @@ __all__ = [
     "embed_reports",
     "image_retrieval",
     "pixel_retrieval",
-    "random_reports",
     "report_corpus",
     "report_retrieval",
+    "reports_of_random_studies",
 ]
 
 PIXEL_SIDE = 32
 """Pixels of a side that the pixel neighbour compares."""
+
+BATCH = 32
+"""Studies that are embedded at once."""
 
 
 def report_corpus(cohort: VirtualCohort, stream: str) -> Corpus:
@@ -56,7 +58,7 @@ def constant_reports(region: str, n: int, seed: int = 0) -> list[str]:
     return [write_report((), region, 60, "female", np.random.default_rng(seed))] * n
 
 
-def random_reports(corpus: Corpus, n: int, seed: int = 0) -> list[str]:
+def reports_of_random_studies(corpus: Corpus, n: int, seed: int = 0) -> list[str]:
     """The reports of ``n`` training studies drawn at random, none twice while there are enough."""
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(corpus), n, replace=n > len(corpus))

@@ -1,7 +1,7 @@
 """The shipped weights beside less and more training of the same network: what does training alone
 bring?
 
-``results/earlier`` holds what was measured before the last leg of the shipped training,
+``results/earlier`` holds what was measured before the last cycle of the shipped training,
 ``results/longer`` what ``benchmarks/gpu_training.py`` reached by going on on a GPU.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medm2g_core.evaluation.table import Piece, Row, cell
+from medm2g_core.evaluation.table import Row, SectionResult, cell
 from medm2g_core.profiles import ROUND_STAGES
 
 __all__ = ["EARLIER", "LONGER", "SHIPPED", "Training", "load_trainings", "side_by_side"]
@@ -43,7 +43,7 @@ class Training:
 
     Attributes:
         name: `EARLIER`, `SHIPPED` or `LONGER`.
-        pieces: sections that were measured with its weights.
+        outcomes: sections that were measured with its weights.
         minutes: CPU minutes of its three rounds, summed over threads. What was trained on a GPU
             counts as the minutes that as many studies would have taken at the speed of the training
             that it went on from.
@@ -51,7 +51,7 @@ class Training:
     """
 
     name: str
-    pieces: Mapping[str, Piece]
+    outcomes: Mapping[str, SectionResult]
     minutes: float
     told: str
 
@@ -66,10 +66,10 @@ def load_trainings(results: Path, shipped: Path) -> list[Training]:
         results: folder of the shipped weights' tables.
         shipped: folder of the shipped weights.
     """
-    from medm2g_core.evaluation.results import load_pieces
+    from medm2g_core.evaluation.results import load_results
 
     stages = _stages(shipped)
-    own = Training(SHIPPED, load_pieces(results), _minutes(stages), "")
+    own = Training(SHIPPED, load_results(results), _minutes(stages), "")
     out, base, base_folder = [own], own, shipped
     before = results / EARLIER
     if (before / "training.json").is_file():
@@ -80,11 +80,11 @@ def load_trainings(results: Path, shipped: Path) -> list[Training]:
             if less[n]["steps"] != stages[n]["steps"]
         ]
         told = (
-            f"Earlier: the shipped training after its first leg ({', '.join(grown)} steps); what"
+            f"Earlier: the shipped training after its first cycle ({', '.join(grown)} steps); what"
             " reads none of the weights that moved since is the same."
         )
         # A section that was not kept is one that these weights leave as it is.
-        earlier = Training(EARLIER, {**own.pieces, **load_pieces(before)}, _minutes(less), told)
+        earlier = Training(EARLIER, {**own.outcomes, **load_results(before)}, _minutes(less), told)
         out.insert(0, earlier)
         if _facts(results / LONGER).get("start") == _facts(before)["weights"]:
             base, base_folder = earlier, before
@@ -109,7 +109,7 @@ def load_trainings(results: Path, shipped: Path) -> list[Training]:
             f" {more[ROUND_STAGES[-1]]['device']}, from the {base.name} weights; as many studies"
             f" would take {minutes:.0f} CPU minutes at the speed of that training."
         )
-        out.append(Training(LONGER, load_pieces(results / LONGER), base.minutes + minutes, told))
+        out.append(Training(LONGER, load_results(results / LONGER), base.minutes + minutes, told))
     return out
 
 
@@ -144,11 +144,11 @@ def side_by_side(trainings: Sequence[Training]) -> str:
         f"|---|---|--:|{'---|' * (len(heads) + 2)}",
     ]
     for section, task, metric in LEADING:
-        if section not in shipped.pieces:
+        if section not in shipped.outcomes:
             continue
         of_metric = [
             r
-            for r in shipped.pieces[section].rows
+            for r in shipped.outcomes[section].rows
             if r.metric == metric and r.task.startswith(task)
         ]
         for title in dict.fromkeys(r.task for r in of_metric):
@@ -170,5 +170,5 @@ def side_by_side(trainings: Sequence[Training]) -> str:
 
 
 def _rows(training: Training, section: str, task: str, metric: str) -> list[Row]:
-    rows = training.pieces[section].rows if section in training.pieces else []
+    rows = training.outcomes[section].rows if section in training.outcomes else []
     return [r for r in rows if (r.task, r.metric) == (task, metric)]

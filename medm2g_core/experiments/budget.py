@@ -1,8 +1,8 @@
-"""Scores against the CPU minutes that the flows trained: the shipped training and its first leg,
+"""Scores against the CPU minutes that the flows trained: the shipped training and its first cycle,
 the two short ones that exist anyway, and the one that went on on a GPU.
 
 The points differ in more than time: the short trainings of the ablation have half the studies and
-are measured on the validation split, those of `medm2g_core.evaluation.unseen` saw two people of
+are measured on the validation split, those of `medm2g_core.experiments.unseen` saw two people of
 three, the longest was warmed up again after the learning rate had fallen. They show how steep the
 way still is, not what a single training looks like over time.
 """
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from medm2g_core.evaluation.table import Piece, Row
-from medm2g_core.evaluation.trainings import EARLIER, LONGER, SHIPPED, Training
-from medm2g_core.evaluation.unseen import SEEN
+from medm2g_core.evaluation.table import Row, SectionResult
+from medm2g_core.experiments.trainings import EARLIER, LONGER, SHIPPED, Training
+from medm2g_core.experiments.unseen import SEEN
 from medm2g_core.profiles import ROUND_STAGES
 
 __all__ = ["CURVES", "Point", "budget_points"]
@@ -65,7 +65,7 @@ class Point:
     high: float
 
 
-_NAMES = {EARLIER: "first leg", SHIPPED: "full training", LONGER: "more, on a GPU"}
+_NAMES = {EARLIER: "first cycle", SHIPPED: "full training", LONGER: "more, on a GPU"}
 
 
 def budget_points(
@@ -73,14 +73,14 @@ def budget_points(
 ) -> list[Point]:
     """All points that the stored results allow, in the order of `CURVES`, cheapest first.
 
-    The first leg has no point where the shipped weights score the same: its task was not trained
+    The first cycle has no point where the shipped weights score the same: its task was not trained
     further.
 
     Args:
         trainings: the shipped one, and what there is of less and more.
         ablation: runs of the group ``rounds``.
     """
-    pieces = next(t.pieces for t in trainings if t.name == SHIPPED)
+    outcomes = next(t.outcomes for t in trainings if t.name == SHIPPED)
     out = []
     for title, (section, task, metric, short) in CURVES.items():
         runs = [r for r in ablation if r["arm"] == "three rounds" and short in r["scores"]]
@@ -97,14 +97,14 @@ def budget_points(
                     max(x),
                 )
             )
-        if "unseen" in pieces and (row := _row(pieces["unseen"], task, metric, SEEN)):
-            spent = pieces["unseen"].facts["CPU seconds"].values()
+        if "unseen" in outcomes and (row := _row(outcomes["unseen"], task, metric, SEEN)):
+            spent = outcomes["unseen"].facts["CPU seconds"].values()
             minutes = float(np.mean([sum(s.get(r, 0.0) for r in ROUND_STAGES) for s in spent])) / 60
             out.append(Point(title, "two people of three", minutes, row.value, row.low, row.high))
         of_each = {
-            t.name: _row(t.pieces[section], task, metric, "model")
+            t.name: _row(t.outcomes[section], task, metric, "model")
             for t in trainings
-            if section in t.pieces
+            if section in t.outcomes
         }
         for t in trainings:
             row, own = of_each.get(t.name), of_each.get(SHIPPED)
@@ -115,5 +115,5 @@ def budget_points(
     return out
 
 
-def _row(piece: Piece, task: str, metric: str, who: str) -> Row | None:
-    return next((r for r in piece.rows if (r.task, r.metric, r.who) == (task, metric, who)), None)
+def _row(outcome: SectionResult, task: str, metric: str, who: str) -> Row | None:
+    return next((r for r in outcome.rows if (r.task, r.metric, r.who) == (task, metric, who)), None)

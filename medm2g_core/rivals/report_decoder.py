@@ -27,13 +27,12 @@ from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from medm2g_core.alignment.encoders import N_CONTRASTS, Embedding, ImageEncoder
-from medm2g_core.alignment.objective import augment
+from medm2g_core.alignment.objective import augmented_view
 from medm2g_core.codecs.text import BOS_ID, EOS_ID, PAD_ID
 from medm2g_core.data.wheels import cache_dir
-from medm2g_core.evaluation.baselines.clock import stopwatch, unit
-from medm2g_core.evaluation.bench import BATCH
 from medm2g_core.model import MedM2G
 from medm2g_core.profiles import StageConfig
+from medm2g_core.rivals.clock import stopwatch, unit
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import StreamError, stream
 from medm2g_core.training.corpus import Corpus
@@ -48,6 +47,7 @@ VERSION = 1
 
 # steps that bf16 and single precision take turns in; the faster one goes on (two pools of batches)
 _TRIED = 18
+_READ = 32  # images that are read at once where nothing is trained
 _WARM = 0.05  # part of the time until the full learning rate
 
 
@@ -168,7 +168,7 @@ class ReportDecoder(nn.Module):
         out: list[str] = []
         with torch.random.fork_rng(devices=cuda_devices(self.place.device)):
             torch.manual_seed(seed)  # `generate` knows no generator of its own
-            for x in images.float().split(BATCH):
+            for x in images.float().split(_READ):
                 seen = self.look(x)
                 start = torch.full((len(x), 1), BOS_ID, dtype=torch.long, device=self.place.device)
                 ids = self.decoder.generate(
@@ -272,7 +272,7 @@ def train_decoder(
 
     Args:
         corpus: training studies with the stream
-            (`medm2g_core.evaluation.baselines.reports.report_corpus`).
+            (`medm2g_core.rivals.reports.report_corpus`).
         threads: of torch; the CPU time is the sum over them.
         device: that it is trained on, and stays on.
         cache: see `decoder_file`.  keep: read and write that file. A damaged file is trained again.
@@ -342,7 +342,9 @@ def _train(
                 if seen is not None:
                     pooled, tokens = (x[index].to(device).float() for x in seen)
                 else:
-                    found = decoder.look(augment(images[index].to(device).float(), generator))
+                    found = decoder.look(
+                        augmented_view(images[index].to(device).float(), generator)
+                    )
                     pooled, tokens = found.pooled, found.tokens
                 own = (
                     ids[index, wording, :longest].to(device),
@@ -395,7 +397,7 @@ def _batches(
 def _features(decoder: ReportDecoder, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pooled embeddings (N, D) and cells (N, cells, D) of the frozen encoder, half precision."""
     decoder.encoder.eval()
-    seen = [decoder.look(x.float()) for x in images.split(BATCH)]
+    seen = [decoder.look(x.float()) for x in images.split(_READ)]
     return torch.cat([s.pooled.half().cpu() for s in seen]), torch.cat(
         [s.tokens.half().cpu() for s in seen]
     )

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from medm2g_core.data.wheels import cache_dir
-from medm2g_core.evaluation.baselines.clock import stopwatch, unit
 from medm2g_core.profiles import StageConfig
+from medm2g_core.rivals.clock import stopwatch, unit
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import IMAGE_STREAMS
 from medm2g_core.training.corpus import Corpus

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from medm2g_core.evaluation.table import LESS_IS_BETTER, Piece, strongest
+from medm2g_core.evaluation.table import LESS_IS_BETTER, SectionResult, strongest
 
 __all__ = ["BARS", "Bar", "Verdict", "bar_summary", "bar_table", "verdicts"]
 
@@ -101,11 +101,11 @@ class Verdict:
         return self.met or (self.best is not None and self._reaches(self.best))
 
 
-def verdicts(pieces: Mapping[str, Piece], bars: Sequence[Bar] = BARS) -> list[Verdict]:
+def verdicts(outcomes: Mapping[str, SectionResult], bars: Sequence[Bar] = BARS) -> list[Verdict]:
     """Every bar for every task whose rows were measured; point values, without their intervals."""
     out = []
     for bar in bars:
-        rows = pieces[bar.section].rows if bar.section in pieces else []
+        rows = outcomes[bar.section].rows if bar.section in outcomes else []
         mine = [r for r in rows if r.metric == bar.metric and re.search(bar.task, r.task)]
         for task in dict.fromkeys(r.task for r in mine):
             own = [r for r in mine if r.task == task]

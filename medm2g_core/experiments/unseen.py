@@ -27,9 +27,9 @@ from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.evaluation.bench import draw_studies
 from medm2g_core.evaluation.fidelity import REAL, Reading, finding_scores, rows_of
 from medm2g_core.evaluation.judges import Judges
-from medm2g_core.evaluation.metrics import psnr
 from medm2g_core.evaluation.report_scores import Truth, report_rows
-from medm2g_core.evaluation.table import Check, Piece, Row, make_row
+from medm2g_core.evaluation.table import Check, Row, SectionResult, make_row
+from medm2g_core.metrics.pixels import psnr
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import ROUND_STAGES
@@ -74,7 +74,7 @@ def unseen_person(
     seed: int = 0,
     precision: str = "auto",
     progress: bool = True,
-) -> Piece:
+) -> SectionResult:
     """Train what is not in ``folder`` yet, draw, and score.
 
     Args:
@@ -100,9 +100,9 @@ def unseen_person(
         answers = _answers(base, person, data, index, folder, budget, seed, precision, progress)
         for i in index:
             drawn[UNSEEN if owner[i] == person else SEEN][i] = answers[i]
-    piece = _scores(drawn, data, owner, judges, budget)
-    piece.facts["CPU seconds"] = {p: _spent(folder / f"{p}.safetensors") for p in PERSONS}
-    return piece
+    outcome = _scores(drawn, data, owner, judges, budget)
+    outcome.facts["CPU seconds"] = {p: _spent(folder / f"{p}.safetensors") for p in PERSONS}
+    return outcome
 
 
 def _spent(file: Path) -> dict[str, float]:
@@ -217,9 +217,9 @@ def _scores(
     owner: np.ndarray,
     judges: Judges,
     budget: UnseenBudget,
-) -> Piece:
+) -> SectionResult:
     n = len(data)
-    piece = Piece(
+    outcome = SectionResult(
         facts={"budget": asdict(budget), "studies": {p: int((owner == p).sum()) for p in PERSONS}}
     )
     judge = judges["chest", "xray"]
@@ -234,17 +234,17 @@ def _scores(
     for who, x in {**pictures, REAL: data.stack("xray")}.items():
         scores = finding_scores(Reading.of(judge, x, data.findings))
         auc[who] = scores["finding AUC"][0] if "finding AUC" in scores else float("nan")
-        piece.rows += rows_of(title, who, scores, n)
+        outcome.rows += rows_of(title, who, scores, n)
 
     title, truth = "CT → MR T2-weighted (chest)", data.stack("mri_t2")
     db = {who: psnr(stack(who, "mri_t2"), truth) for who in (UNSEEN, SEEN)}
     for who, x in db.items():
-        piece.rows.append(make_row(title, "PSNR, dB", who, x.tolist()))
+        outcome.rows.append(make_row(title, "PSNR, dB", who, x.tolist()))
         for person in PERSONS:
             own = x[torch.from_numpy(owner == person)]
             if len(own):
-                piece.rows.append(make_row(f"{title}, {person}", "PSNR, dB", who, own.tolist()))
-    piece.rows.append(
+                outcome.rows.append(make_row(f"{title}, {person}", "PSNR, dB", who, own.tolist()))
+    outcome.rows.append(
         make_row(title, "person seen less not seen, dB", "model", (db[SEEN] - db[UNSEEN]).tolist())
     )
 
@@ -256,10 +256,10 @@ def _scores(
         Truth("chest", data.texts, data.findings),
         only=("finding F1, strict", "finding F1, presence"),
     )
-    piece.rows += rows
+    outcome.rows += rows
     f1 = {r.who: r for r in rows if r.metric == "finding F1, presence"}
     control = f1["control: another patient's report"]
-    piece.checks.append(
+    outcome.checks.append(
         Check(
             "leave one out: reports of another patient are worse than one's own",
             control.value < f1[SEEN].value,
@@ -267,14 +267,14 @@ def _scores(
             f" {f1[UNSEEN].value:.3f} (unseen)",
         )
     )
-    return piece
+    return outcome
 
 
-def person_table(piece: Piece) -> str:
+def person_table(outcome: SectionResult) -> str:
     """The section as Markdown: the person left out beside the person seen, each with its 95 %
     interval."""
     of: dict[tuple[str, str], dict[str, Row]] = {}
-    for r in piece.rows:
+    for r in outcome.rows:
         of.setdefault((r.task, r.metric), {})[r.who] = r
 
     def cell(row: Row | None, digits: int) -> str:

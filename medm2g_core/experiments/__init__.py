@@ -1,0 +1,1 @@
+"""What this repository tried out: ablations, the unseen person, training budgets, its marks."""

@@ -1,0 +1,1 @@
+"""Judges: finding classifiers that never saw a generated image."""
