@@ -7,7 +7,13 @@ import torch
 from conftest import pictures
 
 from medm2g_core.evaluation.bench import Bench
-from medm2g_core.evaluation.image_to_image import GROUPS, REGRESSION, TASKS, retrained, translation
+from medm2g_core.evaluation.image_to_image import (
+    GROUPS,
+    REGRESSION_ROW,
+    TASKS,
+    retrained,
+    translation,
+)
 from medm2g_core.metrics.pixels import psnr
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.rivals.translator import (
@@ -133,10 +139,10 @@ def test_baselines_are_trained_again_without_drawing_again(model, monkeypatch, t
         before,
         seconds=long,
         critic_seconds=short,
-        renew=[("mri", REGRESSION)],
+        renew=[("mri", REGRESSION_ROW)],
         **options,
     )
     assert renewed.rows == whole.rows and renewed.rows != before.rows
     moved = {r.who for r, old in zip(renewed.rows, before.rows, strict=True) if r != old}
-    assert moved == {REGRESSION}
+    assert moved == {REGRESSION_ROW}
     assert renewed.facts["baselines"]["regression, mri"]["CPU seconds"] > 0.5
