@@ -67,10 +67,10 @@ def _run_on_source(args: argparse.Namespace) -> int:
     """
     import torch
 
-    from medm2g_core.evaluation.judges import load_judges
     from medm2g_core.evaluation.results import flow_seconds, weights_digest
     from medm2g_core.evaluation.source_scores import evaluate_source, source_page
     from medm2g_core.evaluation.table import ResultStore
+    from medm2g_core.judges.files import load_judges
     from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
     from medm2g_core.show.source_sheets import write_sheets
     from medm2g_core.storage import atomic_write

@@ -24,8 +24,10 @@ from torchmetrics.image.kid import poly_mmd
 
 from medm2g_core.data.findings import findings_of
 from medm2g_core.evaluation.bench import Bench
-from medm2g_core.evaluation.judges import Judge, Judges, auc, label_matrix
 from medm2g_core.evaluation.table import Check, Row
+from medm2g_core.judges.judge import Judge, Judges
+from medm2g_core.judges.labels import label_matrix
+from medm2g_core.metrics.classification import auc
 from medm2g_core.streams import Finding
 
 __all__ = [

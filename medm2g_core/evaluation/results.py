@@ -26,7 +26,6 @@ from medm2g_core.evaluation.image_to_image import (
     retrained,
     translation,
 )
-from medm2g_core.evaluation.judges import SHIPPED_JUDGES, Judges, load_judges
 from medm2g_core.evaluation.report_generation import report_generation, text_codec_section
 from medm2g_core.evaluation.retrieval import alignment_section
 from medm2g_core.evaluation.table import Check, ResultStore, Row, SectionResult, markdown
@@ -34,6 +33,8 @@ from medm2g_core.evaluation.text_to_image import text_to_image
 from medm2g_core.evaluation.unified import unified
 from medm2g_core.experiments.bars import bar_table, verdicts
 from medm2g_core.experiments.unseen import unseen_person
+from medm2g_core.judges.files import SHIPPED_JUDGES, load_judges
+from medm2g_core.judges.judge import Judges
 from medm2g_core.model import PARTS
 from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
 from medm2g_core.profiles import ROUND_STAGES, Profile

@@ -22,9 +22,10 @@ from medm2g_core.data.sources import SOURCES, SourceError
 from medm2g_core.evaluation.bench import BATCH, SHIFT, draw_studies
 from medm2g_core.evaluation.fidelity import CODEC, FRECHET, KID, REAL, between_sets, frechet, kid
 from medm2g_core.evaluation.image_to_image import CONTROL, nearest_target, own_input, pixel_rows
-from medm2g_core.evaluation.judges import Judge, JudgeNet, Judges
 from medm2g_core.evaluation.report_scores import METEOR_MISSING, overlap_rows, tokenization
 from medm2g_core.evaluation.table import Row, SectionResult, markdown
+from medm2g_core.judges.judge import Judge, Judges
+from medm2g_core.judges.network import JudgeNet
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.rivals.reports import embed_images, image_retrieval, reports_of_random_studies
 from medm2g_core.rivals.translator import (
