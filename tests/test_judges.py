@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional.classification import binary_auroc
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.findings import BRAIN, CHEST
@@ -20,7 +19,6 @@ from medm2g_core.judges.judge import JUDGED, Judges
 from medm2g_core.judges.labels import Label, label_matrix, labels_of
 from medm2g_core.judges.network import JudgeNet
 from medm2g_core.judges.training import JudgeSettings, jittered, train_judge
-from medm2g_core.metrics.classification import auc, best_threshold
 from medm2g_core.model import CheckpointError
 from medm2g_core.streams import Finding, StreamError
 from tests.conftest import pictures
@@ -56,22 +54,6 @@ def test_presence_of_every_finding_comes_first() -> None:
     assert torch.equal(
         label_matrix(cohort.findings, "chest")[:, : len(CHEST)], cohort.finding_matrix()
     )
-
-
-def test_auc_is_that_of_torchmetrics_also_with_ties() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        score, yes = rng.integers(0, 6, 40) / 5.0, rng.random(40) < 0.3
-        if yes.any() and not yes.all():
-            reference = binary_auroc(torch.tensor(score), torch.tensor(yes).long()).item()
-            assert auc(score, yes) == pytest.approx(reference, abs=1e-6)
-    assert np.isnan(auc(np.arange(4.0), np.ones(4)))
-
-
-def test_threshold_separates_what_can_be_separated() -> None:
-    score = np.array([0.1, 0.9, 0.2, 0.8, 0.3])
-    assert best_threshold(score, np.array([0, 1, 0, 1, 0])) == pytest.approx(0.55)
-    assert best_threshold(score, np.zeros(5)) == 0.0
 
 
 def test_augmentation_keeps_left_on_the_left() -> None:

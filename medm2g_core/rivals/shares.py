@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from medm2g_core.streams import MODALITIES
+
 __all__ = ["KINDS", "PIX2PIX", "Shares", "at_least", "kinds_of", "parse_shares"]
 
 Shares = Mapping[str, float]
 """Kind -> share of the time of the flow that it faces."""
 
-MODALITIES = ("text", "xray", "ct", "mri")
 PIX2PIX = "pix2pix"
 KINDS = (*MODALITIES, PIX2PIX)
 """A modality stands for the report decoder or the regression network that writes it; `PIX2PIX` is
@@ -24,7 +25,7 @@ _TRAINED: Mapping[str, tuple[str, ...]] = {
 
 
 def kinds_of(section: str) -> tuple[str, ...]:
-    """Kinds of trained baselines that a section of the results has."""
+    """Kinds of trained baselines that a section of the results has; empty where it has none."""
     return _TRAINED.get(section, ())
 
 
