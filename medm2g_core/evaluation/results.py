@@ -65,13 +65,13 @@ __all__ = [
 ]
 
 SECTIONS: Mapping[str, tuple[str, int]] = {
-    "image_codec": ("Image codec", 1),
+    "image_codec": ("Image codec", 2),
     "text_codec": ("Text codec", 1),
     "alignment": ("Alignment", 1),
     "text_to_image": ("Text to image", 2),
     "report_xray": ("Report generation from an X-ray", 4),
     "report_ct": ("Report generation from a CT", 4),
-    "translation": ("Image to image", 1),
+    "translation": ("Image to image", 2),
     "guidance": ("Is the guidance used?", 1),
     "unified": ("Several streams at once, and pairs that never trained together", 1),
 }
