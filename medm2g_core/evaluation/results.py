@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from medm2g_core.data.cohort import VirtualCohort, cohort_version
 from medm2g_core.data.wheels import cache_dir
+from medm2g_core.evaluation.alignment import alignment_section
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.codec import image_codec_section
 from medm2g_core.evaluation.fidelity import auc_scorer
@@ -28,7 +29,6 @@ from medm2g_core.evaluation.image_to_image import (
 )
 from medm2g_core.evaluation.judges import SHIPPED_JUDGES, Judges, load_judges
 from medm2g_core.evaluation.report_generation import report_generation, text_codec_section
-from medm2g_core.evaluation.retrieval import alignment_section
 from medm2g_core.evaluation.table import Check, ResultStore, Row, SectionResult, markdown
 from medm2g_core.evaluation.text_to_image import text_to_image
 from medm2g_core.evaluation.unified import unified
