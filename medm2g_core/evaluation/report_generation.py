@@ -20,15 +20,9 @@ from medm2g_core.data.iu_reports import clean_text, load_iu_reports
 from medm2g_core.data.reports import write_report
 from medm2g_core.data.wheels import DataUnavailableError
 from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
-from medm2g_core.evaluation.report_scores import (
-    METEOR_MISSING,
-    Truth,
-    finding_summary,
-    medoid,
-    report_rows,
-    tokenization,
-)
+from medm2g_core.evaluation.report_rows import Truth, finding_summary, report_rows
 from medm2g_core.evaluation.table import Check, Row, SectionResult
+from medm2g_core.metrics.report_scores import METEOR_MISSING, medoid, tokenization
 from medm2g_core.rivals.report_decoder import DecoderSettings, Encoder, train_decoder
 from medm2g_core.rivals.reports import (
     constant_reports,

@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from medm2g_core.data.cohort import VirtualCohort, cohort_version
 from medm2g_core.data.wheels import cache_dir
+from medm2g_core.evaluation.alignment import alignment_section
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.codec import image_codec_section
 from medm2g_core.evaluation.fidelity import auc_scorer
@@ -27,7 +28,6 @@ from medm2g_core.evaluation.image_to_image import (
     translation,
 )
 from medm2g_core.evaluation.report_generation import report_generation, text_codec_section
-from medm2g_core.evaluation.retrieval import alignment_section
 from medm2g_core.evaluation.table import Check, ResultStore, Row, SectionResult, markdown
 from medm2g_core.evaluation.text_to_image import text_to_image
 from medm2g_core.evaluation.unified import unified
@@ -66,13 +66,13 @@ __all__ = [
 ]
 
 SECTIONS: Mapping[str, tuple[str, int]] = {
-    "image_codec": ("Image codec", 1),
+    "image_codec": ("Image codec", 2),
     "text_codec": ("Text codec", 1),
     "alignment": ("Alignment", 1),
     "text_to_image": ("Text to image", 2),
     "report_xray": ("Report generation from an X-ray", 4),
     "report_ct": ("Report generation from a CT", 4),
-    "translation": ("Image to image", 1),
+    "translation": ("Image to image", 2),
     "guidance": ("Is the guidance used?", 1),
     "unified": ("Several streams at once, and pairs that never trained together", 1),
 }

@@ -18,10 +18,10 @@ from medm2g_core.evaluation.fidelity import (
     chance_check,
     judge_check,
     judged_rows,
-    nearest_distance,
 )
 from medm2g_core.evaluation.table import SectionResult, make_row
 from medm2g_core.judges.judge import Judges
+from medm2g_core.metrics.distributions import nearest_distance
 from medm2g_core.model import MedM2G
 from medm2g_core.streams import STREAMS
 
