@@ -21,7 +21,7 @@ import torch
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.labeller import label_report
-from medm2g_core.evaluation.bench import draw_studies
+from medm2g_core.evaluation.bench import DRAW_STRIDE, draw_studies
 from medm2g_core.evaluation.retrieval import hits_at, same_findings_at_1
 from medm2g_core.metrics.findings import finding_counts, finding_f1
 from medm2g_core.metrics.pixels import psnr
@@ -258,7 +258,7 @@ def _draw(
     data = VirtualCohort("val", region, budget.held_out, seed=p.data.seed, resolution=p.resolution)
     scale = 2.0 if target == "text" else 1.0
     drawn = draw_studies(
-        pipe, data, range(len(data)), given, [target], seed=1000003 * draw, guidance_scale=scale
+        pipe, data, range(len(data)), given, [target], seed=DRAW_STRIDE * draw, guidance_scale=scale
     )
     return data, drawn[target]
 

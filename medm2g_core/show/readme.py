@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 
-from medm2g_core.evaluation.results import SECTIONS, handicap, load_results, summary_rows
-from medm2g_core.evaluation.table import compact
+from medm2g_core.evaluation.results import handicap, summary_rows
+from medm2g_core.evaluation.sections import titles
+from medm2g_core.evaluation.store import load_results
+from medm2g_core.evaluation.table import below_simple, compact
 from medm2g_core.experiments.ablation import load_runs, summary
 from medm2g_core.experiments.bars import bar_summary, verdicts
+from medm2g_core.experiments.sections import ALL_SECTIONS
 from medm2g_core.experiments.trainings import load_trainings, side_by_side
 from medm2g_core.experiments.unseen import person_table
 from medm2g_core.pipeline import MedM2GPipeline
@@ -31,12 +34,13 @@ ROOT = Path(__file__).resolve().parents[2]
 def blocks(root: Path = ROOT) -> dict[str, str]:
     """Name of each block of the README -> its text, from the files in ``results/``."""
     out = {}
-    outcomes = load_results(root / "results")
+    outcomes = load_results(root / "results", ALL_SECTIONS)
     if outcomes:
-        out["results"] = f"{compact(summary_rows(outcomes))}\n{handicap(outcomes)}\n"
-        out["bars"] = bar_summary(
-            verdicts(outcomes), {n: title for n, (title, _) in SECTIONS.items()}
+        rows = summary_rows(outcomes)
+        out["results"] = "\n".join(
+            [compact(rows), below_simple(rows), f"{handicap(outcomes, ALL_SECTIONS)}\n"]
         )
+        out["bars"] = bar_summary(verdicts(outcomes), titles(ALL_SECTIONS))
     if "unseen" in outcomes:
         out["unseen"] = person_table(outcomes["unseen"])
     trainings = load_trainings(root / "results", root / "checkpoints" / "cpu")
@@ -60,7 +64,7 @@ def blocks(root: Path = ROOT) -> dict[str, str]:
 
 
 def _limits(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of ``benchmarks/what_limits.py``."""
+    """The table of `medm2g_core.experiments.what_limits`."""
     lines = [
         "| the MR flow, T1 + T2 → FLAIR | CPU seconds more | n | one step, dB | ten steps, dB |",
         "|---|--:|--:|---|---|",
