@@ -407,6 +407,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
+        if type(error).__name__ == "StageInterrupted":  # Ctrl-C in a training; all of it is saved
+            print(error, file=sys.stderr)
+            return 130
         if type(error).__name__ == "OutOfMemoryError":
             message = (
                 "the accelerator's memory is full; take --device cpu, fewer samples or a smaller"

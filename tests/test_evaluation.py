@@ -36,10 +36,10 @@ from medm2g_core.metrics.bootstrap import bootstrap
 from medm2g_core.metrics.findings import finding_counts, finding_f1
 from medm2g_core.metrics.pixels import ct_mae_hu, psnr, ssim
 from medm2g_core.model import MedM2G
-from medm2g_core.rivals.clock import stopwatch, unit
 from medm2g_core.rivals.shares import parse_shares
 from medm2g_core.show.readme import blocks, fill
 from medm2g_core.streams import Finding, hu_to_unit
+from medm2g_core.training.clock import stopwatch, unit
 from medm2g_core.training.validate import recall_at
 
 ROOT = Path(__file__).resolve().parents[1]
