@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medm2g_core.evaluation.store import ResultStore, load_results
+from medm2g_core.evaluation.store import load_results, save_section
 from medm2g_core.evaluation.table import Row, SectionResult
 from medm2g_core.experiments.budget import CURVES, budget_points
 from medm2g_core.experiments.sections import ALL_SECTIONS
@@ -69,7 +69,7 @@ def folder(
 
 def keep(path: Path, model: float) -> None:
     rows = [row("model", model), row("model, mean of 5", model + 0.2), row("baseline: x", 0.6)]
-    ResultStore(path).put("report_xray", "k", SectionResult(rows))
+    save_section(path, "report_xray", "k", SectionResult(rows))
 
 
 def test_more_training_is_placed_by_the_studies_that_it_saw(tmp_path):

@@ -71,11 +71,11 @@ def _run_on_source(args: argparse.Namespace) -> int:
     from medm2g_core.evaluation.results import TIME_FRACTION, weights_digest
     from medm2g_core.evaluation.source_page import source_page
     from medm2g_core.evaluation.source_scores import evaluate_source
-    from medm2g_core.evaluation.store import ResultStore
+    from medm2g_core.evaluation.store import load_section, save_section
     from medm2g_core.evaluation.training_time import flow_seconds
     from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
     from medm2g_core.show.source_sheets import write_sheets
-    from medm2g_core.storage import atomic_write
+    from medm2g_core.storage import atomic_write, digest
 
     out = writable_folder(args.out or Path("outputs") / f"evaluate-{args.source}")
     pipe = MedM2GPipeline.from_pretrained(args.model).to(pick_device(args.device))
@@ -83,14 +83,14 @@ def _run_on_source(args: argparse.Namespace) -> int:
     data.fit(pipe.model)
     folder = args.model or SHIPPED_WEIGHTS
     time_fraction = args.time_fraction or str(TIME_FRACTION)
-    store, name = ResultStore(out), f"source_{args.source}"
+    name = f"source_{args.source}"
     settings = {
         "studies": args.studies,
         "steps": args.steps,
         "guidance": args.guidance,
         "seed": args.seed,
     }
-    key = ResultStore.key(
+    key = digest(
         section=name,
         version=1,
         weights=weights_digest(folder),
@@ -98,7 +98,7 @@ def _run_on_source(args: argparse.Namespace) -> int:
         fraction=time_fraction,
         **settings,
     )
-    outcome = None if args.fresh else store.get(name, key)
+    outcome = None if args.fresh else load_section(out, name, key)
     if outcome is None:
         outcome, examples = evaluate_source(
             pipe,
@@ -109,7 +109,7 @@ def _run_on_source(args: argparse.Namespace) -> int:
             **settings,
         )
         outcome.facts["settings"] = settings | {"time fraction of trained baselines": time_fraction}
-        store.put(name, key, outcome)
+        save_section(out, name, key, outcome)
         for file in write_sheets(examples, out, name):
             print(file)
     text = source_page(args.source, outcome)

@@ -8,19 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from medm2g_core.data.cohort import cohort_version
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.judges import SHIPPED_JUDGES
 from medm2g_core.evaluation.sections import SECTIONS, Section, Setup
-from medm2g_core.evaluation.store import ResultStore
+from medm2g_core.evaluation.store import load_section, save_section
 from medm2g_core.evaluation.table import Check, Row, SectionResult, below_simple, markdown
 from medm2g_core.evaluation.training_time import flow_device, flow_seconds
 from medm2g_core.model import PARTS
 from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
 from medm2g_core.rivals.shares import PIX2PIX, Shares, parse_shares
-from medm2g_core.storage import atomic_write
+from medm2g_core.storage import atomic_write, digest, tensor_digest
 
 __all__ = [
     "TIME_FRACTION",
@@ -41,14 +42,12 @@ TIME_FRACTION = 0.1
 def weights_digest(folder: Path, reads: tuple[str, ...] = ("",)) -> str:
     """Changes when a weight of the model in ``folder`` does whose name begins with one of
     ``reads``."""
-    digest = hashlib.sha256()
+    tensors: dict[str, torch.Tensor] = {}
     for part in PARTS:
         with safe_open(folder / f"{part}.safetensors", "pt") as f:
             names: list[str] = f.keys()
-            for name in sorted(n for n in names if n.startswith(reads)):
-                digest.update(name.encode())
-                digest.update(f.get_tensor(name).float().numpy().tobytes())
-    return digest.hexdigest()[:16]
+            tensors |= {n: f.get_tensor(n) for n in names if n.startswith(reads)}
+    return tensor_digest(tensors)
 
 
 def evaluate(
@@ -116,9 +115,8 @@ def evaluate(
             b"".join(p.read_bytes() for p in sorted(judges.glob("*.safetensors")))
         ).hexdigest(),
     }
-    store = ResultStore(folder)
     keys = {
-        n: ResultStore.key(
+        n: digest(
             section=n,
             version=known[n].version,
             weights=weights_digest(source, known[n].reads),
@@ -128,7 +126,7 @@ def evaluate(
     }
     done: dict[str, SectionResult] = {}
     for name in sections if not fresh else ():
-        stored = store.get(name, keys[name])
+        stored = load_section(folder, name, keys[name])
         asked = {} if time_fraction is None else {k: shares[k] for k in known[name].trained}
         if stored is not None and trained_long_enough(stored, asked):
             done[name] = stored
@@ -166,7 +164,7 @@ def evaluate(
                 "flows": flow_device(source),
                 "baselines": pipe.model.device.type,
             }
-            store.put(name, keys[name], outcome)
+            save_section(folder, name, keys[name], outcome)
             done[name] = outcome
         bench.bar.close()
     return {n: done[n] for n in known if n in done}
