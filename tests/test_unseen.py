@@ -4,7 +4,6 @@ model."""
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
 from medm2g_core.data.chest.atlas import PERSONS
