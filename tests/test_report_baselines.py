@@ -18,10 +18,10 @@ from medm2g_core.data.reports import write_report
 from medm2g_core.data.wheels import DataUnavailableError
 from medm2g_core.evaluation import report_generation as section
 from medm2g_core.evaluation import text_codec
+from medm2g_core.evaluation.alignment import alignment_section
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.codec import image_codec_section
-from medm2g_core.evaluation.report_scores import Truth, finding_summary
-from medm2g_core.evaluation.retrieval import alignment_section
+from medm2g_core.evaluation.report_rows import Truth, finding_summary
 from medm2g_core.evaluation.sections import SECTIONS
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
@@ -210,7 +210,7 @@ def test_reports_have_no_decoder_of_reports(model: MedM2G) -> None:
 def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validation(
     model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_draws: int
 ) -> None:
-    monkeypatch.setattr("medm2g_core.evaluation.report_scores.meteor", lambda a, b: None)
+    monkeypatch.setattr("medm2g_core.evaluation.report_rows.meteor", lambda a, b: None)
     bench = Bench(MedM2GPipeline(model), n_chest=4, n_brain=2, reference=3, steps=1, progress=False)
     train = VirtualCohort("train", "chest", 6, resolution=32)
     outcome = section.report_generation(
@@ -252,7 +252,7 @@ def test_the_decoder_has_every_privilege_of_the_model(
     model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_draws: int
 ) -> None:
     """As many reports to choose from, chosen in the same ways, with the same words."""
-    monkeypatch.setattr("medm2g_core.evaluation.report_scores.meteor", lambda a, b: None)
+    monkeypatch.setattr("medm2g_core.evaluation.report_rows.meteor", lambda a, b: None)
     chosen_from: list[int] = []
     risk = section.minimum_risk
 
@@ -293,7 +293,7 @@ def test_reports_are_scored_the_same_whatever_the_weights_that_their_key_leaves_
     model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_draws: int, given: str
 ) -> None:
     """`Section.reads` decides which scores stay when a flow was trained further."""
-    monkeypatch.setattr("medm2g_core.evaluation.report_scores.meteor", lambda a, b: None)
+    monkeypatch.setattr("medm2g_core.evaluation.report_rows.meteor", lambda a, b: None)
     train = VirtualCohort("train", "chest", 6, resolution=32)
 
     def measured(of: MedM2G) -> tuple[list[tuple[str, str, float]], dict[str, str]]:

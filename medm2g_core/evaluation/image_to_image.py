@@ -223,9 +223,7 @@ def _scores(
     if (task.region, target) in judges:
         judge = judges[task.region, target]
         reference = judge.features(bench.other[task.region].stack(target)[: len(truth)])
-        judged, _ = judged_rows(
-            title, judge, {**rivals, REAL: truth}, findings, reference, draws=100
-        )
+        judged, _ = judged_rows(title, judge, {**rivals, REAL: truth}, findings, reference)
         rows += [
             r for r in judged if "mean image" not in r.who
         ]  # one image for all has no distribution

@@ -24,14 +24,7 @@ import torch
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.reports import write_report
 from medm2g_core.evaluation.bench import DRAW_STRIDE, SHIFT, Bench, Split
-from medm2g_core.evaluation.report_scores import (
-    METEOR_MISSING,
-    Truth,
-    finding_summary,
-    medoid,
-    report_rows,
-    tokenization,
-)
+from medm2g_core.evaluation.report_rows import Truth, finding_summary, report_rows
 from medm2g_core.evaluation.table import (
     MINIMUM_RISK,
     Check,
@@ -39,6 +32,7 @@ from medm2g_core.evaluation.table import (
     SectionResult,
     choose_setting,
 )
+from medm2g_core.metrics.report_scores import METEOR_MISSING, medoid, tokenization
 from medm2g_core.rivals.report_decoder import (
     DecoderSettings,
     Encoder,

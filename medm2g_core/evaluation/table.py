@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from medm2g_core.metrics.bootstrap import bootstrap
+from medm2g_core.metrics.bootstrap import Interval, bootstrap_mean
 
 __all__ = [
     "LESS_IS_BETTER",
@@ -19,6 +19,7 @@ __all__ = [
     "cell",
     "choose_setting",
     "compact",
+    "interval_row",
     "is_one_answer",
     "is_trained",
     "make_row",
@@ -104,12 +105,15 @@ class SectionResult:
         return cls(rows, checks, plain["seconds"], plain["facts"])
 
 
-def make_row(task: str, metric: str, who: str, samples: Sequence[Any], note: str = "") -> Row:
-    """A row from one number (or one `finding_counts` triple) a study; see `metrics.bootstrap`."""
-    value, low, high = bootstrap(samples)
-    return Row(
-        task, metric, who, round(value, 4), round(low, 4), round(high, 4), len(samples), note
-    )
+def interval_row(task: str, metric: str, who: str, scored: Interval, n: int, note: str = "") -> Row:
+    """A row of a score of ``n`` studies that has its interval already."""
+    value, low, high = (round(x, 4) for x in scored)
+    return Row(task, metric, who, value, low, high, n, note)
+
+
+def make_row(task: str, metric: str, who: str, samples: Sequence[float], note: str = "") -> Row:
+    """A row of the mean of one number a study, with its bootstrap interval."""
+    return interval_row(task, metric, who, bootstrap_mean(samples), len(samples), note)
 
 
 # ---- several settings of one predictor

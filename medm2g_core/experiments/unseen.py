@@ -24,7 +24,7 @@ from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.evaluation.bench import draw_studies
 from medm2g_core.evaluation.fidelity import REAL, Reading, finding_scores, rows_of
 from medm2g_core.evaluation.judges import Judges
-from medm2g_core.evaluation.report_scores import Truth, report_rows
+from medm2g_core.evaluation.report_rows import Truth, report_rows
 from medm2g_core.evaluation.sections import READS_CODECS
 from medm2g_core.evaluation.table import Check, Row, SectionResult, make_row
 from medm2g_core.metrics.pixels import psnr
