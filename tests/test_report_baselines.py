@@ -42,6 +42,8 @@ from medm2g_core.rivals.reports import (
 )
 from medm2g_core.streams import StreamError
 from medm2g_core.training.corpus import Corpus
+from medm2g_core.training.fit import fit
+from medm2g_core.training.loop import StageInterrupted
 
 FINDINGS = [(EFFUSION,), (NODULE,), (EDEMA,), (EDEMA, EFFUSION)] * 2
 
@@ -166,7 +168,7 @@ def test_a_kept_decoder_is_loaded_and_a_damaged_one_trained_again(
         )
 
     train()
-    file = decoder_file(model, c, settings, tmp_path)
+    file = decoder_file(model, c, settings, tmp_path).path
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
     whole, stamp = file.read_bytes(), file.stat().st_mtime_ns
     assert train()[0] == train()[0] and file.stat().st_mtime_ns == stamp, (
@@ -174,7 +176,8 @@ def test_a_kept_decoder_is_loaded_and_a_damaged_one_trained_again(
     )
     for damage in (whole[: len(whole) // 2], b"", b"not a safetensors file at all"):
         file.write_bytes(damage)
-        train()
+        with pytest.warns(UserWarning, match="damaged .* made anew"):
+            train()
         assert len(file.read_bytes()) == pytest.approx(len(whole), rel=0.01)
 
 
@@ -194,6 +197,43 @@ def test_other_settings_studies_or_weights_mean_another_file(
     before = decoder_file(model, c, s)
     assert decoder_file(model, corpus(), DecoderSettings(stream="xray", seconds=1)) == before
     assert decoder_file(*change(model, c, s)) != before
+
+
+def test_a_decoder_that_was_stopped_goes_on(
+    model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c, stop = corpus(), {"stop_after": 5, "precision": "fp32"}
+    settings = DecoderSettings(stream="xray", seconds=99, steps=12, encoder="tuned")
+    monkeypatch.setattr(
+        "medm2g_core.rivals.report_decoder.fit", lambda *a, **k: fit(*a, **{**k, **stop})
+    )
+    with pytest.raises(StageInterrupted, match="the same command goes on"):
+        train_decoder(model, c, settings, cache=tmp_path, progress=False)
+    (state,) = tmp_path.iterdir()
+    stop["stop_after"] = None
+    resumed = train_decoder(model, c, settings, cache=tmp_path, progress=False)
+    assert not state.exists() and resumed.info["steps"] == 12
+    whole = train_decoder(model, c, settings, cache=tmp_path / "other", progress=False)
+    for name, tensor in whole.kept().items():
+        assert torch.equal(tensor, resumed.kept()[name]), name
+
+
+def test_samples_encode_an_image_once_and_the_first_are_those_of_fewer(
+    model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DecoderSettings(stream="xray", seconds=99, steps=2)
+    decoder = train_decoder(model, corpus(), settings, keep=False, progress=False)
+    images, looks = pictures(3), []
+    look = decoder.look
+    monkeypatch.setattr(decoder, "look", lambda x: looks.append(len(x)) or look(x))
+    four = decoder.write_samples(images, 4, seed=7)
+    assert looks == [3] and [len(draw) for draw in four] == [3] * 4
+    assert len({draw[0] for draw in four}) > 1, "the draws differ"
+    assert decoder.write_samples(images, 2, seed=7) == four[:2]
+    assert decoder.write(images, sample=True, seed=7) == four[0]
+    assert decoder.write_samples(images, 1, seed=8)[0] != four[0]
+    with pytest.raises(ValueError, match="at least 1"):
+        decoder.write_samples(images, 0)
 
 
 def _moved(model: MedM2G) -> MedM2G:
