@@ -36,7 +36,6 @@ from medm2g_core.metrics.pixels import ct_mae_hu, psnr, ssim
 from medm2g_core.model import MedM2G
 from medm2g_core.rivals.clock import stopwatch, unit
 from medm2g_core.rivals.shares import parse_shares
-from medm2g_core.show.readme import blocks, fill
 from medm2g_core.streams import Finding, hu_to_unit
 from medm2g_core.training.validate import recall_at
 
@@ -299,10 +298,3 @@ def test_seconds_of_another_kind_of_machine_are_called_not_comparable() -> None:
     assert "not comparable" in handicap({"translation": outcome})
     outcome.facts["devices"] = {"flows": "cuda", "baselines": "cuda"}
     assert "not comparable" not in handicap({"translation": outcome})
-
-
-def test_readme_shows_what_the_programs_measured() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert fill(text, blocks(ROOT)) == text, "run: python -m medm2g_core.show.readme"
-    with pytest.raises(ValueError, match="no block"):
-        fill("nothing here", {"results": "x"})
