@@ -32,7 +32,6 @@ from medm2g_core.evaluation.table import (
 from medm2g_core.evaluation.training_time import flow_device, flow_seconds
 from medm2g_core.model import MedM2G
 from medm2g_core.rivals.shares import parse_shares
-from medm2g_core.show.readme import blocks, fill
 from medm2g_core.training.clock import stopwatch, unit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -279,10 +278,3 @@ def test_seconds_of_another_kind_of_machine_are_called_not_comparable() -> None:
     assert "not comparable" in handicap({"translation": outcome})
     outcome.facts["devices"] = {"flows": "cuda", "baselines": "cuda"}
     assert "not comparable" not in handicap({"translation": outcome})
-
-
-def test_readme_shows_what_the_programs_measured() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert fill(text, blocks(ROOT)) == text, "run: python -m medm2g_core.show.readme"
-    with pytest.raises(ValueError, match="no block"):
-        fill("nothing here", {"results": "x"})
