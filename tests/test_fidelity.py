@@ -31,18 +31,14 @@ from medm2g_core.evaluation.fidelity import (
     side_hits,
     stream_agreement,
 )
-from medm2g_core.evaluation.judges import SHIPPED_JUDGES as SHIPPED
-from medm2g_core.evaluation.judges import (
-    Judge,
-    JudgeNet,
-    Judges,
-    label_matrix,
-    labels_of,
-    load_judge,
-)
 from medm2g_core.evaluation.table import SectionResult
 from medm2g_core.evaluation.text_to_image import nearest_reports, text_to_image
 from medm2g_core.evaluation.unified import unified
+from medm2g_core.judges.files import SHIPPED_JUDGES as SHIPPED
+from medm2g_core.judges.files import load_judge
+from medm2g_core.judges.judge import Judge, Judges
+from medm2g_core.judges.labels import label_matrix, labels_of
+from medm2g_core.judges.network import JudgeNet
 from medm2g_core.metrics.distributions import frechet_distance
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline

@@ -18,10 +18,12 @@ import torch
 
 from medm2g_core.data.findings import findings_of
 from medm2g_core.evaluation.bench import Bench
-from medm2g_core.evaluation.judges import Judge, Judges, auc, label_matrix
 from medm2g_core.evaluation.table import Check, Row, interval_row
+from medm2g_core.judges.judge import Judge, Judges
+from medm2g_core.judges.labels import label_matrix
 from medm2g_core.metrics.agreement import cohen_kappa, pearson
 from medm2g_core.metrics.bootstrap import Interval, bootstrap
+from medm2g_core.metrics.classification import auc
 from medm2g_core.metrics.distributions import (
     distance_interval,
     frechet_distance,

@@ -20,9 +20,9 @@ from medm2g_core.data.sources import SourceError
 from medm2g_core.evaluation.bench import BATCH, DRAW_STRIDE, SHIFT, draw_studies
 from medm2g_core.evaluation.fidelity import CODEC, FRECHET, KID, REAL
 from medm2g_core.evaluation.image_to_image import CONTROL, nearest_target, own_input, pixel_rows
-from medm2g_core.evaluation.judges import Judge, Judges
 from medm2g_core.evaluation.report_rows import overlap_rows
 from medm2g_core.evaluation.table import Row, SectionResult
+from medm2g_core.judges.judge import Judge, Judges
 from medm2g_core.metrics.distributions import (
     distance_interval,
     frechet_distance,

@@ -23,8 +23,8 @@ from medm2g_core.evaluation.fidelity import (
     judged_rows,
     macro_auc,
 )
-from medm2g_core.evaluation.judges import Judges
 from medm2g_core.evaluation.table import SectionResult, choose_setting, make_row
+from medm2g_core.judges.judge import Judges
 from medm2g_core.metrics.distributions import nearest_distance
 from medm2g_core.model import MedM2G
 from medm2g_core.streams import STREAMS
