@@ -16,8 +16,10 @@ from medm2g_core.evaluation.results import (
     report,
     trained_long_enough,
     weights_digest,
+    write_report,
 )
-from medm2g_core.evaluation.store import load_section, save_section
+from medm2g_core.evaluation.sections import SECTIONS
+from medm2g_core.evaluation.store import load_results, load_section, save_section
 from medm2g_core.evaluation.table import (
     LESS_IS_BETTER,
     Check,
@@ -192,7 +194,7 @@ def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(
     model: MedM2G, tmp_path: Path
 ) -> None:
     """An untrained model: its tables are complete, its controls that need a trained model fail, and
-    that is said."""
+    that is said. Without new weights no file is touched."""
     folder, out = tmp_path / "weights", tmp_path / "results"
     model.save_pretrained(folder)
     sizes = {"n_chest": 8, "n_brain": 4, "reference": 4, "steps": 1}
@@ -205,8 +207,11 @@ def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(
     assert any(
         "a wrong guide is visibly wrong" in c.name for _, c in bad
     ) and "does not hold" in report(outcomes)
+    write_report(report(outcomes), out)
     stamp = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    assert set(stamp) == {"alignment.json", "guidance.json", "results.md"}
     assert evaluate(folder, out, sections=sections, **sizes) == outcomes
+    write_report(report(load_results(out, SECTIONS)), out)
     assert evaluate(folder, out, sections=sections, time_fraction=1.0, **sizes) == outcomes, (
         "they train no baselines"
     )
