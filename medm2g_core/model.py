@@ -341,11 +341,14 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 exact = key.startswith("latent_") or not value.is_floating_point()
                 to = value.dtype if exact or dtype is None else dtype
                 tensors[key] = value.detach().to("cpu", to).contiguous().clone()
-            meta = {
-                "format_version": str(FORMAT_VERSION),
+            # One entry: safetensors writes several in an order that differs from run to run, and
+            # equal weights are to give equal files.
+            facts = {
+                "format_version": FORMAT_VERSION,
                 "part": name,
                 "profile": self.profile.name,
             }
+            meta = {"medm2g": json.dumps(facts)}
             atomic_write(
                 folder / f"{name}.safetensors", lambda p, t=tensors, m=meta: save_file(t, p, m)
             )
