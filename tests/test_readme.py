@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from medm2g_core.cli import build_parser
-from medm2g_core.evaluation.results import load_results
+from medm2g_core.evaluation.store import load_results
 from medm2g_core.evaluation.table import Row, SectionResult
+from medm2g_core.experiments.sections import ALL_SECTIONS
 from medm2g_core.profiles import BASE_STAGES, PROFILES, ROUND_STAGES
 from medm2g_core.show.blocks import (
     HEADLINES,
@@ -101,7 +102,7 @@ def test_readme_is_short() -> None:
 
 
 def test_every_headline_of_the_readme_was_measured() -> None:
-    outcomes = load_results(ROOT / "results")
+    outcomes = load_results(ROOT / "results", ALL_SECTIONS)
     assert outcomes
     lines = headline(outcomes).splitlines()
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2 : 2 + len(HEADLINES)]] == [
@@ -201,6 +202,16 @@ def test_commands_of_this_package_are_understood() -> None:
         elif words[0].startswith("python") and words[1].endswith(".py"):
             assert (ROOT / words[1]).is_file(), f"{name}: {words[1]}"
     assert seen >= 5
+
+
+def test_programs_that_a_page_names_exist() -> None:
+    for name, text in TEXTS.items():
+        for path in set(re.findall(r"\b(?:benchmarks|data_scripts|tests)/\w+\.py", text)):
+            assert (ROOT / path).is_file(), f"{name}: {path}"
+        for module in set(re.findall(r"\bmedm2g_core(?:\.\w+)+", text)):
+            parts = module.split(".")
+            known = (ROOT.joinpath(*parts[:n]) for n in (len(parts), len(parts) - 1))
+            assert any(p.is_dir() or p.with_suffix(".py").is_file() for p in known), module
 
 
 def test_options_that_a_page_names_exist() -> None:

@@ -32,9 +32,9 @@ from medm2g_core.codecs.text import BOS_ID, EOS_ID, PAD_ID
 from medm2g_core.data.wheels import cache_dir
 from medm2g_core.model import MedM2G
 from medm2g_core.profiles import StageConfig
-from medm2g_core.rivals.clock import stopwatch, unit
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import StreamError, stream
+from medm2g_core.training.clock import stopwatch, unit
 from medm2g_core.training.corpus import Corpus
 from medm2g_core.training.loop import cuda_devices
 from medm2g_core.training.optimizer import Optimizer

@@ -10,10 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medm2g_core.evaluation.results import SECTIONS, handicap, load_results, summary_rows
-from medm2g_core.evaluation.table import LESS_IS_BETTER, Row, SectionResult, compact, strongest
+from medm2g_core.evaluation.results import handicap, summary_rows
+from medm2g_core.evaluation.sections import titles
+from medm2g_core.evaluation.store import load_results
+from medm2g_core.evaluation.table import (
+    Row,
+    SectionResult,
+    below_simple,
+    best_of,
+    compact,
+    is_one_answer,
+    is_trained,
+    strongest,
+)
 from medm2g_core.experiments.ablation import load_runs, summary
 from medm2g_core.experiments.bars import bar_summary, verdicts
+from medm2g_core.experiments.sections import ALL_SECTIONS
 from medm2g_core.experiments.trainings import load_trainings, side_by_side
 from medm2g_core.experiments.unseen import person_table
 from medm2g_core.profiles import PROFILES
@@ -28,10 +40,6 @@ __all__ = [
     "profile_table",
     "rooms",
 ]
-
-TRAINED = ("baseline: regression", "baseline: pix2pix", "baseline: autoregressive decoder")
-"""How the baselines begin that are networks trained for one task; every other baseline is simple:
-it averages or copies training studies, or guesses."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +124,8 @@ def headline(outcomes: Mapping[str, SectionResult]) -> str:
             continue
         numbers.add(model.n)
         baselines = [r for r in rows if r.who.startswith("baseline")]
-        simple = strongest([r for r in baselines if not r.who.startswith(TRAINED)], "baseline")
-        trained = strongest([r for r in baselines if r.who.startswith(TRAINED)], "baseline")
+        simple = best_of([r for r in baselines if not is_trained(r)])
+        trained = best_of([r for r in baselines if is_trained(r) and is_one_answer(r)])
         kinds = ("ceiling: real images", "ceiling: codec", "ceiling: text codec")
         ceiling = next(filter(None, (strongest(rows, kind) for kind in kinds)), None)
         interval = f"[{_number(model, model.low)},&nbsp;{_number(model, model.high)}]"
@@ -150,8 +158,7 @@ def _named(row: Row | None) -> str:
 
 
 def _worse(model: Row, rival: Row) -> bool:
-    sign = -1 if model.metric in LESS_IS_BETTER else 1
-    return sign * model.value < sign * rival.value
+    return best_of([model, rival]) is not model
 
 
 def _inside(model: Row, rival: Row) -> bool:
@@ -278,7 +285,7 @@ def rooms(package: Path) -> str:
 
 
 def limits_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of ``benchmarks/what_limits.py``."""
+    """The table of `medm2g_core.experiments.what_limits`."""
     lines = [
         "| the MR flow, T1 + T2 → FLAIR | CPU seconds more | n | one step, dB | ten steps, dB |",
         "|---|--:|--:|---|---|",
@@ -311,12 +318,13 @@ def blocks(root: Path) -> dict[str, str]:
     """
     results = root / "results"
     out = {"facts": facts(root), "profiles": profile_table(), "rooms": rooms(root / "medm2g_core")}
-    outcomes = load_results(results)
+    outcomes = load_results(results, ALL_SECTIONS)
     if outcomes:
         out["headline"] = headline(outcomes)
-        out["results"] = f"{compact(summary_rows(outcomes))}\n{handicap(outcomes)}\n"
-        titles = {n: title for n, (title, _) in SECTIONS.items()}
-        out["bars"] = bar_summary(verdicts(outcomes), titles)
+        rows = summary_rows(outcomes)
+        told = handicap(outcomes, ALL_SECTIONS)
+        out["results"] = f"{compact(rows)}\n{below_simple(rows)}\n{told}\n"
+        out["bars"] = bar_summary(verdicts(outcomes), titles(ALL_SECTIONS))
     if "translation" in outcomes:
         out["behind"] = behind_regression(outcomes["translation"])
     if "unseen" in outcomes:

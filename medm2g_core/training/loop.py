@@ -36,6 +36,7 @@ __all__ = [
     "device_name",
     "run_stage",
     "state_file",
+    "stop_on_signal",
     "training_attention",
 ]
 
@@ -87,7 +88,7 @@ def _step_seed(seed: int, stage: str, step: int, rank: int) -> int:
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM end the current step and then the loop, not the program in mid-write."""
     asked = False
 
@@ -236,7 +237,7 @@ def run_stage(
     step = start
     hide = not progress or not accelerator.is_main_process
     with (
-        _stop_on_signal() as asked,
+        stop_on_signal() as asked,
         tqdm(total=config.steps, initial=start, desc=stage.name, disable=hide) as bar,
     ):
         for step in range(start, config.steps):
