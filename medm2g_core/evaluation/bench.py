@@ -63,7 +63,8 @@ def draw_studies(
     after_batch: Callable[[], object] = lambda: None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Draw ``want`` for the studies ``index`` of ``data``, in batches of `BATCH`.
+    """Draw ``want`` for the studies ``index`` of ``data``, in batches of `BATCH`, and switch the
+    pipeline's own progress bar off.
 
     Args:
         other: (given stream, study) -> the study that this stream is taken from; its own unless
@@ -74,6 +75,7 @@ def draw_studies(
     Returns:
         stream -> images (N, 1, H, W) in -1..1 on the CPU, or a list of N reports.
     """
+    pipe.set_progress_bar_config(disable=True)
     parts: dict[str, list[Any]] = {w: [] for w in want}
     for first in range(0, len(index), BATCH):
         own = list(index[first : first + BATCH])
