@@ -73,3 +73,14 @@ def test_every_bar_finds_what_it_is_about_in_the_shipped_results():
     found = verdicts(load_results(RESULTS, SECTIONS))
     assert {v.bar for v in found} == set(BARS)
     assert len([v for v in found if v.bar.section == "translation"]) == 18
+
+
+def test_a_chosen_setting_faces_what_the_rival_chose_too():
+    """With the consensus of many the model must beat the rival's own, not its single answer."""
+    rival = "baseline: autoregressive decoder"
+    values = {"model": 0.4, "model, of 16": 0.6, f"{rival}, greedy": 0.5, f"{rival}, of 16": 0.7}
+    rows = [
+        Row("a → b", "m", who, v, v, v, 9, chosen=who.endswith("16")) for who, v in values.items()
+    ]
+    (v,) = verdicts({"s": SectionResult(rows)}, [Bar("s", "a", "m", (f"{rival}, greedy",))])
+    assert (v.needed, v.needed_as_chosen) == (0.5, 0.7) and not v.met and not v.met_as_chosen

@@ -6,7 +6,6 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,9 +16,10 @@ from medm2g_core.evaluation.results import (
     report,
     trained_long_enough,
     weights_digest,
+    write_report,
 )
-from medm2g_core.evaluation.retrieval import ceiling_hits, hits_at, same_findings_at_1
-from medm2g_core.evaluation.store import load_section, save_section
+from medm2g_core.evaluation.sections import SECTIONS
+from medm2g_core.evaluation.store import load_results, load_section, save_section
 from medm2g_core.evaluation.table import (
     LESS_IS_BETTER,
     Check,
@@ -32,67 +32,11 @@ from medm2g_core.evaluation.table import (
     markdown,
 )
 from medm2g_core.evaluation.training_time import flow_device, flow_seconds
-from medm2g_core.metrics.bootstrap import bootstrap
-from medm2g_core.metrics.findings import finding_counts, finding_f1
 from medm2g_core.model import MedM2G
 from medm2g_core.rivals.shares import parse_shares
-from medm2g_core.streams import Finding
 from medm2g_core.training.clock import stopwatch, unit
-from medm2g_core.training.validate import recall_at
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def test_strict_counts_need_side_and_size_and_presence_does_not() -> None:
-    true = [Finding("pleural_effusion", "left", "", "large")]
-    said = [
-        Finding("pleural_effusion", "right", "", "large"),
-        Finding("cardiomegaly", size="small"),
-    ]
-    assert finding_counts(said, true, strict=False) == (1, 1, 0)
-    assert finding_counts(said, true, strict=True) == (0, 2, 1)
-    assert finding_f1([(1, 1, 0)]) == pytest.approx(2 / 3)
-    assert finding_f1([(0, 0, 0)]) == 0.0
-
-
-def test_bootstrap_interval_holds_the_mean_and_shrinks_with_n() -> None:
-    x = np.random.default_rng(0).normal(5, 1, 400)
-    value, low, high = bootstrap(x.tolist())
-    assert low < value < high and abs(value - 5) < 0.2
-    few = bootstrap(x[:25].tolist())
-    assert few[2] - few[1] > 2 * (high - low)
-    f1 = bootstrap([(1, 0, 0)] * 10 + [(0, 0, 1)] * 10)
-    assert f1[0] == pytest.approx(2 / 3) and f1[1] < 2 / 3 < f1[2]
-
-
-def test_recall_is_perfect_for_equal_embeddings_and_chance_for_random_ones() -> None:
-    a, b = torch.nn.functional.normalize(
-        torch.randn(2, 200, 16, generator=torch.Generator().manual_seed(0)), dim=-1
-    )
-    assert recall_at(a, a, 1) == 1.0
-    assert recall_at(a, b, 5) < 0.1
-    assert np.mean(hits_at(a, a, 1)) == 1.0
-    assert np.mean(hits_at(a, b, 5)) == pytest.approx(recall_at(a, b, 5))
-
-
-def test_equal_embeddings_are_a_draw_in_retrieval() -> None:
-    """Four copies of one patient: a rank of 1 would be luck, so each counts a quarter, as the
-    ceiling says."""
-    same = torch.ones(4, 3) / 3**0.5
-    assert hits_at(same, same, 1) == pytest.approx([0.25] * 4)
-    assert hits_at(same, same, 4) == [1.0] * 4
-    assert ceiling_hits(["a", "a", "a", "a"], 1) == [0.25] * 4
-    assert ceiling_hits(["a", "b", "b"], 1) == [1.0, 0.5, 0.5]
-
-
-def test_same_findings_counts_another_patient_with_equal_findings_and_no_other_side() -> None:
-    left, right = (
-        Finding("pneumothorax", "left", "", "small"),
-        Finding("pneumothorax", "right", "", "small"),
-    )
-    swap = torch.eye(3)[[1, 0, 2]]  # patients 0 and 1 find each other, 2 itself
-    assert same_findings_at_1(torch.eye(3), swap, [(left,), (left,), ()]) == [1.0, 1.0, 1.0]
-    assert same_findings_at_1(torch.eye(3), swap, [(left,), (right,), ()]) == [0.0, 0.0, 1.0]
 
 
 def test_a_stored_section_comes_back_only_for_what_it_was_measured_with(tmp_path: Path) -> None:
@@ -250,7 +194,7 @@ def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(
     model: MedM2G, tmp_path: Path
 ) -> None:
     """An untrained model: its tables are complete, its controls that need a trained model fail, and
-    that is said."""
+    that is said. Without new weights no file is touched."""
     folder, out = tmp_path / "weights", tmp_path / "results"
     model.save_pretrained(folder)
     sizes = {"n_chest": 8, "n_brain": 4, "reference": 4, "steps": 1}
@@ -263,8 +207,11 @@ def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(
     assert any(
         "a wrong guide is visibly wrong" in c.name for _, c in bad
     ) and "does not hold" in report(outcomes)
+    write_report(report(outcomes), out)
     stamp = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    assert set(stamp) == {"alignment.json", "guidance.json", "results.md"}
     assert evaluate(folder, out, sections=sections, **sizes) == outcomes
+    write_report(report(load_results(out, SECTIONS)), out)
     assert evaluate(folder, out, sections=sections, time_fraction=1.0, **sizes) == outcomes, (
         "they train no baselines"
     )

@@ -20,6 +20,8 @@ from medm2g_core.rivals.translator import (
     train_translator,
 )
 from medm2g_core.training.corpus import Corpus
+from medm2g_core.training.fit import fit
+from medm2g_core.training.loop import StageInterrupted
 
 TASK = Translation("brain", ("mri_t1",), "mri_t2")
 
@@ -61,10 +63,29 @@ def test_a_cached_baseline_is_the_same_network_and_a_damaged_one_is_trained_agai
     assert torch.equal(net.translate(given, "mri_t2"), again.translate(given, "mri_t2"))
     assert file.stat().st_mtime_ns == stamp and again.info["steps"] == net.info["steps"]
     file.write_bytes(b"half")
-    train_translator(settings, {"brain": pairs}, cache=tmp_path, progress=False)
+    with pytest.warns(UserWarning, match="damaged .* made anew"):
+        train_translator(settings, {"brain": pairs}, cache=tmp_path, progress=False)
     assert file.stat().st_size > 1000
     with pytest.raises(ValueError, match="need studies of their regions"):
         train_translator(settings, {"chest": pairs}, cache=tmp_path)
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_a_translator_that_was_stopped_goes_on(adversarial, pairs, tmp_path, monkeypatch):
+    settings, stop = small(adversarial, steps=8), {"stop_after": 3}
+    monkeypatch.setattr("medm2g_core.rivals.translator.bf16_pays", lambda device: False)
+    monkeypatch.setattr(
+        "medm2g_core.rivals.translator.fit", lambda *a, **k: fit(*a, **{**k, **stop})
+    )
+    with pytest.raises(StageInterrupted, match="stopped at step 3"):
+        train_translator(settings, {"brain": pairs}, cache=tmp_path, progress=False)
+    (state,) = tmp_path.iterdir()
+    stop["stop_after"] = None
+    resumed = train_translator(settings, {"brain": pairs}, cache=tmp_path, progress=False)
+    assert not state.exists() and resumed.info["steps"] == 8
+    whole = train_translator(settings, {"brain": pairs}, cache=tmp_path / "x", progress=False)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
 def test_an_absent_stream_says_only_that_it_is_absent():

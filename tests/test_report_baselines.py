@@ -18,10 +18,10 @@ from medm2g_core.data.reports import write_report
 from medm2g_core.data.wheels import DataUnavailableError
 from medm2g_core.evaluation import report_generation as section
 from medm2g_core.evaluation import text_codec
+from medm2g_core.evaluation.alignment import alignment_section
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.codec import image_codec_section
-from medm2g_core.evaluation.report_scores import Truth, finding_summary
-from medm2g_core.evaluation.retrieval import alignment_section
+from medm2g_core.evaluation.report_rows import Truth, finding_summary
 from medm2g_core.evaluation.sections import SECTIONS
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
@@ -42,6 +42,8 @@ from medm2g_core.rivals.reports import (
 )
 from medm2g_core.streams import StreamError
 from medm2g_core.training.corpus import Corpus
+from medm2g_core.training.fit import fit
+from medm2g_core.training.loop import StageInterrupted
 
 FINDINGS = [(EFFUSION,), (NODULE,), (EDEMA,), (EDEMA, EFFUSION)] * 2
 
@@ -166,7 +168,7 @@ def test_a_kept_decoder_is_loaded_and_a_damaged_one_trained_again(
         )
 
     train()
-    file = decoder_file(model, c, settings, tmp_path)
+    file = decoder_file(model, c, settings, tmp_path).path
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
     whole, stamp = file.read_bytes(), file.stat().st_mtime_ns
     assert train()[0] == train()[0] and file.stat().st_mtime_ns == stamp, (
@@ -174,7 +176,8 @@ def test_a_kept_decoder_is_loaded_and_a_damaged_one_trained_again(
     )
     for damage in (whole[: len(whole) // 2], b"", b"not a safetensors file at all"):
         file.write_bytes(damage)
-        train()
+        with pytest.warns(UserWarning, match="damaged .* made anew"):
+            train()
         assert len(file.read_bytes()) == pytest.approx(len(whole), rel=0.01)
 
 
@@ -196,6 +199,43 @@ def test_other_settings_studies_or_weights_mean_another_file(
     assert decoder_file(*change(model, c, s)) != before
 
 
+def test_a_decoder_that_was_stopped_goes_on(
+    model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c, stop = corpus(), {"stop_after": 5, "precision": "fp32"}
+    settings = DecoderSettings(stream="xray", seconds=99, steps=12, encoder="tuned")
+    monkeypatch.setattr(
+        "medm2g_core.rivals.report_decoder.fit", lambda *a, **k: fit(*a, **{**k, **stop})
+    )
+    with pytest.raises(StageInterrupted, match="the same command goes on"):
+        train_decoder(model, c, settings, cache=tmp_path, progress=False)
+    (state,) = tmp_path.iterdir()
+    stop["stop_after"] = None
+    resumed = train_decoder(model, c, settings, cache=tmp_path, progress=False)
+    assert not state.exists() and resumed.info["steps"] == 12
+    whole = train_decoder(model, c, settings, cache=tmp_path / "other", progress=False)
+    for name, tensor in whole.kept().items():
+        assert torch.equal(tensor, resumed.kept()[name]), name
+
+
+def test_samples_encode_an_image_once_and_the_first_are_those_of_fewer(
+    model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DecoderSettings(stream="xray", seconds=99, steps=2)
+    decoder = train_decoder(model, corpus(), settings, keep=False, progress=False)
+    images, looks = pictures(3), []
+    look = decoder.look
+    monkeypatch.setattr(decoder, "look", lambda x: looks.append(len(x)) or look(x))
+    four = decoder.write_samples(images, 4, seed=7)
+    assert looks == [3] and [len(draw) for draw in four] == [3] * 4
+    assert len({draw[0] for draw in four}) > 1, "the draws differ"
+    assert decoder.write_samples(images, 2, seed=7) == four[:2]
+    assert decoder.write(images, sample=True, seed=7) == four[0]
+    assert decoder.write_samples(images, 1, seed=8)[0] != four[0]
+    with pytest.raises(ValueError, match="at least 1"):
+        decoder.write_samples(images, 0)
+
+
 def _moved(model: MedM2G) -> MedM2G:
     with torch.no_grad():
         next(model.alignment.encoders["xray"].parameters()).add_(0.01)
@@ -210,7 +250,7 @@ def test_reports_have_no_decoder_of_reports(model: MedM2G) -> None:
 def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validation(
     model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_draws: int
 ) -> None:
-    monkeypatch.setattr("medm2g_core.evaluation.report_scores.meteor", lambda a, b: None)
+    monkeypatch.setattr("medm2g_core.evaluation.report_rows.meteor", lambda a, b: None)
     bench = Bench(MedM2GPipeline(model), n_chest=4, n_brain=2, reference=3, steps=1, progress=False)
     train = VirtualCohort("train", "chest", 6, resolution=32)
     outcome = section.report_generation(
@@ -252,7 +292,7 @@ def test_the_decoder_has_every_privilege_of_the_model(
     model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_draws: int
 ) -> None:
     """As many reports to choose from, chosen in the same ways, with the same words."""
-    monkeypatch.setattr("medm2g_core.evaluation.report_scores.meteor", lambda a, b: None)
+    monkeypatch.setattr("medm2g_core.evaluation.report_rows.meteor", lambda a, b: None)
     chosen_from: list[int] = []
     risk = section.minimum_risk
 
@@ -293,7 +333,7 @@ def test_reports_are_scored_the_same_whatever_the_weights_that_their_key_leaves_
     model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_draws: int, given: str
 ) -> None:
     """`Section.reads` decides which scores stay when a flow was trained further."""
-    monkeypatch.setattr("medm2g_core.evaluation.report_scores.meteor", lambda a, b: None)
+    monkeypatch.setattr("medm2g_core.evaluation.report_rows.meteor", lambda a, b: None)
     train = VirtualCohort("train", "chest", 6, resolution=32)
 
     def measured(of: MedM2G) -> tuple[list[tuple[str, str, float]], dict[str, str]]:

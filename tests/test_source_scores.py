@@ -18,7 +18,6 @@ from medm2g_core.cli import main
 from medm2g_core.data.sources import SOURCES, SourceError
 from medm2g_core.data.sources.prepare import prepare_source
 from medm2g_core.evaluation.fidelity import CODEC, FRECHET, REAL
-from medm2g_core.evaluation.judges import load_judges
 from medm2g_core.evaluation.source_page import PAPER, source_page, source_table
 from medm2g_core.evaluation.source_scores import (
     CONTROL,
@@ -29,6 +28,7 @@ from medm2g_core.evaluation.source_scores import (
     tasks_of,
 )
 from medm2g_core.evaluation.table import Row, SectionResult
+from medm2g_core.judges.files import load_judges
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import profile
 from medm2g_core.streams import IMAGE_STREAMS

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from medm2g_core.data.chest.atlas import PERSONS
-from medm2g_core.evaluation.judges import load_judges
 from medm2g_core.experiments import unseen
 from medm2g_core.experiments.unseen import SEEN, UNSEEN, UnseenBudget, person_table, unseen_person
+from medm2g_core.judges.files import load_judges
 
 TINY = UnseenBudget(alignment=1, round1=1, round2=1, round3=1, train=12, test=12)
 

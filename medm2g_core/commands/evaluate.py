@@ -67,12 +67,12 @@ def _run_on_source(args: argparse.Namespace) -> int:
     """
     import torch
 
-    from medm2g_core.evaluation.judges import load_judges
     from medm2g_core.evaluation.results import TIME_FRACTION, weights_digest
     from medm2g_core.evaluation.source_page import source_page
     from medm2g_core.evaluation.source_scores import evaluate_source
     from medm2g_core.evaluation.store import load_section, save_section
     from medm2g_core.evaluation.training_time import flow_seconds
+    from medm2g_core.judges.files import load_judges
     from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
     from medm2g_core.show.source_sheets import write_sheets
     from medm2g_core.storage import atomic_write, digest

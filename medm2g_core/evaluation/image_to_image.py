@@ -12,8 +12,9 @@ from torch.utils.data import ConcatDataset, TensorDataset
 
 from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
 from medm2g_core.evaluation.fidelity import CODEC, REAL, judged_rows
-from medm2g_core.evaluation.judges import Judges, auc
 from medm2g_core.evaluation.table import Check, Row, SectionResult, choose_setting, make_row
+from medm2g_core.judges.judge import Judges
+from medm2g_core.metrics.classification import auc
 from medm2g_core.metrics.lesions import LESIONS, dice, lesion_mask
 from medm2g_core.metrics.pixels import ct_mae_hu, psnr, ssim
 from medm2g_core.model import MedM2G
@@ -223,9 +224,7 @@ def _scores(
     if (task.region, target) in judges:
         judge = judges[task.region, target]
         reference = judge.features(bench.other[task.region].stack(target)[: len(truth)])
-        judged, _ = judged_rows(
-            title, judge, {**rivals, REAL: truth}, findings, reference, draws=100
-        )
+        judged, _ = judged_rows(title, judge, {**rivals, REAL: truth}, findings, reference)
         rows += [
             r for r in judged if "mean image" not in r.who
         ]  # one image for all has no distribution

@@ -23,15 +23,8 @@ import torch
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.reports import write_report
-from medm2g_core.evaluation.bench import DRAW_STRIDE, SHIFT, Bench, Split
-from medm2g_core.evaluation.report_scores import (
-    METEOR_MISSING,
-    Truth,
-    finding_summary,
-    medoid,
-    report_rows,
-    tokenization,
-)
+from medm2g_core.evaluation.bench import SHIFT, Bench, Split
+from medm2g_core.evaluation.report_rows import Truth, finding_summary, report_rows
 from medm2g_core.evaluation.table import (
     MINIMUM_RISK,
     Check,
@@ -39,6 +32,7 @@ from medm2g_core.evaluation.table import (
     SectionResult,
     choose_setting,
 )
+from medm2g_core.metrics.report_scores import METEOR_MISSING, medoid, tokenization
 from medm2g_core.rivals.report_decoder import (
     DecoderSettings,
     Encoder,
@@ -219,7 +213,7 @@ def _decoder_reports(
 ) -> dict[str, list[str]]:
     """Who -> reports of every setting of a trained decoder, the greedy one first."""
     images, who = bench.studies(REGION, split).stack(given), _decoder_name(decoder)
-    many = [decoder.write(images, sample=True, seed=seed + DRAW_STRIDE * d) for d in range(DRAWS)]
+    many = decoder.write_samples(images, DRAWS, seed=seed)
     likeness = _likeness(bench, images, many, given)
     return {
         f"{who}, greedy": decoder.write(images),

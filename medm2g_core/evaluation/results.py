@@ -13,11 +13,11 @@ from safetensors import safe_open
 
 from medm2g_core.data.cohort import cohort_version
 from medm2g_core.evaluation.bench import Bench
-from medm2g_core.evaluation.judges import SHIPPED_JUDGES
 from medm2g_core.evaluation.sections import SECTIONS, Section, Setup
 from medm2g_core.evaluation.store import load_section, save_section
 from medm2g_core.evaluation.table import Check, Row, SectionResult, below_simple, markdown
 from medm2g_core.evaluation.training_time import flow_device, flow_seconds
+from medm2g_core.judges.files import SHIPPED_JUDGES
 from medm2g_core.model import PARTS
 from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
 from medm2g_core.rivals.shares import PIX2PIX, Shares, parse_shares

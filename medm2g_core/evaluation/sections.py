@@ -11,17 +11,18 @@ from typing import Literal
 import torch
 
 from medm2g_core.data.cohort import VirtualCohort
+from medm2g_core.evaluation.alignment import alignment_section
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.codec import image_codec_section
 from medm2g_core.evaluation.fidelity import auc_scorer
 from medm2g_core.evaluation.image_to_image import guidance_used, translation
-from medm2g_core.evaluation.judges import Judges, load_judges
 from medm2g_core.evaluation.report_generation import report_generation
-from medm2g_core.evaluation.retrieval import alignment_section
 from medm2g_core.evaluation.table import SectionResult
 from medm2g_core.evaluation.text_codec import text_codec_section
 from medm2g_core.evaluation.text_to_image import text_to_image
 from medm2g_core.evaluation.unified import unified
+from medm2g_core.judges.files import load_judges
+from medm2g_core.judges.judge import Judges
 from medm2g_core.rivals.shares import PIX2PIX
 from medm2g_core.training.corpus import Corpus
 from medm2g_core.training.data import load_corpora

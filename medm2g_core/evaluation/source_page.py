@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from medm2g_core.data.sources import SOURCES
 from medm2g_core.evaluation.fidelity import FRECHET
-from medm2g_core.evaluation.judges import JudgeNet
 from medm2g_core.evaluation.source_scores import Task
 from medm2g_core.evaluation.table import Row, SectionResult, markdown
+from medm2g_core.judges.network import JudgeNet
 from medm2g_core.streams import STREAMS
 
 __all__ = ["PAPER", "PaperFigure", "source_page", "source_table"]

@@ -18,11 +18,17 @@ from torch.nn import functional as F
 
 from medm2g_core.data.sources import SourceError
 from medm2g_core.evaluation.bench import BATCH, DRAW_STRIDE, SHIFT, draw_studies
-from medm2g_core.evaluation.fidelity import CODEC, FRECHET, KID, REAL, between_sets, frechet, kid
+from medm2g_core.evaluation.fidelity import CODEC, FRECHET, KID, REAL
 from medm2g_core.evaluation.image_to_image import CONTROL, nearest_target, own_input, pixel_rows
-from medm2g_core.evaluation.judges import Judge, Judges
-from medm2g_core.evaluation.report_scores import METEOR_MISSING, overlap_rows, tokenization
+from medm2g_core.evaluation.report_rows import overlap_rows
 from medm2g_core.evaluation.table import Row, SectionResult
+from medm2g_core.judges.judge import Judge, Judges
+from medm2g_core.metrics.distributions import (
+    distance_interval,
+    frechet_distance,
+    kernel_distance,
+)
+from medm2g_core.metrics.report_scores import METEOR_MISSING, tokenization
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.rivals.reports import embed_images, image_retrieval, reports_of_random_studies
 from medm2g_core.rivals.translator import (
@@ -334,9 +340,9 @@ def _distribution_rows(
     sharp = ("model", REGRESSION, CODEC)  # a mean image, the same for all, has no distribution
     own = {REAL: truth, **{who: x for who, x in rivals.items() if who.startswith(sharp)}}
     rows = []
-    for metric, distance in ((FRECHET, frechet), (KID, kid)):
+    for metric, distance in ((FRECHET, frechet_distance), (KID, kernel_distance)):
         for who, x in own.items():
-            value, low, high = between_sets(distance, features(x[:n]), reference, draws=50)
+            value, low, high = distance_interval(distance, features(x[:n]), reference, draws=50)
             rows.append(
                 Row(task.title, metric, who, round(value, 4), round(low, 4), round(high, 4), n)
             )

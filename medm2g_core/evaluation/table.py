@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from medm2g_core.metrics.bootstrap import bootstrap
+from medm2g_core.metrics.bootstrap import Interval, bootstrap_mean
 
 __all__ = [
     "LESS_IS_BETTER",
@@ -16,9 +16,11 @@ __all__ = [
     "Row",
     "SectionResult",
     "below_simple",
+    "best_row",
     "cell",
     "choose_setting",
     "compact",
+    "interval_row",
     "is_one_answer",
     "is_trained",
     "make_row",
@@ -104,12 +106,15 @@ class SectionResult:
         return cls(rows, checks, plain["seconds"], plain["facts"])
 
 
-def make_row(task: str, metric: str, who: str, samples: Sequence[Any], note: str = "") -> Row:
-    """A row from one number (or one `finding_counts` triple) a study; see `metrics.bootstrap`."""
-    value, low, high = bootstrap(samples)
-    return Row(
-        task, metric, who, round(value, 4), round(low, 4), round(high, 4), len(samples), note
-    )
+def interval_row(task: str, metric: str, who: str, scored: Interval, n: int, note: str = "") -> Row:
+    """A row of a score of ``n`` studies that has its interval already."""
+    value, low, high = (round(x, 4) for x in scored)
+    return Row(task, metric, who, value, low, high, n, note)
+
+
+def make_row(task: str, metric: str, who: str, samples: Sequence[float], note: str = "") -> Row:
+    """A row of the mean of one number a study, with its bootstrap interval."""
+    return interval_row(task, metric, who, bootstrap_mean(samples), len(samples), note)
 
 
 # ---- several settings of one predictor
@@ -213,7 +218,7 @@ def is_one_answer(row: Row) -> bool:
     return row.who.endswith(ONE_ANSWER)
 
 
-def best_of(rows: Sequence[Row]) -> Row | None:
+def best_row(rows: Sequence[Row]) -> Row | None:
     """The best among rows of one metric, so that nothing weaker stands for them."""
     best = min if rows and rows[0].metric in LESS_IS_BETTER else max
     return best(rows, key=lambda r: r.value, default=None)
@@ -225,7 +230,7 @@ def strongest(rows: Sequence[Row], kind: str | tuple[str, ...]) -> Row | None:
     Args:
         kind: how ``who`` begins; ``"model"`` is the single draw alone.
     """
-    return best_of(
+    return best_row(
         [r for r in rows if (r.who == kind if kind == "model" else r.who.startswith(kind))]
     )
 
@@ -268,13 +273,13 @@ def compact(rows: Sequence[Row]) -> str:
         ceilings = ("ceiling: real", "ceiling: codec", "ceiling: text codec", "ceiling")
         chosen = next((r for r in group if r.chosen and r.who.startswith("model")), None)
         trained = [r for r in group if is_trained(r)]
-        rival = _cell(best_of([r for r in trained if is_one_answer(r)]))
-        rival_chosen = best_of([r for r in trained if r.chosen and not is_one_answer(r)])
+        rival = _cell(best_row([r for r in trained if is_one_answer(r)]))
+        rival_chosen = best_row([r for r in trained if r.chosen and not is_one_answer(r)])
         cells = [
             cell(group, "model"),
             "one draw" if chosen and chosen.who == "model" else _cell(chosen),
             "; chosen: ".join(filter(None, (rival, _cell(rival_chosen)))),
-            _cell(best_of(_simple(group))),
+            _cell(best_row(_simple(group))),
             cell(group, "control"),
             next(filter(None, (cell(group, kind) for kind in ceilings)), ""),
         ]
@@ -296,8 +301,8 @@ def _legend(rows: Sequence[Row]) -> list[str]:
         )
     if any(MINIMUM_RISK in r.who for r in rows):
         lines.append(
-            f"{MINIMUM_RISK.capitalize()} (Kumar and Byrne 2004): of several draws the one that"
-            " agrees most with the others, by the labeller and the finding score that judge it"
+            f"What “{MINIMUM_RISK}” chooses (Kumar and Byrne 2004) is, of several draws, the one"
+            " that agrees most with the others by the labeller and the finding score that judge it"
             " here. Part of its gain is that it knows the metric; the decoder has the same"
             " privilege, with as many samples."
         )
@@ -309,15 +314,15 @@ def below_simple(rows: Sequence[Row]) -> str:
     needs no training; says so if there is no such row."""
     worse = []
     for (task, metric), group in _by_task(rows).items():
-        model, simple = strongest(group, "model"), best_of(_simple(group))
-        if model is None or simple is None or best_of([model, simple]) is model:
+        model, simple = strongest(group, "model"), best_row(_simple(group))
+        if model is None or simple is None or best_row([model, simple]) is model:
             continue
         apart = model.high < simple.low or simple.high < model.low
         digits = _digits(metric)
         chosen = next((r for r in group if r.chosen and r.who.startswith("model, ")), None)
         also = ""
         if chosen is not None:
-            passed = best_of([chosen, simple]) is chosen
+            passed = best_row([chosen, simple]) is chosen
             also = f"; {_name(chosen)}: {chosen.value:.{digits}f}{'' if passed else ', below too'}"
         worse.append(
             f"- {task}, {metric}: {model.value:.{digits}f} against {simple.value:.{digits}f} of"

@@ -9,8 +9,9 @@ from medm2g_core.codecs.tokenizer import encode_texts
 from medm2g_core.data.iu_reports import clean_text, load_iu_reports
 from medm2g_core.data.wheels import DataUnavailableError
 from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
-from medm2g_core.evaluation.report_scores import Truth, report_rows, tokenization
+from medm2g_core.evaluation.report_rows import Truth, report_rows
 from medm2g_core.evaluation.table import Check, SectionResult
+from medm2g_core.metrics.report_scores import tokenization
 
 __all__ = ["text_codec_section"]
 

@@ -22,10 +22,10 @@ from medm2g_core.evaluation.fidelity import (
     judge_check,
     judged_rows,
     macro_auc,
-    nearest_distance,
 )
-from medm2g_core.evaluation.judges import Judges
 from medm2g_core.evaluation.table import SectionResult, choose_setting, make_row
+from medm2g_core.judges.judge import Judges
+from medm2g_core.metrics.distributions import nearest_distance
 from medm2g_core.model import MedM2G
 from medm2g_core.streams import STREAMS
 

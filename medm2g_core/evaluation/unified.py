@@ -26,10 +26,10 @@ from medm2g_core.evaluation.fidelity import (
     rows_of,
     stream_agreement,
 )
-from medm2g_core.evaluation.judges import Judges
-from medm2g_core.evaluation.retrieval import hits_at
 from medm2g_core.evaluation.table import Check, Row, SectionResult, choose_setting, make_row
 from medm2g_core.evaluation.text_to_image import other_studies
+from medm2g_core.judges.judge import Judges
+from medm2g_core.metrics.retrieval import hits_at
 from medm2g_core.rivals.reports import embed_images
 from medm2g_core.sampling import Order
 from medm2g_core.streams import STREAMS

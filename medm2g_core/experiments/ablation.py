@@ -22,9 +22,9 @@ import torch
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.labeller import label_report
 from medm2g_core.evaluation.bench import DRAW_STRIDE, draw_studies
-from medm2g_core.evaluation.retrieval import hits_at, same_findings_at_1
 from medm2g_core.metrics.findings import finding_counts, finding_f1
 from medm2g_core.metrics.pixels import psnr
+from medm2g_core.metrics.retrieval import hits_at, same_findings_at_1
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import BASE_STAGES, ROUND_STAGES, Profile

@@ -23,10 +23,10 @@ from medm2g_core.data.chest.atlas import PERSONS
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.evaluation.bench import draw_studies
 from medm2g_core.evaluation.fidelity import REAL, Reading, finding_scores, rows_of
-from medm2g_core.evaluation.judges import Judges
-from medm2g_core.evaluation.report_scores import Truth, report_rows
+from medm2g_core.evaluation.report_rows import Truth, report_rows
 from medm2g_core.evaluation.sections import READS_CODECS
 from medm2g_core.evaluation.table import Check, Row, SectionResult, make_row
+from medm2g_core.judges.judge import Judges
 from medm2g_core.metrics.pixels import psnr
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
