@@ -61,7 +61,8 @@ def make_environment(folder: Path, pinned: list[str], torch_index: str) -> Path:
         raise FileExistsError(f"{folder} is not empty and no virtual environment; name another")
     venv.create(folder, with_pip=True, symlinks=sys.platform != "win32", clear=True)
     python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # Not --quiet: that would hide which bounds contradict each other.
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
     torch = next(pin for pin in pinned if pin.startswith("torch=="))
     # torch first and on its own: the index of CPU builds has nothing else of what is needed.
     subprocess.run(
