@@ -14,10 +14,10 @@ from medm2g_core.evaluation.results import handicap, summary_rows
 from medm2g_core.evaluation.sections import titles
 from medm2g_core.evaluation.store import load_results
 from medm2g_core.evaluation.table import (
+    LESS_IS_BETTER,
     Row,
     SectionResult,
     below_simple,
-    best_of,
     compact,
     is_one_answer,
     is_trained,
@@ -124,8 +124,9 @@ def headline(outcomes: Mapping[str, SectionResult]) -> str:
             continue
         numbers.add(model.n)
         baselines = [r for r in rows if r.who.startswith("baseline")]
-        simple = best_of([r for r in baselines if not is_trained(r)])
-        trained = best_of([r for r in baselines if is_trained(r) and is_one_answer(r)])
+        simple = strongest([r for r in baselines if not is_trained(r)], "baseline")
+        own = [r for r in baselines if is_trained(r) and is_one_answer(r)]  # as one draw is one
+        trained = strongest(own, "baseline")
         kinds = ("ceiling: real images", "ceiling: codec", "ceiling: text codec")
         ceiling = next(filter(None, (strongest(rows, kind) for kind in kinds)), None)
         interval = f"[{_number(model, model.low)},&nbsp;{_number(model, model.high)}]"
@@ -158,7 +159,8 @@ def _named(row: Row | None) -> str:
 
 
 def _worse(model: Row, rival: Row) -> bool:
-    return best_of([model, rival]) is not model
+    sign = -1 if model.metric in LESS_IS_BETTER else 1
+    return sign * model.value < sign * rival.value
 
 
 def _inside(model: Row, rival: Row) -> bool:
@@ -322,8 +324,8 @@ def blocks(root: Path) -> dict[str, str]:
     if outcomes:
         out["headline"] = headline(outcomes)
         rows = summary_rows(outcomes)
-        told = handicap(outcomes, ALL_SECTIONS)
-        out["results"] = f"{compact(rows)}\n{below_simple(rows)}\n{told}\n"
+        said = [compact(rows), below_simple(rows), f"{handicap(outcomes, ALL_SECTIONS)}\n"]
+        out["results"] = "\n".join(said)
         out["bars"] = bar_summary(verdicts(outcomes), titles(ALL_SECTIONS))
     if "translation" in outcomes:
         out["behind"] = behind_regression(outcomes["translation"])
