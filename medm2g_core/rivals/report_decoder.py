@@ -174,9 +174,10 @@ class ReportDecoder(nn.Module):
         """``n`` sampled reports of every image (N, 1, H, W) in -1..1, which is encoded once.
 
         Returns:
-            ``n`` lists of N reports, as `medm2g_core.evaluation.report_generation.consensus` takes
-            them. The first of ``n`` are those of any smaller ``n`` with the same seed, and the very
-            first is ``write(images, sample=True, seed=seed)``.
+            ``n`` lists of N reports, as
+            `medm2g_core.evaluation.report_generation.minimum_risk` takes them. The first of ``n``
+            are those of any smaller ``n`` with the same seed, and the very first is
+            ``write(images, sample=True, seed=seed)``.
 
         Raises:
             ValueError: ``n`` below 1.

@@ -7,7 +7,7 @@ give; ten steps draw. If training on this one translation moves both, neither th
 latents are what limits the shipped flow, but how its training time is spread over targets, noise
 levels and guides.
 
-    python benchmarks/what_limits.py        # some ten CPU minutes; writes results/limits.json
+    python -m medm2g_core.experiments.what_limits     # some ten CPU minutes
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -38,10 +39,11 @@ from medm2g_core.training.data import corpus_of
 from medm2g_core.training.loop import run_stage
 from medm2g_core.training.stages import Mix, Round, RoundStage
 
-FILE = Path(__file__).resolve().parent.parent / "results" / "limits.json"
+FILE = Path("results/limits.json")
 GIVEN, TARGET = ("mri_t1", "mri_t2"), "mri_flair"
 PLAN = Round(("mri",), (), (Mix("brain", (*GIVEN, TARGET), 1.0),))
 ALMOST_NOISE = 0.999
+"""Level of a flow's first step; at 1 nothing of the wanted picture is left to weigh a loss by."""
 
 
 class OneTarget(RoundStage):
@@ -77,7 +79,7 @@ def go_on(
     took."""
     trained = copy.deepcopy(model)
     if levels:
-        trained.schedule.sample_levels = levels  # type: ignore[method-assign]
+        trained.schedule.sample_levels = levels  # type: ignore[method-assign, assignment]
     config = StageConfig(steps=steps, batch=32, lr=2e-3, warmup=20, ema=0.98, optimizer="muon")
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -93,7 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=150, help="of each arm (default 150)")
+    parser.add_argument("--out", type=Path, default=FILE, help=f"default {FILE}")
     args = parser.parse_args()
     model = MedM2GPipeline.from_pretrained().model
     size, d = model.profile.resolution, model.profile.data
@@ -103,7 +106,7 @@ def main() -> None:
         model, replace(corpus, images=own, reports=[r[:1] for r in corpus.reports])
     )
     val = VirtualCohort("val", "brain", 64, resolution=size)
-    arms = {
+    arms: dict[str, dict[str, Any]] = {
         "this translation alone, as always": {"clean": stages.ALIKE_CLEAN},
         "and its guides always clean": {"clean": 1.0},
         "and from pure noise only: a regression in latents": {
@@ -131,7 +134,7 @@ def main() -> None:
         )
         print(json.dumps(rows[-1]), flush=True)
     text = json.dumps(rows, indent=1) + "\n"
-    atomic_write(FILE, lambda p: p.write_text(text, encoding="utf-8"))
+    atomic_write(args.out, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":
