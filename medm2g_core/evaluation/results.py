@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from medm2g_core.data.cohort import VirtualCohort, cohort_version
+from medm2g_core.data.cohort import VirtualCohort
+from medm2g_core.data.study_cache import cohort_version
 from medm2g_core.data.wheels import cache_dir
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.codec import image_codec_section
