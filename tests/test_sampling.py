@@ -9,8 +9,8 @@ from conftest import pictures, reports, speak_up, untrained
 
 from medm2g_core.flows.prompt import Prompt, mix, null_prompt
 from medm2g_core.flows.schedule import NoiseSchedule
-from medm2g_core.profiles import ConditioningConfig
 from medm2g_core.model import MedM2G
+from medm2g_core.profiles import ConditioningConfig
 from medm2g_core.sampling import SampleStep, draw_noise, sample_latents
 
 OBJECTIVES = ("flow", "epsilon", "v_prediction")

@@ -111,8 +111,12 @@ def augmented_view(image: torch.Tensor, generator: torch.Generator) -> torch.Ten
     angle, scale = uniform(-MAX_ROTATION, MAX_ROTATION), uniform(*SCALES)
     theta = torch.stack(
         [
-            torch.stack([angle.cos() * scale, -angle.sin() * scale, uniform(-MAX_SHIFT, MAX_SHIFT)], -1),
-            torch.stack([angle.sin() * scale, angle.cos() * scale, uniform(-MAX_SHIFT, MAX_SHIFT)], -1),
+            torch.stack(
+                [angle.cos() * scale, -angle.sin() * scale, uniform(-MAX_SHIFT, MAX_SHIFT)], -1
+            ),
+            torch.stack(
+                [angle.sin() * scale, angle.cos() * scale, uniform(-MAX_SHIFT, MAX_SHIFT)], -1
+            ),
         ],
         1,
     ).to(image)  # (B, 2, 3)

@@ -20,8 +20,8 @@ __all__ = ["ImageFlow"]
 
 
 class MapConv(nn.Conv2d):
-    """The UNet's first convolution: a latent (B, in, h, w) to (B, out, h, w); or a latent and behind
-    it the map (B, out, h, w) to add to the result.
+    """The UNet's first convolution: a latent (B, in, h, w) to (B, out, h, w); or a latent and
+    behind it the map (B, out, h, w) to add to the result.
 
     Both in one tensor, because the UNet hands one tensor to its first layer.
     """
@@ -29,7 +29,9 @@ class MapConv(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[1] == self.in_channels:
             return super().forward(x)
-        z, added = x.split([self.in_channels, self.out_channels], 1)  # (B, in, h, w), (B, out, h, w)
+        z, added = x.split(
+            [self.in_channels, self.out_channels], 1
+        )  # (B, in, h, w), (B, out, h, w)
         return super().forward(z) + added
 
 
@@ -53,8 +55,8 @@ class ImageFlow(nn.Module):
     ) -> None:
         super().__init__()
         self.contrasts = contrasts
-        # Our levels 1/1000 .. 1 are Stable Diffusion's timesteps 0 .. 999. The rectified flow is not
-        # one of its objectives, and takes 1000 t as it is.
+        # Our levels 1/1000 .. 1 are Stable Diffusion's timesteps 0 .. 999. The rectified flow is
+        # not one of its objectives, and takes 1000 t as it is.
         self.first_timestep = 0 if config.objective == "flow" else 1
         self.unet = UNet2DConditionModel(
             sample_size=codec.latent_size,

@@ -1,8 +1,8 @@
 """What a step of training sees: drawn from a seeded generator, data only, no network runs.
 
-``draw(n, generator, device)`` of each class here returns a plain dataclass of tensors and texts, and
-everything random that the objective needs is in it. So a step depends on nothing but the weights and
-the generator's seed, and a batch could as well be drawn ahead, by a worker.
+``draw(n, generator, device)`` of each class here returns a plain dataclass of tensors and texts,
+and everything random that the objective needs is in it. So a step depends on nothing but the
+weights and the generator's seed, and a batch could as well be drawn ahead, by a worker.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def _integer(high: int, generator: torch.Generator) -> int:
     return int(_integers(high, 1, generator))
 
 
-def normal(
-    shape: Sequence[int], generator: torch.Generator, device: torch.device
-) -> torch.Tensor:
+def normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> torch.Tensor:
     """Normal numbers. On a GPU they are drawn there, from a seed that ``generator`` gives: millions
     of numbers from the CPU's generator would take as long as the rest of the step."""
     if device.type == "cpu":
@@ -307,13 +305,16 @@ class RoundBatches:
     ) -> dict[str, torch.Tensor]:
         """Every stream as a guide at a noise level s (B,).
 
-        In a share ``guides_clean`` of the studies all guides are clean (they are given), in a share
-        ``guides_alike`` all are as noisy as the target (all are drawn together); in the rest each is
-        either of these or at a level of its own.
+        In a share ``guides_clean`` of the studies all guides are clean (they are given), in a
+        share ``guides_alike`` all are as noisy as the target (all are drawn together); in the rest
+        each is either of these or at a level of its own.
         """
         if len(streams) < 2:
             return {}
-        clean, settled = self.config.guides_clean, self.config.guides_clean + self.config.guides_alike
+        clean, settled = (
+            self.config.guides_clean,
+            self.config.guides_clean + self.config.guides_alike,
+        )
         batch, out = len(level), {}
         alike = torch.rand(batch, generator=generator)
         for s in streams:

@@ -107,8 +107,8 @@ class AlignmentStage(Stage):
 class RoundStage(Stage):
     """One round: flows of a few streams, each predicting its noise with the others as guides.
 
-    It leaves the model as it is: `medm2g_core.training.rounds.begin_round` initialises its flows and
-    records what they are trained with.
+    It leaves the model as it is: `medm2g_core.training.rounds.begin_round` initialises its flows
+    and records what they are trained with.
     """
 
     def __init__(
