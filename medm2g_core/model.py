@@ -287,11 +287,14 @@ class MedM2G(nn.Module):
                 )
                 for k, v in self.part(name).items()
             }
-            meta = {
-                "format_version": str(FORMAT_VERSION),
+            # One entry: safetensors writes several in an order that differs from run to run, and
+            # equal weights are to give equal files.
+            facts = {
+                "format_version": FORMAT_VERSION,
                 "part": name,
                 "profile": self.profile.name,
             }
+            meta = {"medm2g": json.dumps(facts)}
             atomic_write(
                 folder / f"{name}.safetensors", lambda p, t=tensors, m=meta: save_file(t, p, m)
             )

@@ -11,6 +11,12 @@ from medm2g_core.profiles import ImageCodecConfig
 
 __all__ = ["ImageCodec", "image_codec_loss"]
 
+MSE_WEIGHT = 4.0
+"""Weighs large errors up against the L1 term; at an error of a quarter both count alike."""
+
+GRADIENT_SCALES = 2
+"""Resolutions, each half of the one before, at which gradients are compared."""
+
 
 class ImageCodec(nn.Module):
     """Pixel unshuffle, then diffusers' `AutoencoderKL`; one network for X-ray, CT and MR.
@@ -104,13 +110,13 @@ def image_codec_loss(
     mse = (out - image).square().mean()
     gradient = image.new_zeros(())
     a, b = out, image
-    for _ in range(2):
+    for _ in range(GRADIENT_SCALES):
         gradient = gradient + sum(
             (p - q).abs().mean() for p, q in zip(_gradients(a), _gradients(b), strict=True)
         )
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    loss = l1 + 4 * mse + gradient + codec.config.kl_weight * kl
+    loss = l1 + MSE_WEIGHT * mse + gradient + codec.config.kl_weight * kl
     psnr = (
         10
         * torch.log10(
