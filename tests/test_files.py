@@ -24,7 +24,8 @@ from pydicom.uid import (
 )
 
 from medm2g_core.data.export import SYNTHETIC_MARK, write_stream, write_text
-from medm2g_core.data.files import CHEST_FOV_MM, FileError, mr_to_unit, read_stream, read_text
+from medm2g_core.data.files import CHEST_FOV_MM, FileError, read_stream, read_text
+from medm2g_core.data.intensity import mr_to_unit
 from medm2g_core.data.wheels import DataUnavailableError, data_file
 from medm2g_core.streams import StreamError, check_image, unit_to_hu
 
