@@ -10,7 +10,7 @@ from conftest import untrained
 from torch import nn
 
 from medm2g_core.profiles import StageConfig
-from medm2g_core.training.optimizer import BatchedMuon, Optimizer, matrices
+from medm2g_core.training.optimizer import BatchedMuon, Optimizer, decays, matrices
 
 MUON = StageConfig(steps=1, lr=0.05, optimizer="muon", weight_decay=0.0)
 
@@ -91,6 +91,35 @@ def test_without_a_gradient_nothing_moves():
     optimizer.step()  # gradients were cleared: neither momentum nor weight decay may move anything
     assert all(torch.equal(p, moved[n]) for n, p in net.named_parameters())
     assert any(not torch.equal(moved[n], before[n]) for n in moved)
+
+
+def test_with_zero_gradients_matrices_decay_and_gates_norms_biases_and_single_vectors_do_not():
+    for kind in ("adamw", "muon"):
+        net = network()
+        net.gate, net.scale = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor([2.7]))
+        net.vector = nn.Embedding(1, 16)
+        for p in net.parameters():
+            p.data.add_(0.1)
+        before = {n: p.detach().clone() for n, p in net.named_parameters()}
+        config = dataclasses.replace(MUON, optimizer=kind, weight_decay=0.1)
+        optimizer = Optimizer(dict(net.named_parameters()), net, config)
+        for _ in range(3):
+            for p in net.parameters():
+                p.grad = torch.zeros_like(p)
+            optimizer.step()
+        moved = {n for n, p in net.named_parameters() if not torch.equal(p, before[n])}
+        assert moved == {"0.weight", "3.weight", "4.weight"}
+        for n in moved:
+            shrunk = before[n] * (1 - config.lr * config.weight_decay) ** 3
+            torch.testing.assert_close(dict(net.named_parameters())[n].detach(), shrunk)
+
+
+def test_no_gate_norm_bias_or_logit_scale_of_the_model_decays(smoke):
+    model = untrained(smoke)
+    decayed = {n for n, p in model.named_parameters() if decays(p)}
+    ends = (".bias", "logit_scale", "prompt.null")
+    assert not {n for n in decayed if n.endswith(ends) or ".gate." in n or "norm" in n}
+    assert "alignment.encoders.text.tokens.weight" in decayed and len(decayed) > 200
 
 
 def test_state_that_was_stored_goes_on_as_if_nothing_had_happened():

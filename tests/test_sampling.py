@@ -8,8 +8,9 @@ import torch
 from conftest import pictures, reports, speak_up, untrained
 
 from medm2g_core.flows.prompt import Prompt, mix, null_prompt
-from medm2g_core.flows.schedule import LEVEL_MEAN, LEVEL_STD, NoiseSchedule
+from medm2g_core.flows.schedule import NoiseSchedule
 from medm2g_core.model import MedM2G
+from medm2g_core.profiles import ConditioningConfig
 from medm2g_core.sampling import SampleStep, draw_noise, sample_latents
 
 OBJECTIVES = ("flow", "epsilon", "v_prediction")
@@ -90,8 +91,10 @@ def test_training_levels_lie_inside_the_range_and_follow_the_generator(objective
     schedule = NoiseSchedule(objective)
     t = schedule.sample_levels(2000, seeded(3))
     assert t.min() > 0 and t.max() <= 1
+    config = ConditioningConfig()
     if objective == "flow":  # logit-normal, denser where noise is high
-        assert abs(t.logit().mean() - LEVEL_MEAN) < 0.1 and abs(t.logit().std() - LEVEL_STD) < 0.1
+        assert t.logit().mean() == pytest.approx(config.level_mean, abs=0.1)
+        assert t.logit().std() == pytest.approx(config.level_std, abs=0.1)
         assert (t > 0.5).float().mean() > 0.6
     else:
         assert abs(t.mean() - 0.5) < 0.03

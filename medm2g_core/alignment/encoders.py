@@ -19,6 +19,7 @@ from medm2g_core.streams import stream
 __all__ = ["AlignedEncoders", "Embedding", "ImageEncoder", "TextEncoder"]
 
 N_CONTRASTS = 4
+"""MR contrasts of `STREAMS`: T1, T2, PD and FLAIR."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Embedding:
     pooled: torch.Tensor
     tokens: torch.Tensor
     mask: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Embedding:
+        """The same on ``device``."""
+        return Embedding(self.pooled.to(device), self.tokens.to(device), self.mask.to(device))
 
 
 class _Head(nn.Sequential):

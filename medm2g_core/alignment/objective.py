@@ -13,6 +13,15 @@ from medm2g_core.profiles import AlignmentConfig
 __all__ = ["augmented_view", "central_alignment_loss", "info_nce", "visual_invariant_loss"]
 
 MAX_LOGIT_SCALE = 100.0
+"""Sharper similarities than 1/100 make training unstable (Radford et al. 2021)."""
+
+# How far a second view may be from the first: about the differences between two positionings of one
+# patient. The sides of a chest mean something, so there are no flips.
+MAX_ROTATION = 0.12  # radians, 7 degrees
+SCALES = (0.9, 1.1)
+MAX_SHIFT = 0.08  # of half the picture
+GAMMAS = (0.8, 1.25)
+VIEW_NOISE = 0.04  # deviation, of the range -1..1
 
 
 def info_nce(a: torch.Tensor, b: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
@@ -27,13 +36,18 @@ def info_nce(a: torch.Tensor, b: torch.Tensor, logit_scale: torch.Tensor) -> tor
 
 
 def central_alignment_loss(
-    pooled: Mapping[str, torch.Tensor], logit_scale: torch.Tensor, pairs: str = "central"
+    pooled: Mapping[str, torch.Tensor],
+    logit_scale: torch.Tensor,
+    pairs: str = "central",
+    rows: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """L_align: text against every image stream (``central``), or every pair of streams (``all``, an
-    ablation).
+    """L_align: text against every image modality (``central``), or every pair of modalities
+    (``all``, an ablation), each on the studies that have both.
 
     Args:
-        pooled: stream -> (B, D) unit vectors of the same studies; must hold ``"text"``.
+        pooled: modality -> (B_m, D) unit vectors; must hold ``"text"``.
+        rows: modality -> (B_m,) number of the study of each vector, ascending; the same studies in
+            all modalities if left out.
     """
     if "text" not in pooled:
         raise ValueError(f"central alignment needs the text stream; got {sorted(pooled)}")
@@ -43,7 +57,14 @@ def central_alignment_loss(
         if pairs == "central"
         else list(itertools.combinations(pooled, 2))
     )
-    losses = [info_nce(pooled[a], pooled[b], logit_scale) for a, b in chosen]
+    losses = []
+    for a, b in chosen:
+        of_a, of_b = pooled[a], pooled[b]  # (B_a, D), (B_b, D)
+        if rows is not None:
+            of_a = of_a[torch.isin(rows[a], rows[b])]  # (B_ab, D), ascending in both: they match
+            of_b = of_b[torch.isin(rows[b], rows[a])]
+        if len(of_a):
+            losses.append(info_nce(of_a, of_b, logit_scale))
     return torch.stack(losses).mean()
 
 
@@ -87,17 +108,21 @@ def augmented_view(image: torch.Tensor, generator: torch.Generator) -> torch.Ten
     def uniform(low: float, high: float) -> torch.Tensor:
         return torch.rand(b, generator=generator) * (high - low) + low
 
-    angle, scale = uniform(-0.12, 0.12), uniform(0.9, 1.1)
+    angle, scale = uniform(-MAX_ROTATION, MAX_ROTATION), uniform(*SCALES)
     theta = torch.stack(
         [
-            torch.stack([angle.cos() * scale, -angle.sin() * scale, uniform(-0.08, 0.08)], -1),
-            torch.stack([angle.sin() * scale, angle.cos() * scale, uniform(-0.08, 0.08)], -1),
+            torch.stack(
+                [angle.cos() * scale, -angle.sin() * scale, uniform(-MAX_SHIFT, MAX_SHIFT)], -1
+            ),
+            torch.stack(
+                [angle.sin() * scale, angle.cos() * scale, uniform(-MAX_SHIFT, MAX_SHIFT)], -1
+            ),
         ],
         1,
     ).to(image)  # (B, 2, 3)
     grid = F.affine_grid(theta, list(image.shape), align_corners=False)
     x = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
-    gamma = uniform(0.8, 1.25).to(image)[:, None, None, None]
+    gamma = uniform(*GAMMAS).to(image)[:, None, None, None]
     x = ((x + 1) / 2).clamp(1e-4, 1) ** gamma * 2 - 1
     noise = torch.randn(image.shape, generator=generator).to(image)
-    return (x + 0.04 * noise).clamp(-1, 1)
+    return (x + VIEW_NOISE * noise).clamp(-1, 1)

@@ -8,8 +8,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from medm2g_core.profiles import ImageCodecConfig
+from medm2g_core.storage import check_shapes
 
 __all__ = ["ImageCodec", "image_codec_loss"]
+
+MSE_WEIGHT = 4.0
+"""Weighs large errors up against the L1 term; at an error of a quarter both count alike."""
+
+GRADIENT_SCALES = 2
+"""Resolutions, each half of the one before, at which gradients are compared."""
 
 
 class ImageCodec(nn.Module):
@@ -75,11 +82,14 @@ class ImageCodec(nn.Module):
         """Take the weights of a Stable Diffusion ``vae`` folder on disk.
 
         Raises:
-            OSError: the folder holds no autoencoder.  RuntimeError: it has other sizes than this
-                profile.
+            OSError: the folder holds no autoencoder.
+            ValueError: it has other sizes than this profile; the message names the shapes.
         """
-        source = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
-        self.vae.load_state_dict(source.state_dict())
+        source = AutoencoderKL.from_pretrained(
+            folder, subfolder="vae", local_files_only=True
+        ).state_dict()
+        check_shapes(self.vae.state_dict(), source, f"{folder}/vae")
+        self.vae.load_state_dict(source)
 
 
 def _gradients(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,13 +114,13 @@ def image_codec_loss(
     mse = (out - image).square().mean()
     gradient = image.new_zeros(())
     a, b = out, image
-    for _ in range(2):
+    for _ in range(GRADIENT_SCALES):
         gradient = gradient + sum(
             (p - q).abs().mean() for p, q in zip(_gradients(a), _gradients(b), strict=True)
         )
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    loss = l1 + 4 * mse + gradient + codec.config.kl_weight * kl
+    loss = l1 + MSE_WEIGHT * mse + gradient + codec.config.kl_weight * kl
     psnr = (
         10
         * torch.log10(

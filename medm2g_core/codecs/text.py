@@ -15,6 +15,10 @@ __all__ = ["TextCodec", "text_codec_loss"]
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 assert (PAD, BOS, EOS) == ("<pad>", "<s>", "</s>")
 
+BAG_SCALE = 20
+"""A report has some forty of a thousand words, so the mean over the vocabulary is small: this
+brings it to the size of the cross-entropy."""
+
 
 class TextCodec(nn.Module):
     """BERT encoder -> K learned-query tokens of d numbers -> GPT-2 decoder that attends to them.
@@ -126,7 +130,8 @@ def text_codec_loss(
     target = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
     ce = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-100)
     bag_target = torch.zeros(len(ids), config.vocab_size, device=ids.device).scatter_(1, ids, 1.0)
-    bag = F.binary_cross_entropy_with_logits(codec.bag(noisy.flatten(1)), bag_target) * 20
+    bag_target[:, PAD_ID] = 0.0  # padding is no word
+    bag = F.binary_cross_entropy_with_logits(codec.bag(noisy.flatten(1)), bag_target) * BAG_SCALE
     with torch.no_grad():
         hit = (logits.argmax(-1) == target) | (target == -100)
         exact = hit.all(1).float().mean()

@@ -32,15 +32,9 @@ from medm2g_core.storage import CacheFile, digest, tensor_digest
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.data import load_corpora
 from medm2g_core.training.loop import bf16_pays, run_stage, training_attention
+from medm2g_core.training.rounds import ROUNDS, Mix, Round, begin_round
 from medm2g_core.training.run import new_model
-from medm2g_core.training.stages import (
-    AlignmentStage,
-    Mix,
-    Round,
-    RoundStage,
-    Stage,
-    inherit_weights,
-)
+from medm2g_core.training.stages import AlignmentStage, RoundStage, Stage
 
 __all__ = ["GROUPS", "LEADING", "Arm", "Budget", "ablate", "load_runs", "summary", "table"]
 
@@ -302,6 +296,7 @@ def _run_guidance(
 ) -> dict[str, Any]:
     profile = _profile(base, arm, budget)
     model = _listener(base, profile, seed)
+    begin_round(model, LISTEN)
     stage = RoundStage(model, _latent(model, profile, kept), "guidance", LISTEN)
     seconds = _train(stage, "round3", budget.guidance, model, work, seed, progress)
     gates = [p.item() for n, p in model.flows["mri"].named_parameters() if n.endswith("gate.ct")]
@@ -333,7 +328,7 @@ def _run_rounds(
         if name == "all_pairs":  # as long as the three rounds together
             three = sum(_cost(model, latent, n) for n in ROUND_STAGES)
             count = max(1, round(budget.rounds * three / _cost(model, latent, name)))
-        inherit_weights(model, name)
+        begin_round(model, ROUNDS[name])
         seconds += _train(RoundStage(model, latent, name), name, count, model, work, seed, progress)
         steps += count
     model.eval()

@@ -35,8 +35,9 @@ from medm2g_core.storage import CacheFile, digest, tensor_digest
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.data import corpus_of
 from medm2g_core.training.loop import run_stage, state_file
+from medm2g_core.training.rounds import ROUNDS, begin_round
 from medm2g_core.training.run import new_model
-from medm2g_core.training.stages import ROUNDS, AlignmentStage, RoundStage, inherit_weights
+from medm2g_core.training.stages import AlignmentStage, RoundStage
 
 __all__ = ["SEEN", "UNSEEN", "UnseenBudget", "person_table", "unseen_person"]
 
@@ -182,9 +183,9 @@ def _train(
     stage("alignment", AlignmentStage(model, [corpus]), budget.alignment)
     latent = [LatentCorpus.build(model.eval(), corpus, work)]
     for name in ROUND_STAGES:
-        inherit_weights(model, name)
         plan = ROUNDS[name]
         plan = replace(plan, mixes=tuple(m for m in plan.mixes if m.corpus == "chest"))
+        begin_round(model, plan)
         stage(name, RoundStage(model, latent, name, plan), getattr(budget, name))
     return model.eval(), spent
 

@@ -15,8 +15,6 @@ from medm2g_core.profiles import FlowConfig
 
 __all__ = ["ImageEnvironment", "NoiseLevel", "TextEnvironment", "map_width"]
 
-N_CONTRASTS = 4
-
 
 def map_width(config: FlowConfig) -> int:
     """Channels of the map that an `ImageEnvironment` gives."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -30,8 +31,15 @@ __all__ = [
 ]
 
 N_FREQUENCIES = 8
+FREQUENCIES = (0.25, 4.0)
+"""Lowest and highest, in cycles an axis: from a quarter of the picture to twice a 4x4 grid."""
+
 POSITION_DIM = 4 * N_FREQUENCIES
+"""Sine and cosine of every frequency on both axes."""
+
 POSITION_SCALE = 3.0
+"""Of the position projections at the start: attention then has most of its mass within one cell of
+the own place, before any training."""
 
 
 @dataclass
@@ -70,22 +78,23 @@ class GuidanceInput:
     latent_size: tuple[int, int] | None = None
 
 
+@lru_cache(maxsize=64)
 def grid_positions(grid: tuple[int, int], device: torch.device | str = "cpu") -> torch.Tensor:
     """Sines and cosines of cell centres in [0, 1]^2, 8 frequencies of 0.25..4 cycles an axis: (rows
     cols, 32).
 
     All grids share this frame whatever their resolution, so a 4x4 query map and an 8x8 key map
-    agree on where "left lower lung" is.
+    agree on where "left lower lung" is. Kept from call to call: do not write into it.
     """
-    cycles = torch.logspace(
-        math.log2(0.25), math.log2(4), N_FREQUENCIES, base=2.0, device=device
-    )  # (F,)
-    axes = [(torch.arange(n, device=device) + 0.5) / n for n in grid]
-    y, x = torch.meshgrid(*axes, indexing="ij")
-    phase = (
-        2 * math.pi * torch.stack([y.flatten(), x.flatten()], -1)[..., None] * cycles
-    )  # (N, 2, F)
-    return torch.cat([phase.sin(), phase.cos()], -1).flatten(1)  # (N, 4F)
+    low, high = (math.log2(f) for f in FREQUENCIES)
+    # Made outside of inference mode even if first asked for there: training must be able to use it.
+    with torch.inference_mode(False):
+        cycles = torch.logspace(low, high, N_FREQUENCIES, base=2.0, device=device)  # (F,)
+        axes = [(torch.arange(n, device=device) + 0.5) / n for n in grid]
+        y, x = torch.meshgrid(*axes, indexing="ij")
+        place = torch.stack([y.flatten(), x.flatten()], -1)  # (N, 2)
+        phase = 2 * math.pi * place[..., None] * cycles  # (N, 2, F)
+        return torch.cat([phase.sin(), phase.cos()], -1).flatten(1)  # (N, 4F)
 
 
 def _heads(x: torch.Tensor, n: int) -> torch.Tensor:

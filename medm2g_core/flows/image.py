@@ -12,20 +12,28 @@ from torch import nn
 from medm2g_core.flows.environment import map_width
 from medm2g_core.flows.guidance import GuidanceInput, Guide, install
 from medm2g_core.flows.prompt import Prompt, PromptProjection
+from medm2g_core.flows.schedule import TRAIN_STEPS
 from medm2g_core.profiles import AlignmentConfig, FlowConfig, ImageCodecConfig
+from medm2g_core.storage import check_shapes
 from medm2g_core.streams import IMAGE_STREAMS, stream
 
 __all__ = ["ImageFlow"]
 
 
 class MapConv(nn.Conv2d):
-    """The UNet's first convolution; channels beyond its own are a map (B, out, h, w) that is added
-    to what it gives."""
+    """The UNet's first convolution: a latent (B, in, h, w) to (B, out, h, w); or a latent and
+    behind it the map (B, out, h, w) to add to the result.
+
+    Both in one tensor, because the UNet hands one tensor to its first layer.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        z, added = x[:, : self.in_channels], x[:, self.in_channels :]
-        out = super().forward(z)  # (B, out, h, w)
-        return out + added if added.shape[1] else out
+        if x.shape[1] == self.in_channels:
+            return super().forward(x)
+        z, added = x.split(
+            [self.in_channels, self.out_channels], 1
+        )  # (B, in, h, w), (B, out, h, w)
+        return super().forward(z) + added
 
 
 class ImageFlow(nn.Module):
@@ -48,6 +56,9 @@ class ImageFlow(nn.Module):
     ) -> None:
         super().__init__()
         self.contrasts = contrasts
+        # Our levels 1/1000 .. 1 are Stable Diffusion's timesteps 0 .. 999. The rectified flow is
+        # not one of its objectives, and takes 1000 t as it is.
+        self.first_timestep = 0 if config.objective == "flow" else 1
         self.unet = UNet2DConditionModel(
             sample_size=codec.latent_size,
             in_channels=codec.latent_channels,
@@ -97,7 +108,7 @@ class ImageFlow(nn.Module):
         ]
         return self.unet(
             torch.cat([z, torch.stack(maps).sum(0).to(z.dtype)], 1) if maps else z,
-            t.float() * 1000,
+            (t.float() * TRAIN_STEPS - self.first_timestep).clamp(min=0),
             encoder_hidden_states=context,
             class_labels=contrast if self.contrasts > 1 else None,
             cross_attention_kwargs={"guidance": GuidanceInput(bias, guides, size)},
@@ -109,18 +120,16 @@ class ImageFlow(nn.Module):
         fresh.
 
         Raises:
-            OSError: the folder holds no UNet.  RuntimeError: a weight is missing or has another
-                size.
+            OSError: the folder holds no UNet.
+            ValueError: it has other sizes than this profile; the message names the shapes.
         """
         source = UNet2DConditionModel.from_pretrained(
             folder, subfolder="unet", local_files_only=True
         ).state_dict()
-        result = self.unet.load_state_dict(source, strict=False)
-        missing = [
-            k for k in result.missing_keys if ".processor." not in k and "class_embedding" not in k
-        ]
-        if missing or result.unexpected_keys:
-            raise RuntimeError(
-                f"{folder}: this UNet does not fit; missing {missing[:3]}, "
-                f"unexpected {result.unexpected_keys[:3]}"
-            )
+        own = {
+            name: weight
+            for name, weight in self.unet.state_dict().items()
+            if ".processor." not in name and "class_embedding" not in name
+        }
+        check_shapes(own, source, f"{folder}/unet")
+        self.unet.load_state_dict(source, strict=False)

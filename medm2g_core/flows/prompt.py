@@ -108,8 +108,11 @@ class PromptProjection(nn.Module):
     """A `Prompt` as context (B, 1 + N, D) and its bias (B, 1 + N) for one flow.
 
     The pooled embedding lives in the aligned space, so one projection serves every modality, also
-    one that this flow never met. Details are each encoder's own, so each modality has its own
-    projection, trained in the round in which the modality first prompts this flow.
+    one that this flow was never trained with. Details are each encoder's own, so each modality has
+    its own projection, trained in the round in which the modality first prompts this flow.
+
+    ``trained_with`` holds a flag for each of `MODALITIES`. A new flow has all of them set, so that
+    anything can be tried on it; training keeps the record from then on.
     """
 
     trained_with: torch.Tensor
@@ -124,11 +127,10 @@ class PromptProjection(nn.Module):
         self.register_buffer("trained_with", torch.ones(len(MODALITIES)))
 
     def was_trained_with(self, modality: str) -> bool:
-        """Whether this flow was trained with that modality (`trained_with`; training clears it,
-        then sets what it meets).
+        """Whether this flow was trained with that modality.
 
-        Details and guides of a modality that it never met would enter through untrained weights;
-        only the pooled embedding, which lives in the aligned space, may cross to it.
+        Details and guides of any other would enter through untrained weights; only the pooled
+        embedding, which lives in the aligned space, may cross to it.
         """
         return bool(self.trained_with[MODALITIES.index(modality)])
 

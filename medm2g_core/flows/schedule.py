@@ -8,13 +8,13 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
+from diffusers.training_utils import compute_density_for_timestep_sampling
 
-from medm2g_core.profiles import Objective
+from medm2g_core.profiles import ConditioningConfig, Objective
 
-__all__ = ["LEVEL_MEAN", "LEVEL_STD", "NoiseSchedule"]
+__all__ = ["TRAIN_STEPS", "NoiseSchedule"]
 
 TRAIN_STEPS = 1000
-LEVEL_MEAN, LEVEL_STD = 0.5, 1.2
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """The public ancestors' schedule (CoDi, Stable Diffusion)."""
 
@@ -90,11 +90,20 @@ class NoiseSchedule:
         shape = (-1,) + (1,) * (like.ndim - 1)
         return tuple(c.to(like.dtype).reshape(shape) for c in (c_in, c_skip, c_out))  # type: ignore[return-value]
 
-    def sample_levels(self, n: int, generator: torch.Generator) -> torch.Tensor:
-        """Training levels (n,) on the CPU: uniform; for flow logit-normal (Esser et al. 2024),
-        denser where noise is high: there the prompt and the guides decide what is drawn."""
+    def sample_levels(
+        self, n: int, generator: torch.Generator, config: ConditioningConfig | None = None
+    ) -> torch.Tensor:
+        """Training levels (n,) on the CPU: uniform; for flow logit-normal (Esser et al. 2024) with
+        ``level_mean`` and ``level_std`` of the config."""
         if self.objective == "flow":
-            return (LEVEL_MEAN + LEVEL_STD * torch.randn(n, generator=generator)).sigmoid()
+            config = config or ConditioningConfig()
+            return compute_density_for_timestep_sampling(
+                "logit_normal",
+                n,
+                logit_mean=config.level_mean,
+                logit_std=config.level_std,
+                generator=generator,
+            )
         return (torch.randint(TRAIN_STEPS, (n,), generator=generator) + 1) / TRAIN_STEPS
 
     def scheduler(

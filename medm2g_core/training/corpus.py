@@ -5,28 +5,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from medm2g_core.alignment.encoders import Embedding
 from medm2g_core.data.reports import write_report
 from medm2g_core.model import MedM2G
 from medm2g_core.profiles import BASE_STAGES
-from medm2g_core.storage import atomic_write
+from medm2g_core.storage import CacheFile, digest, tensor_digest
 from medm2g_core.streams import STREAMS, Finding
 
 __all__ = ["Corpus", "LatentCorpus", "random_reports", "weights_key", "wordings"]
 
 N_WORDINGS = 4
 """Reports written for each training patient: the model must not take one wording for the truth."""
+
+SHARD = 512
+"""Studies that are encoded and written before the next are begun: what an interruption costs. Some
+ten seconds of the ``cpu`` profile, and a multiple of the batch."""
 
 
 @dataclass
@@ -168,74 +174,149 @@ class LatentCorpus:
     def build(
         cls, model: MedM2G, corpus: Corpus, cache: Path | None = None, batch: int = 64
     ) -> LatentCorpus:
-        """Encode everything once; with ``cache`` the result is kept on disk, keyed by weights and
-        data."""
-        key = corpus.fingerprint() + weights_key(model)
-        file = (
-            None
-            if cache is None
-            else cache / f"latents_{re.sub('[^A-Za-z0-9]+', '_', corpus.name)}.safetensors"
-        )
-        if file is not None and file.is_file():
-            with safe_open(file, "pt") as f:
-                fresh = (f.metadata() or {}).get("key") == key
-            if fresh:
-                return cls._from_flat(corpus.name, load_file(file))
-        flat = {k: v for k, v in _encode(model, corpus, batch)}
-        if file is not None:
-            atomic_write(file, lambda p: save_file(flat, p, {"key": key}))
-        return cls._from_flat(corpus.name, flat)
+        """Encode everything once.
+
+        With ``cache`` the result lies there in plain files, in a folder of its own for these
+        weights and these studies, and is mapped into memory: it may be larger than that. It is
+        written in shards of `SHARD` studies as they are made; several processes share them, and
+        after an interruption only those that are not finished are made.
+
+        Args:
+            batch: pictures or reports encoded together.
+        """
+        if cache is None:
+            flat = {
+                k: torch.zeros(f.shape, dtype=f.dtype) for k, f in _fields(model, corpus).items()
+            }
+            for shard in _shards(len(corpus)):
+                _encode(model, corpus, shard, flat, batch)
+            return cls._from_flat(corpus.name, flat, len(corpus))
+        key = digest(corpus=corpus.fingerprint(), weights=weights_key(model), layout=1)
+        prefix = f"latents_{re.sub('[^A-Za-z0-9]+', '_', corpus.name)}-"
+        folder, processes = cache / (prefix + key), PartialState()
+        layout = CacheFile(folder / "layout.json", key)
+        if processes.is_main_process and layout.load_json() is None:
+            for stale in cache.glob(f"{prefix}*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            folder.mkdir(parents=True)
+            fields = _fields(model, corpus)
+            for name, field in fields.items():
+                with (folder / name).open("wb") as f:
+                    f.truncate(field.bytes())
+            layout.save_json({name: field.plain() for name, field in fields.items()})
+        processes.wait_for_everyone()
+        fields = {name: _Field.of(plain) for name, plain in (layout.load_json() or {}).items()}
+        shards = list(enumerate(_shards(len(corpus))))[
+            processes.process_index :: processes.num_processes
+        ]
+        for i, shard in tqdm(
+            shards, desc=f"encode {corpus.name}", disable=not processes.is_main_process
+        ):
+            finished = CacheFile(folder / f"shard_{i:05d}.json", key)
+            if finished.load_json() is None:
+                files = {name: field.map(folder / name, "r+") for name, field in fields.items()}
+                writable = {name: torch.from_numpy(x) for name, x in files.items()}
+                _encode(model, corpus, shard, writable, batch)
+                for x in files.values():
+                    x.flush()
+                finished.save_json({"studies": [shard.start, shard.stop]})
+        processes.wait_for_everyone()
+        # Copy on write: torch wants memory that it may write, and the files stay as they are.
+        mapped = {name: torch.from_numpy(f.map(folder / name, "c")) for name, f in fields.items()}
+        return cls._from_flat(corpus.name, mapped, len(corpus))
 
     @classmethod
-    def _from_flat(cls, name: str, flat: Mapping[str, torch.Tensor]) -> LatentCorpus:
+    def _from_flat(cls, name: str, flat: Mapping[str, torch.Tensor], studies: int) -> LatentCorpus:
         def group(prefix: str) -> dict[str, torch.Tensor]:
             return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
 
-        return cls(name, group("z."), group("pooled."), group("tokens."), flat["mask"].bool())
+        mask = flat.get("mask", torch.zeros(studies, 0, dtype=torch.bool))
+        return cls(name, group("z."), group("pooled."), group("tokens."), mask)
 
 
 def weights_key(model: MedM2G, parts: Sequence[str] = BASE_STAGES) -> str:
     """Changes when a weight of these parts does."""
-    h = hashlib.sha256()
-    for part in parts:
-        for name, tensor in sorted(model.part(part).items()):
-            h.update(name.encode())
-            h.update(tensor.detach().float().cpu().numpy().tobytes())
-    return h.hexdigest()[:16]
+    return tensor_digest({k: v for part in parts for k, v in model.part(part).items()})
+
+
+# ---- encoding
+
+
+@dataclass(frozen=True)
+class _Field:
+    """One tensor of a `LatentCorpus` as a plain file: studies first."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def plain(self) -> list[Any]:
+        return [self.dtype == torch.bool, list(self.shape)]
+
+    @classmethod
+    def of(cls, plain: Sequence[Any]) -> _Field:
+        return cls(torch.bool if plain[0] else torch.float16, tuple(plain[1]))
+
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def map(self, file: Path, mode: Literal["r+", "c"]) -> np.memmap:
+        kind = np.bool_ if self.dtype == torch.bool else np.float16
+        return np.memmap(file, kind, mode, shape=self.shape)
+
+
+def _shards(n: int) -> Iterator[range]:
+    return (range(i, min(i + SHARD, n)) for i in range(0, n, SHARD))
 
 
 @torch.no_grad()
-def _encode(model: MedM2G, corpus: Corpus, batch: int) -> Iterator[tuple[str, torch.Tensor]]:
-    n = len(corpus)
-    for name, images in tqdm(corpus.images.items(), desc=f"encode {corpus.name} images"):
-        z: list[torch.Tensor] = []
-        pooled: list[torch.Tensor] = []
-        cells: list[torch.Tensor] = []
-        for i in range(0, n, batch):
-            x = images[i : i + batch].float()
-            z.append(model.encode(name, x).half().cpu())
+def _fields(model: MedM2G, corpus: Corpus) -> dict[str, _Field]:
+    """What is kept of a corpus, and in which shape."""
+    n, width = len(corpus), model.profile.alignment.embed_dim
+    out: dict[str, _Field] = {}
+    for name, images in corpus.images.items():
+        cells = model.embed({name: images[:1].float()})[name].tokens.shape[1]
+        out[f"z.{name}"] = _Field(torch.float16, (n, *model.latent_shape(name)))
+        out[f"pooled.{name}"] = _Field(torch.float16, (n, width))
+        out[f"tokens.{name}"] = _Field(torch.float16, (n, cells, width))
+    if corpus.has_text:
+        w = len(corpus.reports[0])
+        longest = max(
+            int(model.tokens(list(reports))[1].sum(1).max()) for reports in corpus.reports
+        )
+        out["z.text"] = _Field(torch.float16, (n, w, *model.latent_shape("text")))
+        out["pooled.text"] = _Field(torch.float16, (n, w, width))
+        out["tokens.text"] = _Field(torch.float16, (n, w, longest, width))
+        out["mask"] = _Field(torch.bool, (n, w, longest))
+    return out
+
+
+@torch.no_grad()
+def _encode(
+    model: MedM2G, corpus: Corpus, studies: range, out: Mapping[str, torch.Tensor], batch: int
+) -> None:
+    """Fill the rows of ``studies`` in all tensors of ``out`` (see `_fields`)."""
+    for name, images in corpus.images.items():
+        for i in range(studies.start, studies.stop, batch):
+            rows = slice(i, min(i + batch, studies.stop))
+            x = images[rows].float()  # (b, 1, H, W)
             e = model.embed({name: x})[name]
-            pooled.append(e.pooled.half().cpu())
-            cells.append(e.tokens.half().cpu())
-        yield f"z.{name}", torch.cat(z)
-        yield f"pooled.{name}", torch.cat(pooled)
-        yield f"tokens.{name}", torch.cat(cells)
+            out[f"z.{name}"][rows] = model.encode(name, x).half().cpu()
+            out[f"pooled.{name}"][rows] = e.pooled.half().cpu()
+            out[f"tokens.{name}"][rows] = e.tokens.half().cpu()
     if not corpus.has_text:
-        yield "mask", torch.zeros(n, 0, dtype=torch.uint8)
         return
-    w, flat = len(corpus.reports[0]), [text for reports in corpus.reports for text in reports]
-    length = int(model.tokens(flat)[1].sum(1).max())
-    z, pooled = [], []
-    tokens = torch.zeros(len(flat), length, model.profile.alignment.embed_dim, dtype=torch.float16)
-    mask = torch.zeros(len(flat), length, dtype=torch.uint8)
-    for i in tqdm(range(0, len(flat), batch), desc=f"encode {corpus.name} reports"):
-        texts = flat[i : i + batch]
-        z.append(model.encode("text", texts).half().cpu())
-        e = model.embed({"text": texts})["text"]
-        pooled.append(e.pooled.half().cpu())
-        tokens[i : i + batch, : e.tokens.shape[1]] = e.tokens.half().cpu()
-        mask[i : i + batch, : e.mask.shape[1]] = e.mask.cpu()
-    yield "z.text", torch.cat(z).unflatten(0, (n, w))
-    yield "pooled.text", torch.cat(pooled).unflatten(0, (n, w))
-    yield "tokens.text", tokens.unflatten(0, (n, w))
-    yield "mask", mask.unflatten(0, (n, w))
+    w = len(corpus.reports[0])
+    texts = [text for i in studies for text in corpus.reports[i]]
+    # A wording a row: (n, W, ...) as (n W, ...), which shares the memory.
+    z, pooled, tokens, mask = (
+        out[k].flatten(0, 1)[studies.start * w : studies.stop * w]
+        for k in ("z.text", "pooled.text", "tokens.text", "mask")
+    )
+    for i in range(0, len(texts), batch):
+        some = texts[i : i + batch]
+        rows = slice(i, i + len(some))
+        e = model.embed({"text": some})["text"]  # padded to the longest of the batch
+        z[rows] = model.encode("text", some).half().cpu()
+        pooled[rows] = e.pooled.half().cpu()
+        tokens[rows, : e.tokens.shape[1]] = e.tokens.half().cpu()
+        mask[rows, : e.mask.shape[1]] = e.mask.cpu()

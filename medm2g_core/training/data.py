@@ -30,8 +30,9 @@ from medm2g_core.model import MedM2G
 from medm2g_core.profiles import Profile
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import STREAMS, stream
+from medm2g_core.training.batches import can_align
 from medm2g_core.training.corpus import Corpus, random_reports, wordings
-from medm2g_core.training.stages import ROUNDS, Mix, Round, can_align
+from medm2g_core.training.rounds import ROUNDS, Mix, Round
 
 __all__ = [
     "EmbeddedData",
@@ -317,12 +318,12 @@ def round_for(corpora: Sequence[Corpus], name: str) -> Round:
         )
         if any(stream(n).modality in whole.trained for n in streams):
             mixes.append(Mix(c.name, streams, float(len(c))))
-    met = {stream(n).modality for m in mixes for n in m.streams}
+    present = {stream(n).modality for m in mixes for n in m.streams}
     return Round(
-        tuple(m for m in whole.trained if m in met),
-        tuple(m for m in whole.frozen if m in met),
+        tuple(m for m in whole.trained if m in present),
+        tuple(m for m in whole.frozen if m in present),
         tuple(mixes),
-        tuple((heir, donor) for heir, donor in whole.inherits if donor in every),
+        tuple((new, source) for new, source in whole.initialised_from if source in every),
     )
 
 

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from medm2g_core.profiles import StageConfig
 
-__all__ = ["BatchedMuon", "Optimizer", "matrices"]
+__all__ = ["BatchedMuon", "Optimizer", "decays", "matrices"]
 
 MOMENTUM = 0.95
 SMALLEST = 8
@@ -39,6 +39,13 @@ def matrices(model: nn.Module) -> set[int]:
     return {
         id(w) for w in weights if id(w) not in tables and min(w.shape[0], w[0].numel()) >= SMALLEST
     }
+
+
+def decays(parameter: torch.Tensor) -> bool:
+    """Whether weight decay may pull at a parameter: at matrices and kernels, but not at gates,
+    norms, biases, single vectors and the logit scale, whose size means something.
+    """
+    return sum(n > 1 for n in parameter.shape) >= 2
 
 
 class BatchedMuon(torch.optim.Muon):
@@ -61,32 +68,28 @@ class BatchedMuon(torch.optim.Muon):
         if closure is not None:
             raise ValueError("BatchedMuon takes no closure")
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            for p in params:
-                if "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
-            grads = [cast(torch.Tensor, p.grad) for p in params]
-            buffers = [self.state[p]["momentum_buffer"] for p in params]
-            # All matrices in one call each: a GPU would wait longer for a thousand small calls than
-            # it works on them.
-            torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-            updates = list(torch._foreach_lerp(grads, buffers, group["momentum"]))  # Nesterov
-            shapes: dict[torch.Size, list[int]] = defaultdict(list)
-            for i, p in enumerate(params):
-                shapes[p.shape].append(i)
+            shapes: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes[p.shape].append(p)
             for (rows, columns), own in shapes.items():
-                x = torch.stack([updates[i] for i in own])  # (n, rows, columns)
-                x = _orthogonal(x if rows <= columns else x.mT, group).to(
-                    x.dtype
-                )  # (n, short, long)
+                grads = torch.stack([cast(torch.Tensor, p.grad) for p in own])  # (n, rows, columns)
+                before = [self.state[p].get("momentum_buffer") for p in own]
+                moments = torch.stack(
+                    [
+                        torch.zeros_like(p) if b is None else b
+                        for p, b in zip(own, before, strict=True)
+                    ]
+                )
+                moments.lerp_(grads, 1 - group["momentum"])
+                x = grads.lerp(moments, group["momentum"])  # Nesterov
+                x = x if rows <= columns else x.mT  # (n, short, long)
+                x = _orthogonal(x, group).to(grads.dtype)
                 x = x * (-group["lr"] * 0.2 * max(rows, columns) ** 0.5)  # match_rms_adamw
                 x = x if rows <= columns else x.mT.contiguous()  # laid out as the parameters
-                for i, new in zip(own, x, strict=True):
-                    updates[i] = new
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, updates)
+                for p, moment, update in zip(own, moments, x, strict=True):
+                    self.state[p]["momentum_buffer"] = moment
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update)
 
 
 def _orthogonal(x: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor:
@@ -107,7 +110,8 @@ class Optimizer:
     Args:
         named: name -> parameter, on their device (it must not change afterwards).
         model: whose layers tell which of them are matrices.
-        config: ``optimizer`` ``"adamw"`` or ``"muon"``, learning rate and weight decay.
+        config: ``optimizer`` ``"adamw"`` or ``"muon"``, learning rate and weight decay (of what
+            `decays`).
     """
 
     def __init__(
@@ -121,8 +125,15 @@ class Optimizer:
         self._view = {n: nn.Parameter(p.data.view(p.shape[0], -1)) for n, p in self._matrix.items()}
         self._all: list[torch.optim.Optimizer] = []
         if self._plain:
+            groups: list[dict[str, Any]] = [
+                {"params": [p for p in self._plain.values() if decays(p)]},
+                {"params": [p for p in self._plain.values() if not decays(p)], "weight_decay": 0.0},
+            ]
             self._adamw = torch.optim.AdamW(
-                self._plain.values(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
+                groups,
+                config.lr,
+                betas=(0.9, 0.99),
+                weight_decay=config.weight_decay,
             )
             self._all.append(self._adamw)
         if self._view:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,21 @@ from accelerate import PartialState
 
 import medm2g_core
 from medm2g_core.codecs.tokenizer import train_tokenizer
+from medm2g_core.flows.image import ImageFlow
 from medm2g_core.model import PARTS, CheckpointError, MedM2G
 from medm2g_core.profiles import BASE_STAGES, ROUND_STAGES, STAGES, Profile
 from medm2g_core.storage import atomic_write
+from medm2g_core.streams import MODALITIES
 from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports, weights_key
 from medm2g_core.training.data import EmbeddedData, TrainingData
 from medm2g_core.training.loop import run_stage, state_file
+from medm2g_core.training.rounds import ROUNDS, begin_round, trained_with
 from medm2g_core.training.stages import (
     AlignmentStage,
     ImageCodecStage,
     RoundStage,
     Stage,
     TextCodecStage,
-    inherit_weights,
 )
 from medm2g_core.training.validate import validate
 
@@ -83,47 +85,67 @@ def train(
     precision: str = "auto",
     data: TrainingData | None = None,
     start: str | Path | None = None,
+    stable_diffusion: str | Path | None = None,
     progress: bool = True,
 ) -> MedM2G:
     """Train ``stages`` and leave a model in ``folder``.
 
     A stage that ``folder/training.json`` lists as finished is loaded, not trained again, unless
     ``again``; one that was interrupted goes on. ``folder/work`` holds caches and unfinished states.
+    What a stage trains begins at the seed's weights, or at those of ``start``, whatever ``folder``
+    held before; and once it is finished, stages that were built on it no longer are.
 
     Args:
         stages: those for which the data has no streams are left out, with a line that says so.
+        again: take these stages, and those that build on them, off the list of finished ones first.
+            The same call goes on where it was interrupted.
         data: by default the embedded cohort.
         start: folder of a model of the same configuration that training starts from, instead of
             from nothing; every stage can then be trained on its own.
+        stable_diffusion: folder with a ``unet`` and a ``vae`` of Stable Diffusion, whose weights
+            the image flows and the image autoencoder start from; the rest starts from the seed.
 
     Raises:
-        ValueError: an unknown stage, one whose predecessors are not finished, or nothing that the
-            data could train.
+        OSError: ``stable_diffusion`` holds no such weights.
+        ValueError: an unknown stage, one whose predecessors are not finished, nothing that the data
+            could train, weights of ``stable_diffusion`` that do not fit, or a start given to a
+            folder that did not start from it, or left out.
         CheckpointError: ``folder`` or ``start`` holds a model of another configuration, or
             ``folder`` one that was trained on other data.
         StageInterrupted: Ctrl-C; the same call goes on.
     """
     folder = Path(folder)
-    unknown = set(stages) - {*STAGES, "all_pairs"}
+    processes = PartialState(cpu=torch.device(device).type == "cpu")
+    unknown = set(stages) - set(_ORDER)
     if unknown:
         raise ValueError(f"unknown stage {sorted(unknown)[0]!r}; known: {', '.join(STAGES)}")
     summary = _summary(folder)
     done: dict[str, Any] = summary["stages"]
-    summary |= {
-        "profile": profile.name,
-        "seed": seed,
-        "version": medm2g_core.__version__,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {platform.system()}",
-    }
     data = data or EmbeddedData(profile)
-    lacking = {s: why for s in (*STAGES, "all_pairs") if (why := data.lacks(s))}
+    lacking = {s: why for s in _ORDER if (why := data.lacks(s))}
     if all(s in lacking for s in stages):
         raise ValueError(
             f"nothing to train: {'; '.join(f'{s}: {lacking[s]}' for s in stages)} in this data"
         )
     for s in (s for s in STAGES if s in stages and s in lacking):
         print(f"{s} is left out: {lacking[s]} in this data")
+    chosen = [s for s in _ORDER if s in stages and s not in lacking]
+    work = folder / "work"
+    origin = _Origin(profile, seed, start, stable_diffusion)
+    if done:
+        origin.check(folder, summary, again)
+    # Parts whose weights in the folder are no longer those that training began with.
+    moved = set(summary.get("trained parts") or [p for s in done for p in _parts_of(s)])
+    unfinished = set(summary.get("again", ())) & set(chosen)
+    if again and not unfinished:
+        unfinished = set(chosen) & set(done)
+        for s in chosen:
+            if s in unfinished and processes.is_main_process:
+                state_file(work, s).unlink(missing_ok=True)
+            _forget(s, done, work)
+    if not done:
+        moved.clear()
+
     facts = data.facts()
     before, now = (
         name_of.get("source", {}).get("name", "virtual patients") for name_of in (summary, facts)
@@ -133,38 +155,50 @@ def train(
             f"{folder} was trained on {before}, and now it would be {now}: train into another"
             f" folder, with --start {folder} if it shall go on from there"
         )
-    summary |= facts | {"left out": lacking}
     if done:
         model = MedM2G.from_pretrained(folder)
         _same_configuration(model, profile, folder)
         model.profile = profile
-    elif start is not None:
-        base = MedM2G.from_pretrained(start)
-        _same_configuration(base, profile, start)
-        model = new_model(profile, seed, like=base, parts=PARTS)
-        summary["start"] = f"{base.profile.name}, {weights_key(base, PARTS)}"
     else:
-        model = new_model(profile, seed, reports=data.reports(TOKENIZER_REPORTS, seed))
+        summary.pop("start", None)
+        summary.pop("stable diffusion", None)
+        model = origin.model(reports=data.reports(TOKENIZER_REPORTS, seed))
+        if start is None:  # no flow was trained with anything yet
+            for m in MODALITIES:
+                model.prompt_projection(m).trained_with.zero_()
+    if origin.record:
+        summary["start"] = origin.record
+    if origin.ancestor:
+        summary["stable diffusion"] = origin.ancestor
+    summary |= {
+        "profile": profile.name,
+        "seed": seed,
+        "version": medm2g_core.__version__,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "left out": lacking,
+        **facts,
+    }
     data.fit(model)
     corpora = data.corpora
-    work = folder / "work"
 
+    def record() -> None:
+        summary["trained parts"] = sorted(moved)
+        summary["trained with"] = trained_with(model)
+        summary.pop("again", None)
+        if unfinished:
+            summary["again"] = sorted(unfinished)
+        if processes.is_main_process:
+            text = json.dumps(summary, indent=1)
+            atomic_write(folder / "training.json", lambda p: p.write_text(text, encoding="utf-8"))
+
+    if unfinished:
+        record()
     latent: list[LatentCorpus] | None = None
-    for name in [s for s in (*STAGES, "all_pairs") if s in stages and s not in lacking]:
-        if name in done and not again:
+    for name in chosen:
+        if name in done:
             continue
-        needed = (
-            [s for s in STAGES[: STAGES.index(name)] if s not in {*done, *lacking}]
-            if name in STAGES
-            else []
-        )
-        if name in BASE_STAGES or "start" in summary:
-            needed = []
-        if needed:
-            raise ValueError(
-                f"stage {name} needs {', '.join(needed)} first: train without --stage, or name"
-                " them too"
-            )
+        _check_order(name, {*done, *lacking}, started="start" in summary)
         stage: Stage
         if name == "image_codec":
             stage = ImageCodecStage(model, corpora("train"))
@@ -177,12 +211,13 @@ def train(
             latent = latent or near_device(
                 device, [LatentCorpus.build(model, c, work) for c in corpora("train")]
             )
-            plan = data.round(name)
-            if (
-                "start" not in summary
-            ):  # there the flow has learnt more than the one that it would inherit from
-                inherit_weights(model, plan)
-            stage = RoundStage(model, latent, name, plan)
+            stage = RoundStage(model, latent, name, data.round(name))
+        if moved & set(_parts_of(name)):
+            origin.check(folder, summary, needed=True)
+            _restore(stage, origin)
+        if isinstance(stage, RoundStage):
+            # From a trained model the flows have learnt more than those that they would start from.
+            begin_round(model, stage.round, continued="start" in summary)
         result = run_stage(
             stage,
             profile.stages[name if name in profile.stages else "round1"],
@@ -194,25 +229,128 @@ def train(
         )
         if name == "image_codec":
             model.fit_standardisation(_raw_latents(model, corpora("train")))
-        # Flows of later stages build on these weights: a stage trained again makes them stale.
-        for later in ROUND_STAGES if name in BASE_STAGES else ():
-            done.pop(later, None)
+        _forget(name, done, work)
         done[name] = result | {"validation": validate(model, name, data)}
+        moved |= set(_parts_of(name))
+        unfinished.discard(name)
         if name != "text_codec":
             summary["cohort"] = {
                 c.name: f"{len(c)} studies, {c.fingerprint()}" for c in corpora("train")
             }
-        if PartialState().is_main_process:
+        if processes.is_main_process:
             model.save_pretrained(folder)
-            text = json.dumps(summary, indent=1)
-            atomic_write(
-                folder / "training.json", lambda p, t=text: p.write_text(t, encoding="utf-8")
-            )
+            record()
             state_file(work, name).unlink(missing_ok=True)
-        PartialState().wait_for_everyone()
+        processes.wait_for_everyone()
         if name in BASE_STAGES:
             latent = None
     return model
+
+
+_ORDER = (*STAGES, "all_pairs")
+
+
+def _parts_of(stage: str) -> tuple[str, ...]:
+    """Weight files that a stage trains as a whole."""
+    return (stage,) if stage in BASE_STAGES else ROUNDS[stage].trained
+
+
+def _forget(stage: str, done: dict[str, Any], work: Path) -> None:
+    """Take a stage, and what was built on it, off the finished and the interrupted ones.
+
+    The rounds stand on the base and on earlier rounds; ``all_pairs`` trains the same flows as the
+    three rounds.
+    """
+    rounds = [*ROUND_STAGES, "all_pairs"]
+    later = rounds[rounds.index(stage) + 1 :] if stage in ROUND_STAGES else rounds
+    done.pop(stage, None)
+    for each in later:
+        done.pop(each, None)
+        if each != stage and PartialState().is_main_process:
+            state_file(work, each).unlink(missing_ok=True)
+
+
+def _check_order(name: str, finished: set[str], *, started: bool) -> None:
+    """Raise ``ValueError`` for a round whose predecessors are not finished."""
+    if name not in ROUND_STAGES or started:
+        return
+    if needed := [s for s in STAGES[: STAGES.index(name)] if s not in finished]:
+        raise ValueError(
+            f"stage {name} needs {', '.join(needed)} first: train without --stage, or name them too"
+        )
+
+
+class _Origin:
+    """The weights that training begins with: those of a seed, perhaps with parts of Stable
+    Diffusion, or of a trained model.
+
+    Attributes:
+        record: what the folder notes of a trained model that it started from; ``""`` for a seed.
+        ancestor: what it notes of Stable Diffusion's weights; ``""`` without them.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        seed: int,
+        start: str | Path | None,
+        stable_diffusion: str | Path | None,
+    ) -> None:
+        if start is not None and stable_diffusion is not None:
+            raise ValueError("start and stable_diffusion: all weights come from start, give one")
+        self.profile, self.seed, self.start, self.record = profile, seed, start, ""
+        self.stable_diffusion, self.ancestor = stable_diffusion, ""
+        if start is not None:
+            self._base = MedM2G.from_pretrained(start)
+            _same_configuration(self._base, profile, start)
+            self.record = f"{self._base.profile.name}, {weights_key(self._base, PARTS)}"
+        if stable_diffusion is not None:
+            self.ancestor = Path(stable_diffusion).resolve().name
+
+    def check(self, folder: Path, summary: Mapping[str, Any], needed: bool) -> None:
+        """Raise ``ValueError`` if the folder started from something else, or if it started from
+        weights that are ``needed`` now and were not given.
+
+        Args:
+            summary: ``training.json`` of the folder.
+        """
+        recorded = summary.get("start", ""), summary.get("stable diffusion", "")
+        given = self.record, self.ancestor
+        began = f"from {' and '.join(filter(None, recorded)) or 'nothing'}"
+        source = self.start or self.stable_diffusion
+        if any(given) and given != recorded:
+            raise ValueError(
+                f"{folder} started {began}, not from {source}: train into another folder"
+            )
+        if needed and any(recorded) and not any(given):
+            flag = "--start" if recorded[0] else "--start-from-stable-diffusion"
+            raise ValueError(
+                f"{folder} started {began}, and a stage is to start there again: name that folder"
+                f" with {flag}"
+            )
+
+    def model(self, *, like: MedM2G | None = None, reports: Sequence[str] = ()) -> MedM2G:
+        """A model with these weights, and the tokenizer of the start, of ``like``, or a new one."""
+        if self.start is not None:
+            return new_model(self.profile, self.seed, like=self._base, parts=PARTS)
+        model = new_model(self.profile, self.seed, like=like, reports=reports)
+        if self.stable_diffusion is not None:
+            folder = str(self.stable_diffusion)
+            model.image_codec.load_stable_diffusion(folder)
+            for flow in model.flows.values():
+                if isinstance(flow, ImageFlow):
+                    flow.load_stable_diffusion(folder)
+        return model
+
+
+def _restore(stage: Stage, origin: _Origin) -> None:
+    """Give what a stage trains, and has trained before in this folder, the weights that it began
+    with."""
+    model = stage.model
+    first = origin.model(like=model).state_dict()
+    names = {key for part in stage.parts for key in model.part(part)}
+    names |= {name for name, _ in stage.trainable()}
+    model.load_state_dict({n: first[n] for n in names}, strict=False)
 
 
 def near_device(device: str, latent: Sequence[LatentCorpus]) -> list[LatentCorpus]:
@@ -226,8 +364,8 @@ def near_device(device: str, latent: Sequence[LatentCorpus]) -> list[LatentCorpu
 
 
 def _same_configuration(model: MedM2G, profile: Profile, folder: str | Path) -> None:
-    """Raise `CheckpointError` unless only budgets differ."""
-    budgets = {"stages": 0, "data": 0}
+    """Raise `CheckpointError` unless only what training alone reads differs."""
+    budgets = {"stages": 0, "data": 0, "conditioning": 0}
     if model.profile.to_dict() | budgets != profile.to_dict() | budgets:
         raise CheckpointError(
             f"{folder} holds a model of another configuration than profile {profile.name!r}"

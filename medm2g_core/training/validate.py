@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 
 from medm2g_core.model import MedM2G
+from medm2g_core.training.batches import can_align
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.data import TrainingData
-from medm2g_core.training.stages import RoundStage, can_align
+from medm2g_core.training.stages import RoundStage
 
 __all__ = ["recall_at", "validate"]
 
@@ -84,14 +85,11 @@ def validate(
         ]
         if not latent:
             return out
-        trained_with = {m: model.prompt_projection(m).trained_with.clone() for m in model.flows}
         probe = RoundStage(model, latent, stage, plan)
         sums: dict[str, list[float]] = {}
         for i in range(batches):
             _, logs = probe(32, torch.Generator().manual_seed(i))
             for k, v in logs.items():
                 sums.setdefault(k, []).append(v.item())
-        for m, before in trained_with.items():
-            model.prompt_projection(m).trained_with.copy_(before)
         out = {k: round(sum(v) / len(v), 4) for k, v in sums.items()}
     return out

@@ -1,10 +1,4 @@
-"""Sizes and budgets: frozen dataclasses, four of them ready made.
-
-``smoke`` runs the whole pipeline in under a minute and claims no quality, ``cpu`` is what this
-repository ships weights for, ``gpu`` works at 256 px, ``paper`` has the sizes of the public
-ancestors of MedM2G (Stable Diffusion's UNet and autoencoder, CLIP ViT-L/14, BERT and GPT-2 for the
-text codec) and can start from such weights on disk.
-"""
+"""Sizes and budgets: frozen dataclasses, checked when made; `Profile` holds one of each."""
 
 from __future__ import annotations
 
@@ -16,17 +10,17 @@ from typing import Any, Literal
 
 __all__ = [
     "BASE_STAGES",
-    "PROFILES",
     "ROUND_STAGES",
     "STAGES",
     "AlignmentConfig",
+    "ConditioningConfig",
     "DataConfig",
     "FlowConfig",
     "ImageCodecConfig",
+    "Objective",
     "Profile",
     "StageConfig",
     "TextCodecConfig",
-    "profile",
 ]
 
 Guidance = Literal["tokens", "pooled", "adapter", "off"]
@@ -121,7 +115,8 @@ class AlignmentConfig:
     temperature: float = 0.07
     pairs: Literal["central", "all"] = "central"
     invariant: Literal["off", "off_diagonal", "full"] = "full"
-    invariant_weight: float = 0.1
+    invariant_weight: float = 0.01
+    """Ten times as much loses on every score of the ablation."""
     diagonal_weight: float = 0.05
 
 
@@ -131,9 +126,9 @@ class FlowConfig:
     they guide."""
 
     objective: Objective = "flow"
-    precondition: bool = True
+    precondition: bool = False
     """Skip connection and scales round the network, see `NoiseSchedule.precondition`; no effect on
-    other objectives."""
+    other objectives. The ablation is 0.2 dB better without."""
     channels: tuple[int, ...] = (64, 104)
     attention: tuple[bool, ...] = (False, True)
     layers: int = 1
@@ -165,6 +160,52 @@ class FlowConfig:
         _need(
             any(self.attention),
             "at least one level needs attention: the prompt and the guides enter there",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditioningConfig:
+    """What a flow is told during its rounds: how often prompts and guides are taken away, and how
+    noisy they are. Training alone reads it; what a trained model computes does not depend on it.
+
+    All rates are shares of the studies, drawn anew for every target of every step.
+    """
+
+    drop_all: float = 0.1
+    """Neither prompt nor guide: the null branch of classifier-free guidance. Elsewhere one of the
+    two stays, so this is the whole share. A tenth, as Ho and Salimans 2022."""
+    drop_guides: float = 0.15
+    """Of the rest: no guide at all, the prompt stays. A report that draws a picture of a modality
+    that was never trained with text always samples here."""
+    drop_prompt: float = 0.15
+    """Of the rest: no prompt, where a guide stays. Translation must work from the guides alone."""
+    drop_details: float = 0.3
+    """The prompt keeps its pooled embedding and loses its tokens: only the embedding crosses to
+    modalities that a flow was never trained with, so it must be enough by itself."""
+    self_prompt: float = 0.2
+    """The prompt is the target's own embedding with noise: the flow learns to follow a point of
+    the aligned space, whichever modality the point comes from."""
+    self_prompt_noise: float = 0.6
+    """Length of that noise relative to the embedding's: about the gap between modalities."""
+    guides_clean: float = 0.5
+    """All guides of the study are clean: they are given."""
+    guides_alike: float = 0.2
+    """All guides are as noisy as the target: all are drawn together. In the remaining studies each
+    guide is one of these, with the same shares, or at a level of its own."""
+    level_mean: float = 0.5
+    level_std: float = 1.2
+    """Mean and deviation of the log-odds of the noise level (objective ``flow``). Above 0, denser
+    where noise is high: there the prompt and the guides decide what is drawn."""
+
+    def __post_init__(self) -> None:
+        lengths = ("self_prompt_noise", "level_mean", "level_std")
+        for name in (f.name for f in dataclasses.fields(self) if f.name not in lengths):
+            rate = getattr(self, name)
+            _need(0 <= rate <= 1, f"{name} is a share of the studies, 0 to 1; got {rate}")
+        _need(
+            self.guides_clean + self.guides_alike <= 1,
+            f"guides_clean {self.guides_clean} and guides_alike {self.guides_alike} are more than"
+            " all studies",
         )
 
 
@@ -211,10 +252,6 @@ class StageConfig:
         return dataclasses.replace(self, steps=steps, warmup=warmup, ema=ema, restart=0)
 
 
-def _stages(**steps: StageConfig) -> Mapping[str, StageConfig]:
-    return MappingProxyType(steps)
-
-
 BASE_STAGES: tuple[str, ...] = ("image_codec", "text_codec", "alignment")
 """What the flows build on; each can be trained on its own."""
 
@@ -232,6 +269,7 @@ class Profile:
     text_codec: TextCodecConfig = field(default_factory=TextCodecConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
     data: DataConfig = field(default_factory=DataConfig)
     stages: Mapping[str, StageConfig] = field(default_factory=dict)
 
@@ -254,19 +292,11 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {
-            k: (
-                {n: dataclasses.asdict(s) for n, s in v.items()}
-                if k == "stages"
-                else (
-                    dataclasses.asdict(v)
-                    if dataclasses.is_dataclass(v) and not isinstance(v, type)
-                    else v
-                )
-            )
-            for k, v in plain.items()
-        }
+        out: dict[str, Any] = {"name": self.name}
+        for part in _CONFIGS:
+            out[part] = dataclasses.asdict(getattr(self, part))
+        out["stages"] = {name: dataclasses.asdict(s) for name, s in self.stages.items()}
+        return out
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles by value: read-only mappings cannot be pickled."""
@@ -275,206 +305,25 @@ class Profile:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Profile:
         """The inverse of `to_dict`; unknown keys raise ``TypeError``, so a file of another version
-        is noticed."""
+        is noticed. One without ``conditioning`` is older than that part, and gets today's."""
 
         def build(kind: type, plain: Mapping[str, Any]) -> Any:
             return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
 
-        return cls(
-            name=values["name"],
-            image_codec=build(ImageCodecConfig, values["image_codec"]),
-            text_codec=build(TextCodecConfig, values["text_codec"]),
-            alignment=build(AlignmentConfig, values["alignment"]),
-            flow=build(FlowConfig, values["flow"]),
-            data=build(DataConfig, values["data"]),
-            stages=MappingProxyType(
-                {n: build(StageConfig, s) for n, s in values["stages"].items()}
-            ),
-        )
+        values = {"conditioning": {}, **values}
+        parts = {part: build(kind, values[part]) for part, kind in _CONFIGS.items()}
+        stages = {n: build(StageConfig, s) for n, s in values["stages"].items()}
+        return cls(name=values["name"], stages=MappingProxyType(stages), **parts)
 
 
-_SMOKE = Profile(
-    name="smoke",
-    image_codec=ImageCodecConfig(
-        resolution=32, unshuffle=2, channels=(16, 32), norm_groups=8, latent_channels=4
-    ),
-    text_codec=TextCodecConfig(
-        vocab_size=768,
-        width=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        heads=2,
-        latent_tokens=4,
-        latent_dim=16,
-    ),
-    alignment=AlignmentConfig(
-        embed_dim=32,
-        text_width=32,
-        text_layers=1,
-        text_heads=2,
-        image_channels=(16, 32),
-        image_unshuffle=2,
-    ),
-    flow=FlowConfig(
-        channels=(16, 32),
-        attention=(False, True),
-        head_dim=2,
-        norm_groups=8,
-        text_width=32,
-        text_layers=2,
-        text_heads=2,
-        env_width=32,
-        env_grid=4,
-        guidance_heads=2,
-    ),
-    data=DataConfig(chest_train=16, brain_train=8, chest_val=4, brain_val=2),
-    stages=_stages(
-        image_codec=StageConfig(steps=20, batch=8, warmup=2, ema=0.9),
-        text_codec=StageConfig(steps=20, batch=8, warmup=2, ema=0.9),
-        alignment=StageConfig(steps=12, batch=8, warmup=2, ema=0.9),
-        round1=StageConfig(steps=8, batch=8, warmup=2, ema=0.9),
-        round2=StageConfig(steps=8, batch=8, warmup=2, ema=0.9),
-        round3=StageConfig(steps=8, batch=8, warmup=2, ema=0.9),
-    ),
+_CONFIGS: Mapping[str, type] = MappingProxyType(
+    {
+        "image_codec": ImageCodecConfig,
+        "text_codec": TextCodecConfig,
+        "alignment": AlignmentConfig,
+        "flow": FlowConfig,
+        "conditioning": ConditioningConfig,
+        "data": DataConfig,
+    }
 )
-
-_CPU = Profile(
-    name="cpu",
-    image_codec=ImageCodecConfig(latent_channels=12),
-    alignment=AlignmentConfig(invariant_weight=0.01),
-    data=DataConfig(chest_train=2816, brain_train=1408, chest_val=256, brain_val=128),
-    stages=_stages(
-        image_codec=StageConfig(
-            steps=2000, batch=32, lr=2e-3, warmup=50, ema=0.995, weight_decay=0.0, optimizer="muon"
-        ),
-        text_codec=StageConfig(steps=4000, batch=32, lr=1.5e-3, warmup=200, ema=0.995),
-        alignment=StageConfig(
-            steps=1000,
-            batch=64,
-            lr=1.5e-3,
-            warmup=50,
-            ema=0.995,
-            weight_decay=0.05,
-            optimizer="muon",
-        ),
-        round1=StageConfig(steps=4000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
-        round2=StageConfig(steps=1500, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
-        round3=StageConfig(
-            steps=5600, restart=2000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"
-        ),
-    ),
-)
-
-_GPU = Profile(
-    name="gpu",
-    image_codec=ImageCodecConfig(
-        resolution=256,
-        unshuffle=2,
-        channels=(128, 256, 256),
-        layers=2,
-        norm_groups=32,
-        latent_channels=8,
-    ),
-    text_codec=TextCodecConfig(
-        vocab_size=4096,
-        width=384,
-        encoder_layers=4,
-        decoder_layers=6,
-        heads=6,
-        latent_tokens=32,
-        latent_dim=64,
-    ),
-    alignment=AlignmentConfig(
-        embed_dim=512,
-        text_width=512,
-        text_layers=6,
-        text_heads=8,
-        image_channels=(128, 256, 384, 512),
-    ),
-    flow=FlowConfig(
-        channels=(192, 384, 576),
-        attention=(False, True, True),
-        layers=2,
-        head_dim=12,
-        norm_groups=32,
-        text_width=768,
-        text_layers=12,
-        text_heads=12,
-        env_width=384,
-        env_grid=16,
-        guidance_heads=6,
-    ),
-    data=DataConfig(chest_train=20000, brain_train=10000, chest_val=512, brain_val=256),
-    stages=_stages(
-        image_codec=StageConfig(steps=40000, batch=32, lr=2e-4, warmup=1000, weight_decay=0.0),
-        text_codec=StageConfig(steps=40000, batch=128, lr=5e-4, warmup=1000),
-        alignment=StageConfig(steps=20000, batch=256, lr=5e-4, warmup=1000, weight_decay=0.05),
-        round1=StageConfig(steps=100000, batch=128, lr=2e-4, warmup=1000, ema=0.9999),
-        round2=StageConfig(steps=60000, batch=128, lr=2e-4, warmup=1000, ema=0.9999),
-        round3=StageConfig(steps=60000, batch=128, lr=2e-4, warmup=1000, ema=0.9999),
-    ),
-)
-
-_PAPER = Profile(
-    name="paper",
-    image_codec=ImageCodecConfig(
-        resolution=512,
-        unshuffle=1,
-        channels=(128, 256, 512, 512),
-        layers=2,
-        norm_groups=32,
-        latent_channels=4,
-        mid_attention=True,
-        pixel_channels=3,
-    ),
-    text_codec=TextCodecConfig(
-        vocab_size=50257,
-        max_length=1024,
-        width=768,
-        encoder_layers=12,
-        decoder_layers=12,
-        heads=12,
-        latent_tokens=1,
-        latent_dim=768,
-    ),
-    alignment=AlignmentConfig(
-        embed_dim=768, text_width=768, text_layers=12, text_heads=12, image_encoder="clip"
-    ),
-    flow=FlowConfig(
-        objective="epsilon",
-        channels=(320, 640, 1280, 1280),
-        attention=(True, True, True, False),
-        layers=2,
-        head_dim=8,
-        norm_groups=32,
-        text_width=768,
-        text_layers=12,
-        text_heads=12,
-        text_pseudo_tokens=4,
-        env_width=768,
-        env_grid=16,
-        guidance_heads=8,
-        gate_start=0.0,
-        aligned_map=False,
-    ),
-    data=DataConfig(chest_train=20000, brain_train=10000, chest_val=512, brain_val=256),
-    stages=_stages(
-        image_codec=StageConfig(steps=20000, batch=16, lr=1e-5, warmup=1000, weight_decay=0.0),
-        text_codec=StageConfig(steps=50000, batch=64, lr=5e-5, warmup=1000),
-        alignment=StageConfig(steps=50000, batch=256, lr=1e-5, warmup=1000, weight_decay=0.05),
-        round1=StageConfig(steps=100000, batch=64, lr=1e-5, warmup=1000, ema=0.9999),
-        round2=StageConfig(steps=100000, batch=64, lr=1e-5, warmup=1000, ema=0.9999),
-        round3=StageConfig(steps=100000, batch=64, lr=1e-5, warmup=1000, ema=0.9999),
-    ),
-)
-
-PROFILES: Mapping[str, Profile] = MappingProxyType(
-    {p.name: p for p in (_SMOKE, _CPU, _GPU, _PAPER)}
-)
-
-
-def profile(name: str) -> Profile:
-    """A ready-made profile by name; ``ValueError`` names the known ones."""
-    if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}; known: {', '.join(PROFILES)}")
-    return PROFILES[name]
+"""Parts of a profile beside its name and stages."""

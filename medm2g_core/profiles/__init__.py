@@ -1,0 +1,34 @@
+"""Sizes and budgets: what a configuration is (`config`), and four ready-made ones (`ready`)."""
+
+from medm2g_core.profiles.config import (
+    BASE_STAGES,
+    ROUND_STAGES,
+    STAGES,
+    AlignmentConfig,
+    ConditioningConfig,
+    DataConfig,
+    FlowConfig,
+    ImageCodecConfig,
+    Objective,
+    Profile,
+    StageConfig,
+    TextCodecConfig,
+)
+from medm2g_core.profiles.ready import PROFILES, profile
+
+__all__ = [
+    "BASE_STAGES",
+    "PROFILES",
+    "ROUND_STAGES",
+    "STAGES",
+    "AlignmentConfig",
+    "ConditioningConfig",
+    "DataConfig",
+    "FlowConfig",
+    "ImageCodecConfig",
+    "Objective",
+    "Profile",
+    "StageConfig",
+    "TextCodecConfig",
+    "profile",
+]

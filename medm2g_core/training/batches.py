@@ -1,0 +1,372 @@
+"""What a step of training sees: drawn from a seeded generator, data only, no network runs.
+
+``draw(n, generator, device)`` of each class here returns a plain dataclass of tensors and texts,
+and everything random that the objective needs is in it. So a step depends on nothing but the
+weights and the generator's seed, and a batch could as well be drawn ahead, by a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.nn import functional as F
+
+from medm2g_core.alignment.encoders import Embedding
+from medm2g_core.alignment.objective import augmented_view
+from medm2g_core.flows.prompt import Prompt, mix
+from medm2g_core.profiles import ConditioningConfig
+from medm2g_core.streams import stream
+from medm2g_core.training.corpus import Corpus, LatentCorpus
+from medm2g_core.training.rounds import Round
+
+__all__ = [
+    "AlignmentBatch",
+    "AlignmentBatches",
+    "Batches",
+    "ImageBatch",
+    "ImageBatches",
+    "RoundBatch",
+    "RoundBatches",
+    "TextBatch",
+    "TextBatches",
+    "can_align",
+    "draw_guide_sets",
+    "normal",
+]
+
+Levels = Callable[[int, torch.Generator], torch.Tensor]
+"""(n, generator) -> n training noise levels on the CPU, as `NoiseSchedule.sample_levels`."""
+
+
+class Batches(Protocol):
+    """Draws the batches of a stage."""
+
+    def draw(self, n: int, generator: torch.Generator, device: torch.device) -> Any:
+        """A batch of about ``n`` studies on ``device``; ``generator`` lies on the CPU."""
+        ...
+
+
+def _integers(high: int, n: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(high, (n,), generator=generator)
+
+
+def _integer(high: int, generator: torch.Generator) -> int:
+    return int(_integers(high, 1, generator))
+
+
+def normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> torch.Tensor:
+    """Normal numbers. On a GPU they are drawn there, from a seed that ``generator`` gives: millions
+    of numbers from the CPU's generator would take as long as the rest of the step."""
+    if device.type == "cpu":
+        return torch.randn(*shape, generator=generator)
+    there = torch.Generator(device).manual_seed(_integer(2**31, generator))
+    return torch.randn(*shape, generator=there, device=device)
+
+
+# ---- codecs
+
+
+@dataclass
+class ImageBatch:
+    """``image`` (B, 1, H, W) in -1..1; ``noise`` (B, C, h, w) in the shape of their latents."""
+
+    image: torch.Tensor
+    noise: torch.Tensor
+
+
+class ImageBatches:
+    """Pictures of all image streams alike, whatever their number.
+
+    Args:
+        latent_shape: (C, h, w) of one latent.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus], latent_shape: Sequence[int]) -> None:
+        self.pools = [images for c in corpora for images in c.images.values()]
+        self.latent_shape = tuple(latent_shape)
+
+    def draw(self, n: int, generator: torch.Generator, device: torch.device) -> ImageBatch:
+        which = _integers(len(self.pools), n, generator).tolist()
+        image = torch.stack(
+            [self.pools[p][_integer(len(self.pools[p]), generator)].float() for p in which]
+        )  # (B, 1, H, W)
+        noise = normal((n, *self.latent_shape), generator, device)  # (B, C, h, w)
+        return ImageBatch(image.to(device), noise)
+
+
+@dataclass
+class TextBatch:
+    """B reports."""
+
+    texts: list[str]
+
+
+class TextBatches:
+    """Reports from ``source(n, seed)``: written anew for every batch, or drawn from a data set."""
+
+    def __init__(self, source: Callable[[int, int], list[str]]) -> None:
+        self.source = source
+
+    def draw(self, n: int, generator: torch.Generator, device: torch.device) -> TextBatch:
+        return TextBatch(self.source(n, _integer(2**31, generator)))
+
+
+# ---- alignment
+
+
+@dataclass
+class AlignmentBatch:
+    """Reports and augmented pictures of the same patients.
+
+    Attributes:
+        texts: B reports, those of one corpus after those of the other.
+        rows: image modality -> (B_m,) which reports its pictures belong to, ascending.
+        views: image modality -> (B_m, 1, H, W) in -1..1.
+        contrasts: image modality -> (B_m,) index of the MR contrast.
+        second: a modality and another view of its pictures, for the visual invariant; or ``None``.
+    """
+
+    texts: list[str]
+    rows: dict[str, torch.Tensor]
+    views: dict[str, torch.Tensor]
+    contrasts: dict[str, torch.Tensor]
+    second: tuple[str, torch.Tensor] | None
+
+
+def can_align(corpus: Corpus) -> bool:
+    """Whether the corpus has reports, images, and a second study to tell each study from."""
+    return corpus.has_text and bool(corpus.images) and len(corpus) > 1
+
+
+class AlignmentBatches:
+    """Every batch mixes the corpora that have reports, by their weight.
+
+    Args:
+        second_view: whether the visual invariant is trained.
+
+    Raises:
+        ValueError: no corpus can be aligned.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus], second_view: bool) -> None:
+        self.corpora = [c for c in corpora if can_align(c)]
+        self.second_view = second_view
+        if not self.corpora:
+            raise ValueError(
+                "alignment needs two studies with a report and the same image streams; there are"
+                " none"
+            )
+
+    def _studies(self, n: int, generator: torch.Generator) -> list[tuple[Corpus, torch.Tensor]]:
+        """Which studies of which corpus make the batch."""
+        whole = sum(c.weight for c in self.corpora)
+        out = []
+        for corpus in self.corpora:
+            own = min(max(2, n * corpus.weight // whole), len(corpus))
+            out.append((corpus, torch.randperm(len(corpus), generator=generator)[:own]))
+        return out
+
+    def draw(self, n: int, generator: torch.Generator, device: torch.device) -> AlignmentBatch:
+        texts: list[str] = []
+        images: dict[str, list[torch.Tensor]] = {}
+        contrasts: dict[str, list[torch.Tensor]] = {}
+        rows: dict[str, list[torch.Tensor]] = {}
+        for corpus, index in self._studies(n, generator):
+            first = len(texts)
+            w = _integers(len(corpus.reports[0]), len(index), generator).tolist()
+            texts += [corpus.reports[i][j] for i, j in zip(index.tolist(), w, strict=True)]
+            # One MR contrast of each region a step keeps the cost down; over the steps all come.
+            mr = [s for s in corpus.images if stream(s).modality == "mri"]
+            chosen = [s for s in corpus.images if s not in mr]
+            chosen += [mr[_integer(len(mr), generator)]] if mr else []
+            for s in chosen:
+                m = stream(s).modality
+                images.setdefault(m, []).append(corpus.images[s][index].float())
+                contrasts.setdefault(m, []).append(torch.full((len(index),), stream(s).contrast))
+                rows.setdefault(m, []).append(torch.arange(first, len(texts)))
+        modalities = list(images)
+        looked = modalities[_integer(len(modalities), generator)] if self.second_view else None
+        views, second = {}, None
+        for m in modalities:
+            image = torch.cat(images[m]).to(device)  # (B_m, 1, H, W)
+            views[m] = augmented_view(image, generator)
+            if m == looked:
+                second = (m, augmented_view(image, generator))
+        return AlignmentBatch(
+            texts,
+            {m: torch.cat(x).to(device) for m, x in rows.items()},
+            views,
+            {m: torch.cat(x).to(device) for m, x in contrasts.items()},
+            second,
+        )
+
+
+# ---- rounds
+
+
+@dataclass
+class RoundBatch:
+    """Studies of one mix of a round.
+
+    Attributes:
+        targets: streams with a loss.
+        latents: stream -> z_0 (B, ...).  noise: stream -> eps in the same shape.
+        level: (B,) noise level t of all targets of a study, as in joint sampling (and in CoDi).
+        guide_levels: stream -> (B,) noise level s at which it guides; empty for a single stream.
+        present: target -> guide -> (B,) 1 where the guide is there for this target, else 0.
+        prompts: target -> its prompt.
+    """
+
+    targets: tuple[str, ...]
+    latents: dict[str, torch.Tensor]
+    noise: dict[str, torch.Tensor]
+    level: torch.Tensor
+    guide_levels: dict[str, torch.Tensor]
+    present: dict[str, dict[str, torch.Tensor]]
+    prompts: dict[str, Prompt]
+
+
+def draw_guide_sets(
+    n_guides: int, batch: int, config: ConditioningConfig, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which guides and whether the prompt is there, for each study of a batch.
+
+    A guide that is dropped on its own is hardly ever dropped together with all others, yet every
+    flow must draw without any. So the set is drawn as a set: how many guides, from none to all,
+    then which. In a share ``drop_all`` there is neither prompt nor guide; in all other studies at
+    least one of them stays.
+
+    Returns:
+        (n_guides, batch) and (batch,), 1 where the guide, or the prompt, is there, else 0.
+    """
+    nothing = torch.rand(batch, generator=generator) < config.drop_all  # (B,)
+    none = torch.rand(batch, generator=generator) < config.drop_guides
+    count = 1 + torch.randint(max(n_guides, 1), (batch,), generator=generator)  # 1 .. n_guides
+    count = torch.where(nothing | none, 0, count)
+    place = torch.rand(n_guides, batch, generator=generator).argsort(0).argsort(0)  # (S, B)
+    guides = place < count
+    alone = ~guides.any(0)
+    no_prompt = torch.rand(batch, generator=generator) < config.drop_prompt
+    prompt = ~nothing & (alone | ~no_prompt)
+    return guides.float(), prompt.float()
+
+
+class RoundBatches:
+    """Studies of a round's mixes, their latents noised, with the guides and prompts they get.
+
+    Args:
+        levels: draws training noise levels.
+    """
+
+    def __init__(
+        self,
+        corpora: Sequence[LatentCorpus],
+        plan: Round,
+        config: ConditioningConfig,
+        levels: Levels,
+    ) -> None:
+        self.corpora = {c.name: c for c in corpora}
+        self.plan, self.config, self.levels = plan, config, levels
+
+    def draw(self, n: int, generator: torch.Generator, device: torch.device) -> RoundBatch:
+        weights = torch.tensor([each.weight for each in self.plan.mixes])
+        chosen = self.plan.mixes[int(torch.multinomial(weights, 1, generator=generator))]
+        streams, batch = chosen.streams, n * chosen.batch
+        corpus = self.corpora[chosen.corpus]
+        index = _integers(len(corpus), batch, generator)
+        wording = _integers(corpus.wordings, batch, generator)
+        targets = draw_targets(streams, chosen.targets, generator)
+        latents = {s: corpus.latent(s, index, wording).to(device) for s in streams}
+        embeddings = {s: corpus.embedding(s, index, wording).to(device) for s in streams}
+        level = self.levels(batch, generator)  # (B,)
+        noise = {s: normal(z.shape, generator, device) for s, z in latents.items()}
+        guide_levels = self.draw_guide_levels(streams, level, generator)
+        present, prompts = {}, {}
+        for m in targets:
+            guides = [s for s in streams if s != m]
+            sets, prompted = draw_guide_sets(len(guides), batch, self.config, generator)
+            present[m] = {s: row.to(device) for s, row in zip(guides, sets, strict=True)}
+            prompts[m] = self.draw_prompt(m, embeddings, prompted, generator)
+        return RoundBatch(
+            targets,
+            latents,
+            noise,
+            level.to(device),
+            {s: x.to(device) for s, x in guide_levels.items()},
+            present,
+            prompts,
+        )
+
+    def draw_guide_levels(
+        self, streams: Sequence[str], level: torch.Tensor, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Every stream as a guide at a noise level s (B,).
+
+        In a share ``guides_clean`` of the studies all guides are clean (they are given), in a
+        share ``guides_alike`` all are as noisy as the target (all are drawn together); in the rest
+        each is either of these or at a level of its own.
+        """
+        if len(streams) < 2:
+            return {}
+        clean, settled = (
+            self.config.guides_clean,
+            self.config.guides_clean + self.config.guides_alike,
+        )
+        batch, out = len(level), {}
+        alike = torch.rand(batch, generator=generator)
+        for s in streams:
+            own = torch.rand(batch, generator=generator)
+            kind = torch.where(alike < settled, alike, own)
+            free = self.levels(batch, generator)
+            out[s] = torch.where(kind < clean, 0.0, torch.where(kind < settled, level, free))
+        return out
+
+    def draw_prompt(
+        self,
+        target: str,
+        embeddings: Mapping[str, Embedding],
+        prompted: torch.Tensor,
+        generator: torch.Generator,
+    ) -> Prompt:
+        """A prompt for one stream: a random mix of the other streams, or its own embedding with
+        noise; only where ``prompted`` (B,) is 1.
+
+        The self prompt is what lets pairs that never train together work: the flow learns to follow
+        a point of the aligned space, and text is aligned with every modality.
+        """
+        config, like = self.config, embeddings[target].pooled  # (B, D)
+        batch, device = len(like), like.device
+        others = {n: e for n, e in embeddings.items() if n != target}
+        keep = prompted.to(device)
+        details = torch.rand(batch, generator=generator) >= config.drop_details
+        itself = torch.rand(batch, generator=generator) < config.self_prompt
+        noise = normal(like.shape, generator, device) / like.shape[1] ** 0.5  # length about 1
+        own = F.normalize(like + config.self_prompt_noise * noise, dim=-1)  # (B, D)
+        if not others:
+            return Prompt(own, torch.ones(batch, device=device)).drop(keep)
+        weights = (torch.rand(len(others), batch, generator=generator) >= 0.5).float()
+        weights[_integer(len(others), generator)] = 1.0  # at least one
+        prompt = mix(others, {n: w.to(device) for n, w in zip(others, weights, strict=True)})
+        itself, details = itself.to(device), details.to(device)
+        pooled = torch.where(itself[:, None], own, prompt.pooled)  # (B, D)
+        return Prompt(pooled, prompt.present, prompt.details).drop(
+            keep, (details & ~itself).float()
+        )
+
+
+def draw_targets(
+    streams: Sequence[str], wanted: Sequence[str], generator: torch.Generator
+) -> tuple[str, ...]:
+    """Streams with a loss this step: one a modality; a modality with several streams takes turns.
+
+    Args:
+        wanted: modalities or streams to choose from; all if empty.
+    """
+    able: dict[str, list[str]] = {}
+    for s in streams:
+        if not wanted or s in wanted or stream(s).modality in wanted:
+            able.setdefault(stream(s).modality, []).append(s)
+    return tuple(own[_integer(len(own), generator)] for own in able.values())
