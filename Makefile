@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb) $(wildcard notebooks/solutions/*.ipynb))
 NBVAL = --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-current-env
 
-.PHONY: help demo test lint lab prepare train smoke results unseen ablate bench clean
+.PHONY: help demo test oldest lint lab prepare train smoke results unseen ablate bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,7 +38,10 @@ lint: $(VENV)/.ready ## ruff and mypy
 	$(PY) -m mypy
 
 test: prepare lint ## lint, all tests, and all notebooks against their stored outputs
-	$(PY) -m pytest tests $(if $(NOTEBOOKS),$(NBVAL) $(NOTEBOOKS)) $(ARGS)
+	$(PY) -m pytest tests $(if $(NOTEBOOKS),$(NBVAL) $(NOTEBOOKS)) --durations=15 $(ARGS)
+
+oldest: prepare ## the tests (not the slow ones) with the oldest supported versions, in outputs/oldest
+	$(PY) tests/oldest.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) -m "not slow" $(ARGS)
 
 lab: prepare ## open the notebooks in JupyterLab
 	$(PY) -m jupyter lab --notebook-dir notebooks $(ARGS)

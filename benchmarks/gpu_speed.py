@@ -104,6 +104,7 @@ def middle(action: Callable[[], object], times: int = 5) -> float:
 def sampling() -> None:
     texts = [t for t in random_reports(1400, 1) if "brain" not in t][:512]
     pipe = MedM2GPipeline.from_pretrained()
+    pipe.set_progress_bar_config(disable=True)
     words = []
     for device, dtype, n in (
         ("cpu", torch.float32, 64),

@@ -18,6 +18,7 @@ from medm2g_core.training.corpus import random_reports
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe = MedM2GPipeline.from_pretrained().to(device)
+    pipe.set_progress_bar_config(disable=True)
     texts = [t for t in random_reports(160, 1) if "brain" not in t][:64]
     seconds = []
     for _ in range(3):

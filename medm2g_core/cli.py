@@ -304,11 +304,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--time-fraction",
         type=_shares,
-        default="0.1",
         metavar="X[,KIND=X]",
         help=(
-            "training time of the trained baselines, relative to the flow they face (default 0.1; 1"
-            " takes hours; 0.1,mri=1 trains those of MR fully; kinds: text, xray, ct, mri, pix2pix)"
+            "training time of the trained baselines, relative to the flow they face (default: 0.1"
+            " for what is measured now, and what is stored stays; 1 takes hours; 0.1,mri=1 trains"
+            " those of MR fully; kinds: text, xray, ct, mri, pix2pix)"
         ),
     )
     evaluate.add_argument("--steps", type=_count, default=10, help="sampler steps (default 10)")
@@ -407,6 +407,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
+        if type(error).__name__ == "StageInterrupted":  # Ctrl-C in a training; all of it is saved
+            print(error, file=sys.stderr)
+            return 130
         if type(error).__name__ == "OutOfMemoryError":
             message = (
                 "the accelerator's memory is full; take --device cpu, fewer samples or a smaller"

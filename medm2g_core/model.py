@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import torch
+from diffusers import __version__ as diffusers_version
+from diffusers.configuration_utils import ConfigMixin, FrozenDict
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerFast
@@ -35,6 +39,19 @@ _READABLE = (1, FORMAT_VERSION)
 _NAMES_OF_FORMAT_1 = {".prompt.met": ".prompt.trained_with"}
 """Ends of the tensor names that format 1 had -> today's."""
 
+_NO_OPTIONS: Mapping[str, tuple[Any, ...]] = {
+    "device_map": (None,),
+    "max_memory": (None,),
+    "offload_folder": (None,),
+    "offload_state_dict": (None, False),
+    "variant": (None,),
+    "use_safetensors": (None, True),
+    "use_flashpack": (False,),
+    "low_cpu_mem_usage": (True, False),
+    "disable_mmap": (False,),
+}
+"""Options of diffusers' models -> the values that ask for what is done here anyway."""
+
 RawBatch = Mapping[str, torch.Tensor | Sequence[str]]
 """Stream -> images (B, 1, H, W) in -1..1, or B reports."""
 
@@ -47,26 +64,46 @@ class CheckpointError(RuntimeError):
     """A folder of weights is missing, half written, of another version or of another shape."""
 
 
-class MedM2G(nn.Module):
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _moves_when_offloaded(method: Method) -> Method:
+    """Let a method move the model to its device first, when `enable_model_cpu_offload` is on, as
+    accelerate does for ``forward`` alone."""
+    return cast(Method, apply_forward_hook(method))
+
+
+class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """One model for text, X-ray, CT and MR.
 
     Symbols of the paper: x^m a stream, z^m its latent, h^m = E_m(x^m) its aligned embedding
     (``alignment``), V_m its environment encoder (``environments[m]``), eps_m its flow
     (``flows[m]``).
+
+    A model of diffusers, with its methods. Loading and saving alone are its own: training goes on
+    from any part, so each part is a file, and the tokenizer lies beside them.
+
+    To compile the flows, in place: ``for flow in model.flows.values(): flow.compile()``.
     """
 
     latent_shift: torch.Tensor
     latent_scale: torch.Tensor
+    _supports_gradient_checkpointing = True
 
-    def __init__(self, profile: Profile, tokenizer: PreTrainedTokenizerFast) -> None:
+    if TYPE_CHECKING:  # ModelMixin's own is not typed
+
+        def to(self, *args: Any, **kwargs: Any) -> Self: ...  # type: ignore[override]
+
+    def __init__(
+        self, profile: Profile | Mapping[str, Any], tokenizer: PreTrainedTokenizerFast
+    ) -> None:
+        """``profile`` may also be the dict of a `Profile`, as ``config["profile"]`` holds it."""
         super().__init__()
+        if not isinstance(profile, Profile):
+            profile = Profile.from_dict(dict(profile))
         self.profile, self.tokenizer = profile, tokenizer
-        image, text, align, flow = (
-            profile.image_codec,
-            profile.text_codec,
-            profile.alignment,
-            profile.flow,
-        )
+        image, text = profile.image_codec, profile.text_codec
+        align, flow = profile.alignment, profile.flow
         self.schedule = NoiseSchedule(flow.objective)
         self.image_codec = ImageCodec(image)
         self.text_codec = TextCodec(text)
@@ -92,6 +129,16 @@ class MedM2G(nn.Module):
         self.register_buffer("latent_shift", torch.zeros(len(STREAMS), image.latent_channels))
         self.register_buffer("latent_scale", torch.ones(len(STREAMS), image.latent_channels))
 
+    @property
+    def config(self) -> FrozenDict:
+        """What `from_config` needs beside a tokenizer, and ``config.json`` holds."""
+        return FrozenDict(
+            _class_name=type(self).__name__,
+            _diffusers_version=diffusers_version,
+            format_version=FORMAT_VERSION,
+            profile=self.profile.to_dict(),
+        )
+
     # ---- streams <-> latents
 
     @property
@@ -110,7 +157,8 @@ class MedM2G(nn.Module):
         t = self.profile.text_codec
         return (t.latent_tokens, t.latent_dim)
 
-    def _standard(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def standardisation(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shift and scale (C, 1, 1) of an image stream, whose latents are (z - shift) / scale."""
         row = list(STREAMS).index(name)
         return self.latent_shift[row][:, None, None], self.latent_scale[row][:, None, None]
 
@@ -131,14 +179,16 @@ class MedM2G(nn.Module):
             )
         return images.to(self.device, self.dtype)
 
+    @_moves_when_offloaded
     @torch.no_grad()
     def encode(self, name: str, values: torch.Tensor | Sequence[str]) -> torch.Tensor:
         """A batch of a stream to standardised latents (B, *latent_shape)."""
         if not stream(name).is_image:
             return self.text_codec.encode(*self.tokens(values))  # type: ignore[arg-type]
-        shift, scale = self._standard(name)
+        shift, scale = self.standardisation(name)
         return (self.image_codec.encode(self.images(name, values)) - shift) / scale  # type: ignore[arg-type]
 
+    @_moves_when_offloaded
     @torch.no_grad()
     def decode(self, name: str, latent: torch.Tensor) -> torch.Tensor | list[str]:
         """Latents to images (B, 1, H, W) clipped to -1..1, or to reports."""
@@ -147,7 +197,7 @@ class MedM2G(nn.Module):
             # first.
             ids = self.text_codec.decode(self.text_codec.norm(latent))
             return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-        shift, scale = self._standard(name)
+        shift, scale = self.standardisation(name)
         return self.image_codec.decode(latent * scale + shift).clamp(-1, 1)
 
     @torch.no_grad()
@@ -161,6 +211,7 @@ class MedM2G(nn.Module):
 
     # ---- prompts and the joint call
 
+    @_moves_when_offloaded
     @torch.no_grad()
     def embed(self, values: RawBatch) -> dict[str, Embedding]:
         """Aligned embeddings h^m of a batch of raw streams."""
@@ -208,6 +259,7 @@ class MedM2G(nn.Module):
             c_in * z, level, prompt, guides, self.contrast(name, len(z))
         )
 
+    @_moves_when_offloaded
     def predict(
         self,
         latents: Mapping[str, torch.Tensor],
@@ -227,9 +279,8 @@ class MedM2G(nn.Module):
             prompt: the mixed prompts.
             present: stream -> (B,) 1 where the stream may guide; 1 for all if not named.
             untrained_pairs: let streams guide a flow that was never trained with their modality.
-                Off by
-                default: their guidance would pass through weights that never saw them, while the
-                prompt reaches every flow.
+                Off by default: their guidance would pass through weights that never saw them, while
+                the prompt reaches every flow.
         """
         present = present or {}
         want = tuple(want)
@@ -240,11 +291,10 @@ class MedM2G(nn.Module):
         }
         out = {}
         for m in want:
-            met = self.prompt_projection(stream(m).modality).was_trained_with
-            chosen = [
-                g for n, g in guides.items() if n != m and (untrained_pairs or met(g.modality))
-            ]
-            out[m] = self.flow(m, latents[m], levels[m], prompt, chosen)
+            trained_with = self.prompt_projection(stream(m).modality).was_trained_with
+            others = [g for n, g in guides.items() if n != m]
+            allowed = [g for g in others if untrained_pairs or trained_with(g.modality)]
+            out[m] = self.flow(m, latents[m], levels[m], prompt, allowed)
         return out
 
     # ---- on disk
@@ -258,35 +308,39 @@ class MedM2G(nn.Module):
             prefixes = ("image_codec.", "latent_shift", "latent_scale")
         elif name in MODALITIES:
             prefixes = (f"flows.{name}.", f"environments.{name}.")
-        # GPT-2's output layer is its input embedding: stored once.
+        # GPT-2's output layer is its input embedding: stored once. torch.compile's wrapper puts a
+        # name of its own before those of the module inside.
         tied = "text_codec.decoder.lm_head.weight"
-        return {k: v for k, v in self.state_dict().items() if k.startswith(prefixes) and k != tied}
+        tensors = {k.replace("_orig_mod.", ""): v for k, v in self.state_dict().items()}
+        return {k: v for k, v in tensors.items() if k.startswith(prefixes) and k != tied}
 
-    def save_pretrained(
-        self, folder: str | Path, *, dtype: torch.dtype | None = None, parts: Sequence[str] = PARTS
+    def save_pretrained(  # type: ignore[override]
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        parts: Sequence[str] = PARTS,
+        safe_serialization: bool = True,
     ) -> None:
         """Write ``config.json``, the tokenizer and one safetensors file a part, each in one atomic
         step.
 
-        ``dtype=torch.float16`` halves the size; standardisation stays float32.
+        Args:
+            dtype: of the weights on disk, ``torch.float16`` halves the size; standardisation stays
+                as it is.
+            parts: which of `PARTS` to write.
+            safe_serialization: as in diffusers; ``False`` would ask for pickles and is refused.
         """
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False: only safetensors are written, no pickles")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in parts:
-            tensors = {
-                k: (
-                    (
-                        v
-                        if k.startswith("latent_") or not v.is_floating_point()
-                        else v.to(dtype or v.dtype)
-                    )
-                    .detach()
-                    .cpu()
-                    .contiguous()
-                    .clone()
-                )
-                for k, v in self.part(name).items()
-            }
+            tensors = {}
+            for key, value in self.part(name).items():
+                exact = key.startswith("latent_") or not value.is_floating_point()
+                to = value.dtype if exact or dtype is None else dtype
+                tensors[key] = value.detach().to("cpu", to).contiguous().clone()
             # One entry: safetensors writes several in an order that differs from run to run, and
             # equal weights are to give equal files.
             facts = {
@@ -298,33 +352,39 @@ class MedM2G(nn.Module):
             atomic_write(
                 folder / f"{name}.safetensors", lambda p, t=tensors, m=meta: save_file(t, p, m)
             )
-        atomic_write(
-            folder / "tokenizer.json",
-            lambda p: p.write_text(self.tokenizer.backend_tokenizer.to_str(), encoding="utf-8"),
-        )
-        config = {
-            "format_version": FORMAT_VERSION,
-            "model": "MedM2G",
-            "profile": self.profile.to_dict(),
-        }
-        atomic_write(
-            folder / "config.json",
-            lambda p: p.write_text(json.dumps(config, indent=1), encoding="utf-8"),
-        )
+        tokenizer = self.tokenizer.backend_tokenizer.to_str()
+        atomic_write(folder / "tokenizer.json", lambda p: p.write_text(tokenizer, encoding="utf-8"))
+        config = json.dumps(self.config, indent=1)
+        atomic_write(folder / "config.json", lambda p: p.write_text(config, encoding="utf-8"))
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         folder: str | Path,
         *,
-        torch_dtype: torch.dtype = torch.float32,
+        torch_dtype: torch.dtype | None = None,
         parts: Sequence[str] = PARTS,
+        **options: Any,
     ) -> MedM2G:
-        """Load what `save_pretrained` wrote; weights become ``torch_dtype``.
+        """Load what `save_pretrained` wrote.
+
+        Args:
+            folder: where it lies.
+            torch_dtype: what the weights become; float32 unless told, whatever they are on disk.
+            parts: which of `PARTS` to read; the others keep their random start.
+            options: what diffusers' `DiffusionPipeline` hands to every model. Those of its defaults
+                that mean nothing here are taken, anything else is refused.
 
         Raises:
             CheckpointError: the folder or a part is missing, half written, or of another version.
+            ValueError: an option that this model does not have.
         """
+        for key, value in options.items():
+            if key not in _NO_OPTIONS or value not in _NO_OPTIONS[key]:
+                raise ValueError(
+                    f"{key}={value!r}: MedM2G.from_pretrained has no such option; it takes"
+                    " torch_dtype and parts, and moves to a device with .to(device)"
+                )
         folder = Path(folder)
         config_file = folder / "config.json"
         if not config_file.is_file():
@@ -350,7 +410,8 @@ class MedM2G(nn.Module):
         model = cls(profile, load_tokenizer(folder))
         for name in parts:
             model.load_part(folder, name)
-        return model.to(torch_dtype).eval()
+        nn.Module.to(model, torch_dtype or torch.float32)
+        return model.eval()
 
     def load_part(self, folder: str | Path, name: str) -> None:
         """Load one weight file into this model; `CheckpointError` if it is missing, damaged or does
@@ -380,7 +441,9 @@ class MedM2G(nn.Module):
             )
         if name == "image_codec" and not (tensors["latent_scale"] > 0).all():
             raise CheckpointError(f"{file}: the latent scale must be positive")
-        self.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()}, strict=False)
+        with torch.no_grad():
+            for key, value in tensors.items():
+                own[key].copy_(value)
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:

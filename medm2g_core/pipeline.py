@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+from diffusers import __version__ as diffusers_version
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from medm2g_core.alignment.encoders import Embedding
 from medm2g_core.codecs.tokenizer import TextTooLongError
 from medm2g_core.flows.prompt import Prompt, mix, null_prompt
+from medm2g_core.inputs import (
+    check_batch,
+    check_choice,
+    check_count,
+    check_generator,
+    check_given,
+    check_latents,
+    check_num_samples,
+    check_number,
+    check_want,
+    check_weights,
+)
 from medm2g_core.model import CheckpointError, MedM2G
-from medm2g_core.sampling import Order, SampleStep, sample_latents
+from medm2g_core.sampling import ORDERS, Order, SampleStep, sample_latents
+from medm2g_core.storage import atomic_write
 from medm2g_core.streams import StreamError, stream
 
-__all__ = ["SHIPPED_WEIGHTS", "MedM2GOutput", "MedM2GPipeline"]
+__all__ = ["SHIPPED_WEIGHTS", "MedM2GOutput", "MedM2GPipeline", "OutputType"]
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "cpu"
 """The weights in this repository (present in a clone; not part of an installed wheel)."""
 
+LOADER = '''"""The pipeline class of this folder, for diffusers' DiffusionPipeline."""
+
+from medm2g_core.pipeline import MedM2GPipeline
+
+__all__ = ["MedM2GPipeline"]
+'''
+"""``pipeline.py`` of a saved folder."""
+
 Value = str | Sequence[str] | torch.Tensor
 Given = Mapping[str, Value]
+Generators = torch.Generator | Sequence[torch.Generator] | None
+OutputType = Literal["pt", "np", "pil", "latent"]
+Callback = Callable[["MedM2GPipeline", int, torch.Tensor, dict[str, Any]], Mapping[str, Any] | None]
 
 
 @dataclass
@@ -32,13 +58,14 @@ class MedM2GOutput(BaseOutput):
     """What the pipeline drew.
 
     Attributes:
-        streams: stream -> images (B, 1, H, W) in -1..1, or a list of B reports.
-        latents: stream -> standardised latents, for who wants to go on with them.
+        streams: stream -> images in the form that ``output_type`` asked for, or a list of B
+            reports.
+        latents: stream -> standardised latents (B, ...), for who wants to go on with them.
 
     Generated streams are for research and teaching, never for diagnosis.
     """
 
-    streams: dict[str, torch.Tensor | list[str]]
+    streams: dict[str, Any]
     latents: dict[str, torch.Tensor]
 
     def __getitem__(self, key: Any) -> Any:
@@ -52,9 +79,18 @@ class MedM2GPipeline(DiffusionPipeline):
     >>> out = pipe(given={"text": "Findings: ..."}, want=["xray", "ct"])
     >>> out["xray"].shape
     torch.Size([1, 1, 128, 128])
+
+    A pipeline of diffusers. What differs: there are several streams, so whatever diffusers has one
+    tensor of (latents, outputs) is a dict of streams here, and tensors of pictures are in -1..1,
+    the range that a study has, where diffusers gives 0..1.
     """
 
     model: MedM2G
+    model_cpu_offload_seq = "model"  # type: ignore[assignment]  # one component: every step needs all flows
+    _callback_tensor_inputs = ("latents", "denoised")
+    _guidance_scale = 1.0
+    _num_timesteps = 0
+    _interrupt = False
 
     def __init__(self, model: MedM2G) -> None:
         super().__init__()
@@ -62,15 +98,30 @@ class MedM2GPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, folder: str | Path | None = None, *, torch_dtype: torch.dtype = torch.float32
+        cls,
+        folder: str | Path | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> MedM2GPipeline:
-        """Load a folder written by `MedM2G.save_pretrained`; without one, the weights shipped in
-        the repository.
+        """Load a folder written by `save_pretrained` or `MedM2G.save_pretrained`; without one, the
+        weights shipped in the repository.
+
+        ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`` gives the same
+        pipeline. Without that option diffusers looks for a pipeline's class in its own package
+        alone; with it, in ``pipeline.py`` of the folder, which `save_pretrained` writes.
+
+        Args:
+            dtype: of the weights; float32 unless told.  torch_dtype: its older name in diffusers.
+            options: see `MedM2G.from_pretrained`.
 
         Raises:
             CheckpointError: there is no such folder, or it is damaged, incomplete or of another
                 version.
         """
+        if dtype is not None and torch_dtype is not None:
+            raise ValueError("dtype and torch_dtype are one option; give one of them")
         if folder is None:
             folder = SHIPPED_WEIGHTS
             if not folder.is_dir():
@@ -78,11 +129,44 @@ class MedM2GPipeline(DiffusionPipeline):
                     f"the shipped weights are not at {folder}: work from a clone of the repository,"
                     " or name a folder"
                 )
-        return cls(MedM2G.from_pretrained(folder, torch_dtype=torch_dtype))
+        return cls(MedM2G.from_pretrained(folder, torch_dtype=dtype or torch_dtype, **options))
 
-    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
-        """As `MedM2G.save_pretrained`."""
-        self.model.save_pretrained(folder, **kwargs)
+    def save_pretrained(  # type: ignore[override]
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        safe_serialization: bool = True,
+    ) -> None:
+        """`MedM2G.save_pretrained`, and what lets diffusers load the folder by itself:
+        ``model_index.json`` and ``pipeline.py``."""
+        self.model.save_pretrained(folder, dtype=dtype, safe_serialization=safe_serialization)
+        index = {
+            "_class_name": ["pipeline", type(self).__name__],
+            "_diffusers_version": diffusers_version,
+            "model": [MedM2G.__module__, MedM2G.__name__],
+        }
+        for name, text in (
+            (self.config_name, json.dumps(index, indent=2) + "\n"),
+            ("pipeline.py", LOADER),
+        ):
+            atomic_write(Path(folder) / name, lambda p, t=text: p.write_text(t, encoding="utf-8"))
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the step to come; a callback may set ``pipe._guidance_scale``."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the whole call: of every draw, and in cascade order of every stream."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call is being stopped: set ``pipe._interrupt = True``, from a callback or
+        another thread."""
+        return self._interrupt
 
     @torch.no_grad()
     def __call__(
@@ -95,13 +179,16 @@ class MedM2GPipeline(DiffusionPipeline):
         cross_guidance_scale: float | None = None,
         prompt_weights: Mapping[str, float] | None = None,
         order: Order = "joint",
-        num_samples: int = 1,
+        num_samples: int | None = None,
+        num_images_per_prompt: int | None = None,
         best_of: int = 1,
         noise_scale: float = 1.0,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        callback_on_step_end: (
-            Callable[[MedM2GPipeline, int, float, dict[str, Any]], Any] | None
-        ) = None,
+        generator: Generators = None,
+        latents: Mapping[str, torch.Tensor] | None = None,
+        output_type: OutputType = "pt",
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> MedM2GOutput:
         """Generate ``want`` from ``given``.
 
@@ -121,83 +208,136 @@ class MedM2GPipeline(DiffusionPipeline):
             prompt_weights: stream -> weight in the mix of prompts; a weight of 0 leaves a stream as
                 a guide only.
             order: ``"joint"`` or ``"cascade"``, see `sample_latents`.
-            num_samples: draws for each study; outputs are ordered study by study.
+            num_samples: draws for each study, 1 unless told; outputs are ordered study by study.
+            num_images_per_prompt: diffusers' name for ``num_samples``.
             best_of: draw each output so many times and keep the one whose own aligned embeddings
                 lie nearest to those of the given streams (as CLIP re-ranks DALL-E's draws, Ramesh
                 et al. 2021); so many times slower.
             noise_scale: deviation of the starting noise.
             generator: CPU generator, or one for each output.
-            callback_on_step_end: called as in diffusers with (pipeline, step, noise level,
-                {"latents", "denoised"}).
+            latents: stream -> starting noise (outputs, *`MedM2G.latent_shape`), standard normal
+                (``noise_scale`` then scales it); drawn for the wanted streams that are not named.
+            output_type: form of the images in the output. ``"pt"``: (B, 1, H, W) in -1..1;
+                ``"np"``: the same as float32 array (B, H, W, 1); ``"pil"``: a list of B 8-bit grey
+                pictures, -1..1 as 0..255; ``"latent"``: no stream is decoded, images and reports
+                alike stay latents.
+            return_dict: ``False`` gives the tuple (streams, latents).
+            callback_on_step_end: called after each step as in diffusers with (pipeline, step,
+                timestep, tensors). The step counts to `num_timesteps`; the timestep is the
+                scheduler's, 1000 times the noise level that was just left. The tensors are those
+                asked for, each a dict of the streams that are being drawn. It may return
+                ``{"latents": {stream: tensor}}``, and the sampler goes on from these; anything else
+                that it returns changes nothing. It may set ``pipe._guidance_scale`` for the
+                steps to come, or ``pipe._interrupt = True``: the call then returns what is there,
+                noisy as it is, or with ``best_of`` the best of the draws that were finished.
+            callback_on_step_end_tensor_inputs: out of ``"latents"`` (after the step) and
+                ``"denoised"`` (the clean latents predicted in it).
 
         Raises:
             StreamError: unknown streams, a wanted stream that is also given, wrong shapes or
                 ranges, or batches of different sizes.
             TextTooLongError: a report has more tokens than the model reads.
+            ValueError: a setting that is not a number or out of its range, generators or latents
+                that do not fit, an unknown order, output type or tensor name.
         """
-        given = dict(given or {})
-        want = self._check_want(given, want)
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-        if best_of < 1:
-            raise ValueError(f"best_of must be at least 1, got {best_of}")
-        if best_of > 1 and not given:
+        given = check_given(given)
+        want = check_want(given, want)
+        num_samples = check_num_samples(num_samples, num_images_per_prompt)
+        steps = check_count("num_inference_steps", num_inference_steps)
+        best_of = check_count("best_of", best_of)
+        check_number("guidance_scale", guidance_scale)
+        if cross_guidance_scale is not None:
+            check_number("cross_guidance_scale", cross_guidance_scale)
+        check_number("noise_scale", noise_scale, low=0)
+        check_weights(prompt_weights, given)
+        check_choice("order", order, ORDERS)
+        check_choice("output_type", output_type, get_args(OutputType))
+        # diffusers' PipelineCallback names its tensors itself.
+        asked = getattr(callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs)
+        for name in asked:
+            check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
+        if best_of > 1 and (not given or latents):
             raise StreamError(
-                "best_of compares what is drawn with what is given, and nothing is given: give a"
-                " stream, or take 1"
+                "best_of compares several draws with what is given; "
+                + (
+                    "latents makes them all the same"
+                    if given
+                    else "nothing is given: give a stream"
+                )
+                + ", or take best_of=1"
             )
-        if isinstance(generator, torch.Generator) and generator.device.type != "cpu":
-            raise ValueError(
-                f"the generator is on {generator.device}; needed one on the CPU, so that seeds"
-                " carry over"
-            )
-        raw = self._batch(given, num_samples)
+        raw = check_batch(given, num_samples)
         batch = len(next(iter(raw.values()))) if raw else num_samples
+        check_generator(generator, batch)
+        shapes = {n: (batch, *self.model.latent_shape(n)) for n in want}
+        noise = check_latents("latents", latents, shapes)
+
         embeddings = self.model.embed(raw)
-        prompt: Prompt
-        if not raw:
-            prompt = null_prompt(
-                batch, self.model.profile.alignment.embed_dim, self.model.latent_shift
-            )
+        if raw:
+            prompt: Prompt = mix(embeddings, prompt_weights)
         else:
-            prompt = mix(embeddings, prompt_weights)
-        latents = {n: self.model.encode(n, v) for n, v in raw.items()}
+            like = torch.empty(0, device=self._execution_device, dtype=self.model.dtype)
+            prompt = null_prompt(batch, self.model.profile.alignment.embed_dim, like)
+        clean = {n: self.model.encode(n, v) for n, v in raw.items()}
 
-        def callback(step: SampleStep) -> None:
-            if callback_on_step_end is not None:
-                seen = {"latents": dict(step.latents), "denoised": dict(step.denoised)}
-                callback_on_step_end(self, step.step, step.level, seen)
+        steps_a_draw = steps * (len(want) if order == "cascade" else 1)
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        self._num_timesteps = best_of * steps_a_draw
 
-        kept: dict[str, torch.Tensor] = {}
-        kept_score = torch.full((batch,), -torch.inf, device=prompt.pooled.device)
-        for _ in range(best_of):
-            drawn = sample_latents(
+        def draw(number: int) -> dict[str, torch.Tensor]:
+            def after_step(now: SampleStep) -> None:
+                if callback_on_step_end is not None:
+                    tensors = {name: dict(getattr(now, name)) for name in asked}
+                    index = number * steps_a_draw + now.step
+                    returned = callback_on_step_end(self, index, now.timestep, tensors)
+                    now.latents |= _returned_latents(returned, now.latents)
+                now.guidance_scale, now.stop = self._guidance_scale, self._interrupt
+                bar.update()
+
+            return sample_latents(
                 self.model,
-                latents,
+                clean,
                 want,
                 prompt,
-                steps=num_inference_steps,
-                guidance_scale=guidance_scale,
+                steps=steps,
+                guidance_scale=self._guidance_scale,
                 cross_guidance_scale=cross_guidance_scale,
                 order=order,
                 generator=generator,
                 noise_scale=noise_scale,
-                callback=callback,
+                latents=noise,
+                callback=after_step,
             )
-            streams = {n: self.model.decode(n, z) for n, z in drawn.items()}
-            if best_of == 1:
-                return MedM2GOutput(streams=streams, latents=drawn)
-            score = self._likeness(embeddings, streams)  # (B,)
-            better = score > kept_score
-            for n, z in drawn.items():
-                kept[n] = (
-                    torch.where(better.reshape(-1, *[1] * (z.ndim - 1)), z, kept[n])
-                    if n in kept
-                    else z
-                )
-            kept_score = torch.maximum(score, kept_score)
-        streams = {n: self.model.decode(n, z) for n, z in kept.items()}
-        return MedM2GOutput(streams=streams, latents=kept)
+
+        with self.progress_bar(total=self._num_timesteps) as bar:
+            best = draw(0)
+            if best_of > 1 and not self._interrupt:
+                best_score = self._likeness(embeddings, self._decode(best))  # (B,)
+            for number in range(1, best_of):
+                drawn = best if self._interrupt else draw(number)
+                if self._interrupt:
+                    break  # this draw is not finished
+                score = self._likeness(embeddings, self._decode(drawn))  # (B,)
+                better = score > best_score
+                for n, z in drawn.items():
+                    best[n] = torch.where(better.reshape(-1, *[1] * (z.ndim - 1)), z, best[n])
+                best_score = torch.maximum(score, best_score)
+        streams = self._decode(best, output_type)
+        self.maybe_free_model_hooks()
+        out = MedM2GOutput(streams, best)
+        return out if return_dict else out.to_tuple()  # type: ignore[return-value]
+
+    def _decode(
+        self, latents: Mapping[str, torch.Tensor], output_type: OutputType = "pt"
+    ) -> dict[str, Any]:
+        if output_type == "latent":
+            return dict(latents)
+        streams: dict[str, Any] = {n: self.model.decode(n, z) for n, z in latents.items()}
+        for n, images in streams.items():
+            if stream(n).is_image and output_type != "pt":
+                array = images.float().cpu().permute(0, 2, 3, 1).numpy()  # (B, H, W, 1) in -1..1
+                streams[n] = array if output_type == "np" else self.numpy_to_pil((array + 1) / 2)
+        return streams
 
     def _likeness(
         self, given: Mapping[str, Embedding], streams: Mapping[str, torch.Tensor | list[str]]
@@ -221,46 +361,18 @@ class MedM2GPipeline(DiffusionPipeline):
             return " "
         return text or " "
 
-    @staticmethod
-    def _check_want(given: Given, want: Sequence[str]) -> list[str]:
-        if isinstance(want, str):
-            raise StreamError(
-                f"want must be a list of streams, got the string {want!r}; write want=[{want!r}]"
-            )
-        for name in (*given, *want):
-            stream(name)
-        if not want:
-            raise StreamError("nothing is wanted: name at least one stream in want")
-        both = [n for n in want if n in given]
-        if both:
-            raise StreamError(
-                f"{', '.join(both)}: given and wanted at once; a given stream is never generated"
-            )
-        if len(set(want)) != len(want):
-            raise StreamError(f"a stream is wanted twice: {', '.join(want)}")
-        return list(want)
 
-    @staticmethod
-    def _batch(given: Given, num_samples: int) -> dict[str, torch.Tensor | list[str]]:
-        """Every given stream as a batch, each study repeated ``num_samples`` times."""
-        raw: dict[str, torch.Tensor | list[str]] = {}
-        for name, value in given.items():
-            if stream(name).is_image:
-                if not isinstance(value, torch.Tensor):
-                    raise StreamError(
-                        f"{name}: got {type(value).__name__}; needed a tensor (1, H, W) or (B, 1,"
-                        " H, W)"
-                    )
-                image = value[None] if value.ndim == 3 else value
-                raw[name] = image.repeat_interleave(num_samples, 0)
-            else:
-                texts = [value] if isinstance(value, str) else list(value)
-                if not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-                    raise StreamError(
-                        f"{name}: needed a report or a list of reports, none of them empty"
-                    )
-                raw[name] = [t for t in texts for _ in range(num_samples)]
-        sizes = {n: len(v) for n, v in raw.items()}
-        if len(set(sizes.values())) > 1:
-            raise StreamError(f"given streams have batches of different sizes: {sizes}")
-        return raw
+def _returned_latents(
+    returned: Any, current: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The latents that a callback wants instead of the ``current`` ones."""
+    if returned is None:
+        return {}
+    if not isinstance(returned, Mapping):
+        raise ValueError(
+            f"callback_on_step_end returned {returned!r:.80}; needed a dict that may hold latents,"
+            " or None"
+        )
+    shapes = {n: tuple(z.shape) for n, z in current.items()}
+    changed = check_latents("returned latents", returned.get("latents"), shapes)
+    return {n: z.to(current[n]) for n, z in changed.items()}

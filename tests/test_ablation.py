@@ -85,7 +85,9 @@ def test_stored_runs_come_back_in_order_and_without_arms_that_are_gone(tmp_path)
         ]
     ):
         (tmp_path / "alignment").mkdir(exist_ok=True)
-        (tmp_path / "alignment" / f"{k}.json").write_text(json.dumps(run), encoding="utf-8")
+        (tmp_path / "alignment" / f"{k}.json").write_text(
+            json.dumps({"key": "", "result": run}), encoding="utf-8"
+        )
     runs = load_runs(tmp_path)
     assert [(r["arm"], r["seed"]) for r in runs["alignment"]] == [
         (arms[0], 0),

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from medm2g_core.evaluation.results import load_results
-from medm2g_core.evaluation.table import ResultStore, Row, SectionResult
+from medm2g_core.evaluation.store import load_results, save_section
+from medm2g_core.evaluation.table import Row, SectionResult
 from medm2g_core.experiments.budget import CURVES, budget_points
+from medm2g_core.experiments.sections import ALL_SECTIONS
 from medm2g_core.experiments.trainings import SHIPPED, Training, load_trainings, side_by_side
 from medm2g_core.experiments.unseen import SEEN
 from medm2g_core.profiles import ROUND_STAGES
@@ -30,7 +31,7 @@ def test_each_training_gives_a_point_with_its_minutes_and_its_interval():
         "b": {"round1": 240.0},
     }
     outcomes = {
-        "report_xray": SectionResult([row("model", 0.5), row("model, consensus of 5", 0.9)]),
+        "report_xray": SectionResult([row("model", 0.5), row("model, mean of 5", 0.9)]),
         "unseen": SectionResult([row(SEEN, 0.3)], facts={"CPU seconds": spent}),
     }
     short = [
@@ -67,8 +68,8 @@ def folder(
 
 
 def keep(path: Path, model: float) -> None:
-    rows = [row("model", model), row("model, consensus of 5", model + 0.2), row("baseline: x", 0.6)]
-    ResultStore(path).put("report_xray", "k", SectionResult(rows))
+    rows = [row("model", model), row("model, mean of 5", model + 0.2), row("baseline: x", 0.6)]
+    save_section(path, "report_xray", "k", SectionResult(rows))
 
 
 def test_more_training_is_placed_by_the_studies_that_it_saw(tmp_path):
@@ -87,11 +88,9 @@ def test_more_training_is_placed_by_the_studies_that_it_saw(tmp_path):
     seen = [(p.what, p.minutes, p.value) for p in budget_points(trainings, [])]
     assert seen == [("full training", 60.0, 0.5), ("more, on a GPU", 180.0, 0.7)]
     table = side_by_side(trainings)
-    assert "| task | metric | n | shipped, one draw | longer, one draw | shipped, best" in table
-    assert (
-        "| 9 | 0.50 [0.40, 0.60] | 0.70 [0.60, 0.80] | 0.70 [0.60, 0.80] consensus of 5 | 0.90"
-        in table
-    )
+    heads = "shipped, one draw | longer, one draw | strongest baseline | real images"
+    assert f"| task | metric | n | {heads} |" in table
+    assert "| 9 | 0.50 [0.40, 0.60] | 0.70 [0.60, 0.80] | 0.60 [0.50, 0.70] x |  |" in table
     assert "27 more seconds of the three rounds on cuda (X), from the shipped weights" in table
     assert "120 CPU minutes" in table
 
@@ -129,5 +128,5 @@ def test_what_was_not_measured_gives_no_point():
 
 
 def test_the_curves_name_rows_that_the_results_have():
-    trainings = [Training(SHIPPED, load_results(RESULTS), 1.0, "")]
+    trainings = [Training(SHIPPED, load_results(RESULTS, ALL_SECTIONS), 1.0, "")]
     assert {p.curve for p in budget_points(trainings, [])} == set(CURVES)

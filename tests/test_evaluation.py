@@ -6,125 +6,47 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from medm2g_core.evaluation.results import (
     evaluate,
     failed,
-    flow_device,
-    flow_seconds,
     handicap,
     report,
     trained_long_enough,
     weights_digest,
+    write_report,
 )
-from medm2g_core.evaluation.retrieval import ceiling_hits, hits_at, same_findings_at_1
+from medm2g_core.evaluation.sections import SECTIONS
+from medm2g_core.evaluation.store import load_results, load_section, save_section
 from medm2g_core.evaluation.table import (
+    LESS_IS_BETTER,
     Check,
-    ResultStore,
     Row,
     SectionResult,
+    below_simple,
+    choose_setting,
     compact,
     make_row,
     markdown,
 )
-from medm2g_core.metrics.bootstrap import bootstrap
-from medm2g_core.metrics.findings import finding_counts, finding_f1
-from medm2g_core.metrics.pixels import ct_mae_hu, psnr, ssim
+from medm2g_core.evaluation.training_time import flow_device, flow_seconds
 from medm2g_core.model import MedM2G
-from medm2g_core.rivals.clock import stopwatch, unit
 from medm2g_core.rivals.shares import parse_shares
-from medm2g_core.show.readme import blocks, fill
-from medm2g_core.streams import Finding, hu_to_unit
-from medm2g_core.training.validate import recall_at
+from medm2g_core.training.clock import stopwatch, unit
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_psnr_of_a_tenth_of_the_range_is_20_db() -> None:
-    a = torch.zeros(2, 1, 8, 8)
-    assert psnr(a, a + 0.2).tolist() == pytest.approx([20.0, 20.0], abs=1e-4)
-
-
-def test_ssim_is_one_for_equal_images_and_low_for_noise() -> None:
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.rand(2, 3, 1, 32, 32, generator=generator) * 2 - 1
-    assert ssim(a, a).tolist() == pytest.approx([1.0] * 3, abs=1e-5)
-    assert ssim(a, b).max() < 0.3
-
-
-def test_ct_error_is_in_hounsfield_units() -> None:
-    a, b = hu_to_unit(torch.full((1, 1, 4, 4), 40.0)), hu_to_unit(torch.full((1, 1, 4, 4), -60.0))
-    assert ct_mae_hu(a, b).item() == pytest.approx(100.0, abs=1e-2)
-
-
-def test_strict_counts_need_side_and_size_and_presence_does_not() -> None:
-    true = [Finding("pleural_effusion", "left", "", "large")]
-    said = [
-        Finding("pleural_effusion", "right", "", "large"),
-        Finding("cardiomegaly", size="small"),
-    ]
-    assert finding_counts(said, true, strict=False) == (1, 1, 0)
-    assert finding_counts(said, true, strict=True) == (0, 2, 1)
-    assert finding_f1([(1, 1, 0)]) == pytest.approx(2 / 3)
-    assert finding_f1([(0, 0, 0)]) == 0.0
-
-
-def test_bootstrap_interval_holds_the_mean_and_shrinks_with_n() -> None:
-    x = np.random.default_rng(0).normal(5, 1, 400)
-    value, low, high = bootstrap(x.tolist())
-    assert low < value < high and abs(value - 5) < 0.2
-    few = bootstrap(x[:25].tolist())
-    assert few[2] - few[1] > 2 * (high - low)
-    f1 = bootstrap([(1, 0, 0)] * 10 + [(0, 0, 1)] * 10)
-    assert f1[0] == pytest.approx(2 / 3) and f1[1] < 2 / 3 < f1[2]
-
-
-def test_recall_is_perfect_for_equal_embeddings_and_chance_for_random_ones() -> None:
-    a, b = torch.nn.functional.normalize(
-        torch.randn(2, 200, 16, generator=torch.Generator().manual_seed(0)), dim=-1
-    )
-    assert recall_at(a, a, 1) == 1.0
-    assert recall_at(a, b, 5) < 0.1
-    assert np.mean(hits_at(a, a, 1)) == 1.0
-    assert np.mean(hits_at(a, b, 5)) == pytest.approx(recall_at(a, b, 5))
-
-
-def test_equal_embeddings_are_a_draw_in_retrieval() -> None:
-    """Four copies of one patient: a rank of 1 would be luck, so each counts a quarter, as the
-    ceiling says."""
-    same = torch.ones(4, 3) / 3**0.5
-    assert hits_at(same, same, 1) == pytest.approx([0.25] * 4)
-    assert hits_at(same, same, 4) == [1.0] * 4
-    assert ceiling_hits(["a", "a", "a", "a"], 1) == [0.25] * 4
-    assert ceiling_hits(["a", "b", "b"], 1) == [1.0, 0.5, 0.5]
-
-
-def test_same_findings_counts_another_patient_with_equal_findings_and_no_other_side() -> None:
-    left, right = (
-        Finding("pneumothorax", "left", "", "small"),
-        Finding("pneumothorax", "right", "", "small"),
-    )
-    swap = torch.eye(3)[[1, 0, 2]]  # patients 0 and 1 find each other, 2 itself
-    assert same_findings_at_1(torch.eye(3), swap, [(left,), (left,), ()]) == [1.0, 1.0, 1.0]
-    assert same_findings_at_1(torch.eye(3), swap, [(left,), (right,), ()]) == [0.0, 0.0, 1.0]
-
-
-def test_a_stored_piece_comes_back_only_for_what_it_was_measured_with(tmp_path: Path) -> None:
-    store = ResultStore(tmp_path)
+def test_a_stored_section_comes_back_only_for_what_it_was_measured_with(tmp_path: Path) -> None:
     outcome = SectionResult(
         [make_row("t", "m", "model", [1.0, 2.0])], [Check("c", True, "d")], 1.0, {"a": 1}
     )
-    store.put("x", ResultStore.key(weights="a"), outcome)
-    assert store.get("x", ResultStore.key(weights="a")) == outcome
-    assert (
-        store.get("x", ResultStore.key(weights="b")) is None
-        and store.get("y", ResultStore.key(weights="a")) is None
-    )
-    (tmp_path / "x.json").write_text("{half", encoding="utf-8")  # damaged: measured again, no crash
-    assert store.get("x", ResultStore.key(weights="a")) is None
+    save_section(tmp_path, "x", "key", outcome)
+    assert load_section(tmp_path, "x", "key") == outcome
+    assert load_section(tmp_path, "x", "other") is None
+    assert load_section(tmp_path, "y", "key") is None
 
 
 def test_the_table_has_a_line_a_metric_and_keeps_rivals_apart() -> None:
@@ -147,35 +69,91 @@ def test_the_table_has_a_line_a_metric_and_keeps_rivals_apart() -> None:
     assert lines[2] == f"| {' | '.join(cells)} |"
 
 
-def test_the_short_table_keeps_the_strongest_rival_of_each_kind_and_the_single_draw():
-    def row(who: str, value: float) -> Row:
-        return Row("task", "finding F1", who, value, value - 0.1, value + 0.1, 9)
+def row(who: str, value: float, metric: str = "finding F1", chosen: bool = False) -> Row:
+    return Row("task", metric, who, value, value - 0.1, value + 0.1, 9, chosen=chosen)
 
+
+def columns_of(table: str) -> dict[str, str]:
+    """Heading -> cell of the first line of a compact table."""
+    head, _, first = (line.strip("|").split("|") for line in table.splitlines()[:3])
+    return {h.strip(): c.strip() for h, c in zip(head, first, strict=True)}
+
+
+RIVALS = [
+    row("model", 0.3),
+    row("model, best of 8", 0.4, chosen=True),
+    row("model, mean", 0.5),
+    row("baseline: random report", 0.2),
+    row("baseline: nearest image by embedding", 0.35),
+    row("baseline: regression", 0.25),
+    row("baseline: autoregressive decoder, greedy", 0.6),
+    row("baseline: autoregressive decoder, minimum Bayes risk of 16", 0.7, chosen=True),
+    row("baseline: autoregressive decoder, sampled", 0.9),
+    row("control: shuffled", 0.1),
+    row("ceiling: codec", 0.8),
+    row("ceiling: real images", 0.9),
+]
+
+
+def test_the_short_table_shows_one_answer_beside_one_answer_and_simple_beside_trained() -> None:
+    assert columns_of(compact(RIVALS)) == {
+        "task": "task",
+        "metric": "finding F1",
+        "n": "9",
+        "model, one draw": "0.30 [0.20, 0.40]",
+        "model, setting chosen on validation": "0.40 [0.30, 0.50] best of 8",
+        "strongest trained baseline": (
+            "0.60 [0.50, 0.70] autoregressive decoder, greedy; chosen: 0.70 [0.60, 0.80]"
+            " autoregressive decoder, minimum Bayes risk of 16"
+        ),
+        "strongest simple baseline": "0.35 [0.25, 0.45] nearest image by embedding",
+        "control": "0.10 [0.00, 0.20] shuffled",
+        "ceiling": "0.90 [0.80, 1.00] real images",
+    }
+    alone = compact([Row("other", "PSNR, dB", "model", 20.04, 19, 21, 4)])
+    assert (
+        list(columns_of(alone).values())
+        == ["other", "PSNR, dB", "4", "20.0 [19.0, 21.0]"] + [""] * 5
+    )
+    assert "Kumar and Byrne" in compact(RIVALS) and "Kumar and Byrne" not in alone
+
+
+def test_the_best_setting_of_the_table_is_chosen_on_validation_not_on_the_rows_it_shows() -> None:
+    """The mean is best on the test studies, best of 8 on the validation studies."""
+    rows = [row("model", 0.3), row("model, best of 8", 0.4), row("model, mean", 0.5)]
+    outcome = SectionResult(
+        [*rows, Row("other task", "finding F1", "model, best of 8", 1, 1, 1, 9)]
+    )
+    told = {"model": 0.3, "model, best of 8": 0.9, "model, mean": float("nan")}
+    assert choose_setting(outcome, ["task"], told, by="finding F1", n=5) == "model, best of 8"
+    column = columns_of(compact(outcome.rows))["model, setting chosen on validation"]
+    assert column == "0.40 [0.30, 0.50] best of 8"
+    assert "best of 8 0.40 [0.30, 0.50] (chosen on validation)" in markdown(outcome.rows)
+    assert [r.chosen for r in outcome.rows] == [False, True, False, False]
+    (kept,) = outcome.facts["settings chosen on validation"]
+    assert kept["chosen"] == "model, best of 8" and kept["n"] == 5
+    assert kept["scores"]["model, mean"] is None, "JSON has no NaN"
+    assert choose_setting(outcome, ["task"], dict.fromkeys(told, 0.5), by="", n=5) == "model"
+
+
+@pytest.mark.parametrize("metric", ["finding F1", LESS_IS_BETTER[0]])
+def test_a_model_below_a_simple_baseline_is_said_in_words(metric: str) -> None:
+    sign = -1 if metric in LESS_IS_BETTER else 1
     rows = [
-        row("model", 0.3),
-        row("model, best of 8", 0.5),
-        row("model, mean", 0.4),
-        row("baseline: weak", 0.2),
-        row("baseline: strong", 0.6),
-        row("control: shuffled", 0.1),
-        row("ceiling: codec", 0.8),
-        row("ceiling: real images", 0.9),
-        Row("other", "PSNR, dB", "model", 20.04, 19, 21, 4),
+        row("model", sign * 0.3, metric),
+        row("baseline: regression", sign * 0.9, metric),  # trained: not what this is about
+        row("baseline: mean image", sign * 0.55, metric),
+        row("baseline: random", sign * 0.1, metric),
     ]
-    first, second = compact(rows).splitlines()[2:]
-    cells = [c.strip() for c in first.strip("|").split("|")]
-    assert cells == [
-        "task",
-        "finding F1",
-        "9",
-        "0.30 [0.20, 0.40]",
-        "0.50 [0.40, 0.60] best of 8",
-        "0.60 [0.50, 0.70] strong",
-        "0.10 [0.00, 0.20] shuffled",
-        "0.90 [0.80, 1.00] real images",
-    ]
-    cells = [c.strip() for c in second.strip("|").split("|")]
-    assert cells == ["other", "PSNR, dB", "4", "20.0 [19.0, 21.0]", "", "", "", ""]
+    said = below_simple(rows)
+    assert "mean image" in said and "regression" not in said and "random" not in said
+    assert "overlap" not in said and "overlap" in below_simple(
+        [*rows[:1], row("baseline: a", sign * 0.35, metric)]
+    )
+    chosen = row("model, mean of 8", sign * 0.6, metric, chosen=True)
+    assert "mean of 8" in below_simple([*rows, chosen])
+    assert "below too" not in below_simple([*rows, chosen])
+    assert "In no row" in below_simple([rows[0], rows[1], rows[3]])
 
 
 def test_trained_baselines_get_the_time_of_the_flow_they_face(tmp_path: Path) -> None:
@@ -216,7 +194,7 @@ def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(
     model: MedM2G, tmp_path: Path
 ) -> None:
     """An untrained model: its tables are complete, its controls that need a trained model fail, and
-    that is said."""
+    that is said. Without new weights no file is touched."""
     folder, out = tmp_path / "weights", tmp_path / "results"
     model.save_pretrained(folder)
     sizes = {"n_chest": 8, "n_brain": 4, "reference": 4, "steps": 1}
@@ -229,8 +207,11 @@ def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(
     assert any(
         "a wrong guide is visibly wrong" in c.name for _, c in bad
     ) and "does not hold" in report(outcomes)
+    write_report(report(outcomes), out)
     stamp = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    assert set(stamp) == {"alignment.json", "guidance.json", "results.md"}
     assert evaluate(folder, out, sections=sections, **sizes) == outcomes
+    write_report(report(load_results(out, SECTIONS)), out)
     assert evaluate(folder, out, sections=sections, time_fraction=1.0, **sizes) == outcomes, (
         "they train no baselines"
     )
@@ -250,31 +231,31 @@ def test_evaluation_keeps_its_sections_and_measures_again_with_other_weights(
 @pytest.mark.parametrize(
     ("had", "asked", "kept"),
     [
-        (0.1, 0.1, True),
-        (1.0, 0.1, True),
-        (0.1, 1.0, False),
-        (0.1, "0.1,text=1", True),  # image to image has no report decoder
-        (0.1, "0.1,mri=1", False),
-        ({"mri": 1.0, "ct": 0.1, "xray": 0.1, "pix2pix": 0.1}, "0.1,mri=1,pix2pix=0.1", True),
-        ({"mri": 1.0, "ct": 0.1, "xray": 0.1, "pix2pix": 0.1}, "0.1,mri=1", False),
+        ({}, {}, True),  # no trained baseline
+        ({"mri": 0.1}, {}, True),  # nothing asked: what is stored stays
+        ({"mri": 0.1}, {"mri": 0.1}, True),
+        ({"mri": 1.0}, {"mri": 0.1}, True),
+        ({"mri": 0.1, "ct": 1.0}, {"mri": 1.0, "ct": 1.0}, False),
     ],
 )
 def test_scores_are_kept_unless_their_baselines_were_trained_for_less_than_asked(
     had, asked, kept
 ) -> None:
     outcome = SectionResult(facts={"settings": {"time_fraction": had}})
-    assert trained_long_enough("translation", outcome, asked) is kept and trained_long_enough(
-        "guidance", outcome, asked
-    )
-    said = handicap(
-        {
-            "translation": outcome,
-            "guidance": SectionResult(facts={"settings": {"time_fraction": 0.1}}),
-        }
-    )
-    whole = "10 % (Image to image: to CT, to X-ray, pix2pix); 100 % (Image to image: to MR)"
-    assert (f"{100 * had:g} % (Image to image)" if isinstance(had, float) else whole) in said
-    assert "Is the guidance" not in said and ("beating them shows little" in said) is (had != 1.0)
+    assert trained_long_enough(outcome, asked) is kept
+
+
+def test_the_training_time_of_the_baselines_is_told_with_what_it_is_worth() -> None:
+    def said(shares: dict[str, float]) -> str:
+        none = SectionResult(facts={"settings": {"time_fraction": {}}})
+        own = SectionResult(facts={"settings": {"time_fraction": shares}})
+        return handicap({"translation": own, "guidance": none})
+
+    few = said({"mri": 1.0, "ct": 0.1, "xray": 0.1, "pix2pix": 0.1})
+    assert "10 % (Image to image: to CT, to X-ray, pix2pix); 100 % (Image to image: to MR)" in few
+    assert "beating them shows little" in few and "Is the guidance" not in few
+    whole = said(dict.fromkeys(("mri", "ct", "xray", "pix2pix"), 1.0))
+    assert "100 % (Image to image)." in whole and "shows little" not in whole
 
 
 def test_shares_of_the_training_time_are_read_or_refused_in_words() -> None:
@@ -294,15 +275,11 @@ def test_shares_of_the_training_time_are_read_or_refused_in_words() -> None:
 
 def test_seconds_of_another_kind_of_machine_are_called_not_comparable() -> None:
     outcome = SectionResult(
-        facts={"settings": {"time_fraction": 1.0}, "devices": {"flows": "cuda", "baselines": "cpu"}}
+        facts={
+            "settings": {"time_fraction": {"mri": 1.0}},
+            "devices": {"flows": "cuda", "baselines": "cpu"},
+        }
     )
     assert "not comparable" in handicap({"translation": outcome})
     outcome.facts["devices"] = {"flows": "cuda", "baselines": "cuda"}
     assert "not comparable" not in handicap({"translation": outcome})
-
-
-def test_readme_shows_what_the_programs_measured() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert fill(text, blocks(ROOT)) == text, "run: python -m medm2g_core.show.readme"
-    with pytest.raises(ValueError, match="no block"):
-        fill("nothing here", {"results": "x"})

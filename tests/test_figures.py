@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from medm2g_core.show.curves import training_curves
 from medm2g_core.show.figures import (
     Figure,
     Panel,
@@ -22,7 +23,6 @@ from medm2g_core.show.figures import (
     contact_sheet,
     report_panel,
     show_study,
-    training_curves,
 )
 from medm2g_core.show.report import COLOURS, finding_words, judge_report
 from medm2g_core.streams import Finding, Study

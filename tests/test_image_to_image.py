@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import pictures
 
 from medm2g_core.evaluation.bench import Bench
-from medm2g_core.evaluation.image_to_image import (
-    GROUPS,
-    REGRESSION_ROW,
-    TASKS,
-    retrained,
-    translation,
-)
+from medm2g_core.evaluation.image_to_image import GROUPS, TASKS, translation
 from medm2g_core.metrics.pixels import psnr
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.rivals.translator import (
@@ -24,6 +20,8 @@ from medm2g_core.rivals.translator import (
     train_translator,
 )
 from medm2g_core.training.corpus import Corpus
+from medm2g_core.training.fit import fit
+from medm2g_core.training.loop import StageInterrupted
 
 TASK = Translation("brain", ("mri_t1",), "mri_t2")
 
@@ -65,10 +63,29 @@ def test_a_cached_baseline_is_the_same_network_and_a_damaged_one_is_trained_agai
     assert torch.equal(net.translate(given, "mri_t2"), again.translate(given, "mri_t2"))
     assert file.stat().st_mtime_ns == stamp and again.info["steps"] == net.info["steps"]
     file.write_bytes(b"half")
-    train_translator(settings, {"brain": pairs}, cache=tmp_path, progress=False)
+    with pytest.warns(UserWarning, match="damaged .* made anew"):
+        train_translator(settings, {"brain": pairs}, cache=tmp_path, progress=False)
     assert file.stat().st_size > 1000
     with pytest.raises(ValueError, match="need studies of their regions"):
         train_translator(settings, {"chest": pairs}, cache=tmp_path)
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_a_translator_that_was_stopped_goes_on(adversarial, pairs, tmp_path, monkeypatch):
+    settings, stop = small(adversarial, steps=8), {"stop_after": 3}
+    monkeypatch.setattr("medm2g_core.rivals.translator.bf16_pays", lambda device: False)
+    monkeypatch.setattr(
+        "medm2g_core.rivals.translator.fit", lambda *a, **k: fit(*a, **{**k, **stop})
+    )
+    with pytest.raises(StageInterrupted, match="stopped at step 3"):
+        train_translator(settings, {"brain": pairs}, cache=tmp_path, progress=False)
+    (state,) = tmp_path.iterdir()
+    stop["stop_after"] = None
+    resumed = train_translator(settings, {"brain": pairs}, cache=tmp_path, progress=False)
+    assert not state.exists() and resumed.info["steps"] == 8
+    whole = train_translator(settings, {"brain": pairs}, cache=tmp_path / "x", progress=False)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
 def test_an_absent_stream_says_only_that_it_is_absent():
@@ -112,37 +129,32 @@ def test_every_translation_belongs_to_one_group_of_one_target_modality():
     assert len(GROUPS["mri"]) == 6
 
 
-def test_baselines_are_trained_again_without_drawing_again(model, monkeypatch, tmp_path) -> None:
-    """Only the rows of the networks that are named move, and they become what a whole measurement
-    gives."""
+def test_one_draw_or_the_mean_is_chosen_on_validation_studies(model, monkeypatch, tmp_path) -> None:
+    """Whichever is better on the test studies: those of the validation split are made to tell."""
     monkeypatch.setattr("medm2g_core.rivals.translator.cache_dir", lambda: tmp_path)
-    pipe = MedM2GPipeline(model)
-    bench = Bench(pipe, n_chest=4, n_brain=4, reference=4, steps=1, progress=False)
-    tasks = (TASKS[0], TASKS[5])
+    bench = Bench(MedM2GPipeline(model), n_chest=4, n_brain=4, reference=4, steps=1, progress=False)
     size = model.profile.resolution
-    streams = {t.region: (*t.given, t.target) for t in tasks}
-    images = {
-        r: {n: pictures(6, size, i).half() for i, n in enumerate(own)} for r, own in streams.items()
-    }
-    corpora = {r: Corpus(r, own, [[]] * 6) for r, own in images.items()}
-    short, long = {"mri": 0.2}, {"mri": 0.6}
-    options = {"threads": 1, "tasks": tasks}
-    before = translation(bench, {}, corpora, seconds=short, means=2, **options)
-    whole = translation(bench, {}, corpora, seconds=long, critic_seconds=short, means=2, **options)
-    monkeypatch.setattr(
-        MedM2GPipeline, "__call__", lambda *_, **__: pytest.fail("something was drawn")
-    )
-    renewed = retrained(
-        bench,
-        {},
-        corpora,
-        before,
-        seconds=long,
-        critic_seconds=short,
-        renew=[("mri", REGRESSION_ROW)],
-        **options,
-    )
-    assert renewed.rows == whole.rows and renewed.rows != before.rows
-    moved = {r.who for r, old in zip(renewed.rows, before.rows, strict=True) if r != old}
-    assert moved == {REGRESSION_ROW}
-    assert renewed.facts["baselines"]["regression, mri"]["CPU seconds"] > 0.5
+    images = {n: pictures(6, size).half() for n in (*TASKS[0].given, TASKS[0].target)}
+    corpora = {"brain": Corpus("brain", images, [[]] * 6)}
+    truth = bench.studies("brain", "val").stack(TASKS[0].target)
+    draws = bench.draws
+    wanted = ["model", "model, mean of 2"]
+
+    def told(*args: object, split: str = "test", **options: object) -> torch.Tensor:
+        out = draws(*args, split=split, **options)
+        if split == "val":  # right at once, or right in the mean only
+            wrong = 0.2 * torch.stack([torch.ones_like(truth), -torch.ones_like(truth)])
+            out = truth + wrong
+            out[0] = truth if wanted[0] == "model" else out[0]
+        return out
+
+    monkeypatch.setattr(bench, "draws", told)
+    results = []
+    for _ in range(2):
+        outcome = translation(bench, {}, corpora, seconds={"mri": 0.2}, means=2, tasks=TASKS[:1])
+        (choice,) = outcome.facts["settings chosen on validation"]
+        assert choice["chosen"] == wanted[0] and choice["n"] == 4
+        assert {r.who for r in outcome.rows if r.chosen} == {wanted[0]}
+        results.append([replace(r, chosen=False) for r in outcome.rows])
+        wanted.reverse()
+    assert results[0] == results[1], "test scores are the same whatever validation says"

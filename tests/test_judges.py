@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional.classification import binary_auroc
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.findings import BRAIN, CHEST
 from medm2g_core.evaluation.fidelity import Reading, macro_auc
-from medm2g_core.evaluation.judges import (
-    JUDGED,
-    SHIPPED_JUDGES,
-    JudgeNet,
-    Judges,
-    JudgeSettings,
-    Label,
-    auc,
-    best_threshold,
-    label_matrix,
-    labels_of,
-    load_judge,
-    load_judges,
-    main,
-    save_judge,
-    shifted_and_turned,
-    train_judge,
-)
+from medm2g_core.judges.__main__ import main
+from medm2g_core.judges.files import SHIPPED_JUDGES, load_judge, load_judges, save_judge
+from medm2g_core.judges.judge import JUDGED, Judges
+from medm2g_core.judges.labels import Label, label_matrix, labels_of
+from medm2g_core.judges.network import JudgeNet
+from medm2g_core.judges.training import JudgeSettings, jittered, train_judge
 from medm2g_core.model import CheckpointError
 from medm2g_core.streams import Finding, StreamError
 from tests.conftest import pictures
@@ -68,26 +56,10 @@ def test_presence_of_every_finding_comes_first() -> None:
     )
 
 
-def test_auc_is_that_of_torchmetrics_also_with_ties() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        score, yes = rng.integers(0, 6, 40) / 5.0, rng.random(40) < 0.3
-        if yes.any() and not yes.all():
-            reference = binary_auroc(torch.tensor(score), torch.tensor(yes).long()).item()
-            assert auc(score, yes) == pytest.approx(reference, abs=1e-6)
-    assert np.isnan(auc(np.arange(4.0), np.ones(4)))
-
-
-def test_threshold_separates_what_can_be_separated() -> None:
-    score = np.array([0.1, 0.9, 0.2, 0.8, 0.3])
-    assert best_threshold(score, np.array([0, 1, 0, 1, 0])) == pytest.approx(0.55)
-    assert best_threshold(score, np.zeros(5)) == 0.0
-
-
 def test_augmentation_keeps_left_on_the_left() -> None:
     x = torch.full((16, 1, 64, 64), -1.0)
     x[..., 24:40, 4:20] = 1.0
-    y = shifted_and_turned(x, JudgeSettings(), torch.Generator().manual_seed(0))
+    y = jittered(x, JudgeSettings(), torch.Generator().manual_seed(0))
     assert y.abs().max() <= 1 and not torch.equal(x, y)
     assert (y[..., :32].mean((1, 2, 3)) > y[..., 32:].mean((1, 2, 3)) + 0.1).all()
 
@@ -144,6 +116,37 @@ def test_command_trains_what_is_missing_or_damaged_and_only_that(
     assert capsys.readouterr().out.count("on 8 real test images") == 3
 
 
+def test_a_judge_is_trained_as_by_the_textbook() -> None:
+    """AdamW under torch's one-cycle schedule, on every study once before any comes again."""
+    judge = train_judge("mri_t2", "brain", FEW, resolution=32, progress=False)
+    own = FEW.of("brain")
+    cohort = VirtualCohort("train", "brain", own.train, resolution=32)
+    x, y = cohort.stack("mri_t2"), label_matrix(cohort.findings, "brain")
+    with torch.random.fork_rng():
+        torch.manual_seed(own.seed)
+        net = JudgeNet(y.shape[1]).train()
+        optimizer = torch.optim.AdamW(net.parameters(), own.lr, weight_decay=own.weight_decay)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, own.lr, total_steps=own.steps, pct_start=0.15
+        )
+        generator = torch.Generator().manual_seed(own.seed)
+        order = torch.empty(0, dtype=torch.long)
+        for _ in range(own.steps):
+            if len(order) < own.batch:
+                order = torch.cat([order, torch.randperm(len(x), generator=generator)])
+            chosen, order = order[: own.batch], order[own.batch :]
+            views = jittered(x[chosen], own, generator).to(memory_format=torch.channels_last)
+            logits = net(views)[0]
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, y[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter, judge.net.get_parameter(name)), name
+
+
 def test_saved_judge_says_the_same(tmp_path: Path) -> None:
     judge = train_judge("ct", "chest", FEW, resolution=32, progress=False)
     save_judge(judge, tmp_path)
@@ -187,6 +190,8 @@ def test_weights_of_another_network_are_refused(
 
 def test_shipped_judges_are_complete_and_small(shipped: Judges) -> None:
     assert set(shipped) == set(JUDGED)
+    for (region, _), judge in shipped.items():
+        assert judge.info["settings"] == asdict(JudgeSettings().of(region)), "it would be retrained"
     assert sum(f.stat().st_size for f in SHIPPED_JUDGES.iterdir()) < 2.5e6
 
 

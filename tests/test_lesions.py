@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medm2g_core.data.cohort import VirtualCohort
-from medm2g_core.evaluation.judges import auc
+from medm2g_core.metrics.classification import auc
 from medm2g_core.metrics.lesions import LESIONS, dice, lesion_mask
 from medm2g_core.streams import StreamError
 

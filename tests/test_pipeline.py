@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import pictures, reports, speak_up, untrained
@@ -124,21 +125,6 @@ def test_several_streams_and_reports_can_be_the_best_of_several(pipe):
     assert len(out["text"]) == 1 and out["xray"].shape == (1, 1, 32, 32)
 
 
-def test_the_callback_sees_every_step(pipe):
-    seen = []
-    pipe(
-        {"ct": CT},
-        ["xray", "mri_t1"],
-        num_inference_steps=3,
-        generator=seeded(),
-        callback_on_step_end=lambda p, step, level, state: seen.append((p, step, level, state)),
-    )
-    assert [s[1] for s in seen] == [0, 1, 2] and all(s[0] is pipe for s in seen)
-    assert [s[2] for s in seen] == sorted((s[2] for s in seen), reverse=True) and seen[0][2] == 1.0
-    for *_, state in seen:
-        assert set(state) == {"latents", "denoised"} and set(state["latents"]) == {"xray", "mri_t1"}
-
-
 def test_a_weight_of_zero_silences_a_prompt_but_its_stream_still_guides(pipe):
     def draw(report: str, scale: float):
         return pipe(
@@ -153,8 +139,6 @@ def test_a_weight_of_zero_silences_a_prompt_but_its_stream_still_guides(pipe):
     other = reports(4)[3]
     assert not torch.allclose(draw(REPORT, 1.0), draw(other, 1.0), atol=1e-4)
     assert not torch.equal(draw(REPORT, 0.0), draw(other, 0.0))  # as a guide
-    with pytest.raises(ValueError, match="prompt weights"):
-        pipe({"ct": CT}, ["xray"], prompt_weights={"mri_t1": 1.0})
 
 
 def test_a_saved_pipeline_draws_the_same(pipe, tmp_path):
@@ -179,17 +163,30 @@ def test_missing_weights_are_named(tmp_path, monkeypatch):
     ("given", "want", "message"),
     [
         ({"text": REPORT}, [], "nothing is wanted"),
+        ({"text": REPORT}, None, "must be a list"),
         ({"text": REPORT}, "ct", "must be a list"),
+        ({"text": REPORT}, {"ct"}, "must be a list"),
+        ({"text": REPORT}, [["ct"]], "must be a list"),
         ({"text": REPORT}, ["text"], "given and wanted"),
         ({"text": REPORT}, ["ct", "ct"], "twice"),
         ({"pet": CT}, ["ct"], "unknown stream 'pet'"),
         ({"text": REPORT}, ["pet"], "unknown stream 'pet'"),
+        (REPORT, ["ct"], "needed a dict"),
         ({"text": " "}, ["ct"], "none of them empty"),
         ({"text": []}, ["ct"], "none of them empty"),
+        ({"text": None}, ["ct"], "none of them empty"),
+        ({"text": 5}, ["ct"], "none of them empty"),
+        ({"text": b"Findings"}, ["ct"], "none of them empty"),
         ({"xray": "a path"}, ["ct"], "needed a tensor"),
+        ({"xray": None}, ["ct"], "needed a tensor"),
+        ({"xray": CT.numpy()}, ["ct"], "needed a tensor"),
+        ({"xray": CT[None][:0]}, ["ct"], "empty tensor"),
         ({"xray": pictures(1, size=64)}, ["ct"], "this model needs"),
         ({"xray": 5 * CT}, ["ct"], "outside"),
         ({"xray": CT.expand(3, -1, -1)}, ["ct"], "needed"),
+        ({"xray": CT[0]}, ["ct"], "needed"),
+        ({"xray": (127 * CT).to(torch.int8)}, ["ct"], "needed a float tensor"),
+        ({"xray": CT.masked_fill(CT > 0.5, torch.nan)}, ["ct"], "NaN"),
         ({"text": [REPORT, REPORT], "xray": CT}, ["ct"], "different sizes"),
     ],
 )
@@ -198,19 +195,81 @@ def test_impossible_requests_are_refused(pipe, given, want, message):
         pipe(given, want, num_inference_steps=1)
 
 
-def test_bad_numbers_are_refused(pipe):
-    with pytest.raises(ValueError, match="best_of"):
-        pipe({"text": REPORT}, ["xray"], best_of=0)
+@pytest.mark.parametrize("name", IMAGE_STREAMS)
+def test_a_picture_in_0_to_1_is_refused_and_both_ranges_are_named(pipe, name):
+    """Read as -1..1 it would have half its contrast, and the score of reports is halved too."""
+    want = ["ct" if name != "ct" else "xray"]
+    pair = pictures(2)
+    pair[1] = (pair[1] + 1) / 2
+    with pytest.raises(StreamError, match=r"picture 1 .* 0\.\.1 .*needed -1\.\.1.*multiply by 2"):
+        pipe({name: pair}, want, num_inference_steps=1)
+    pair[1] = pair[1] * 2 - 1
+    pipe({name: pair}, want, num_inference_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *((n, v) for n in ("num_samples", "best_of") for v in (0, -1, 1.5, torch.nan, "2", True)),
+        ("num_inference_steps", 0),
+        ("num_inference_steps", -3),
+        ("num_inference_steps", 2.0),
+        ("num_inference_steps", None),
+        *(
+            (n, v)
+            for n in ("guidance_scale", "cross_guidance_scale", "noise_scale")
+            for v in (torch.nan, torch.inf, "2", [2.0])
+        ),
+        ("guidance_scale", None),
+        ("noise_scale", -0.1),
+        ("prompt_weights", {"text": torch.nan}),
+        ("prompt_weights", {"text": -1.0}),
+        ("prompt_weights", {"text": 0.0}),
+        ("prompt_weights", {"text": "much"}),
+        ("prompt_weights", {"mri_t1": 1.0}),
+        ("prompt_weights", [1.0]),
+        ("order", "zigzag"),
+        ("order", None),
+        ("output_type", "jpeg"),
+        ("generator", 3),
+        ("generator", [3]),
+        ("generator", []),
+        ("generator", [seeded(), seeded()]),
+        ("latents", torch.zeros(1, 4, 8, 8)),
+        ("latents", {"ct": torch.zeros(1, 4, 8, 8)}),
+        ("latents", {"xray": torch.zeros(1, 1, 1, 1)}),
+        ("latents", {"xray": "noise"}),
+        ("callback_on_step_end_tensor_inputs", ["prompt_embeds"]),
+    ],
+)
+def test_settings_that_are_none_are_refused_by_name(pipe, setting, value):
+    with pytest.raises(ValueError, match=setting.replace("_", "[_ ]").removesuffix("s")):
+        pipe({"text": REPORT}, ["xray"], **{"num_inference_steps": 1, setting: value})
+
+
+def test_numbers_of_numpy_are_numbers(pipe):
+    options = {"num_inference_steps": np.int64(2), "guidance_scale": np.float32(2)}
+    a = pipe({"text": REPORT}, ["xray"], generator=seeded(), **options)["xray"]
+    b = pipe({"text": REPORT}, ["xray"], generator=seeded(), num_inference_steps=2)["xray"]
+    assert torch.equal(a, b)
+
+
+def test_the_best_of_several_needs_something_to_differ_and_to_compare_with(pipe):
+    noise = torch.zeros(1, *pipe.model.latent_shape("xray"))
     with pytest.raises(StreamError, match="nothing is given"):
         pipe({}, ["xray"], best_of=2)
-    with pytest.raises(ValueError, match="num_samples"):
-        pipe({}, ["ct"], num_samples=0)
-    with pytest.raises(ValueError, match="num_inference_steps"):
-        pipe({}, ["ct"], num_inference_steps=0)
-    with pytest.raises(ValueError, match="generators"):
-        pipe({}, ["ct"], generator=[seeded(), seeded()], num_inference_steps=1)
+    with pytest.raises(StreamError, match="all the same"):
+        pipe({"text": REPORT}, ["xray"], best_of=2, latents={"xray": noise})
+
+
+def test_a_report_that_is_too_long_is_refused(pipe):
     with pytest.raises(TextTooLongError, match="shorten"):
         pipe({"text": "word " * 400}, ["ct"])
+
+
+def test_a_list_of_generators_has_one_for_each_output(pipe):
+    with pytest.raises(ValueError, match="2 generators for 1 outputs"):
+        pipe({}, ["ct"], generator=[seeded(), seeded()], num_inference_steps=1)
 
 
 @pytest.mark.parametrize("name", IMAGE_STREAMS)

@@ -17,12 +17,12 @@ from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.reports import write_report
 from medm2g_core.data.wheels import DataUnavailableError
 from medm2g_core.evaluation import report_generation as section
+from medm2g_core.evaluation import text_codec
+from medm2g_core.evaluation.alignment import alignment_section
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.codec import image_codec_section
-from medm2g_core.evaluation.report_generation import best_half, consensus
-from medm2g_core.evaluation.report_scores import Truth, finding_summary
-from medm2g_core.evaluation.results import READS
-from medm2g_core.evaluation.retrieval import alignment_section
+from medm2g_core.evaluation.report_rows import Truth, finding_summary
+from medm2g_core.evaluation.sections import SECTIONS
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.rivals.report_decoder import (
@@ -42,8 +42,17 @@ from medm2g_core.rivals.reports import (
 )
 from medm2g_core.streams import StreamError
 from medm2g_core.training.corpus import Corpus
+from medm2g_core.training.fit import fit
+from medm2g_core.training.loop import StageInterrupted
 
 FINDINGS = [(EFFUSION,), (NODULE,), (EDEMA,), (EDEMA, EFFUSION)] * 2
+
+
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> int:
+    """An untrained decoder writes every report to the full length: four of them will do."""
+    monkeypatch.setattr(section, "DRAWS", 4)
+    return 4
 
 
 def corpus() -> Corpus:
@@ -159,7 +168,7 @@ def test_a_kept_decoder_is_loaded_and_a_damaged_one_trained_again(
         )
 
     train()
-    file = decoder_file(model, c, settings, tmp_path)
+    file = decoder_file(model, c, settings, tmp_path).path
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
     whole, stamp = file.read_bytes(), file.stat().st_mtime_ns
     assert train()[0] == train()[0] and file.stat().st_mtime_ns == stamp, (
@@ -167,7 +176,8 @@ def test_a_kept_decoder_is_loaded_and_a_damaged_one_trained_again(
     )
     for damage in (whole[: len(whole) // 2], b"", b"not a safetensors file at all"):
         file.write_bytes(damage)
-        train()
+        with pytest.warns(UserWarning, match="damaged .* made anew"):
+            train()
         assert len(file.read_bytes()) == pytest.approx(len(whole), rel=0.01)
 
 
@@ -189,6 +199,43 @@ def test_other_settings_studies_or_weights_mean_another_file(
     assert decoder_file(*change(model, c, s)) != before
 
 
+def test_a_decoder_that_was_stopped_goes_on(
+    model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    c, stop = corpus(), {"stop_after": 5, "precision": "fp32"}
+    settings = DecoderSettings(stream="xray", seconds=99, steps=12, encoder="tuned")
+    monkeypatch.setattr(
+        "medm2g_core.rivals.report_decoder.fit", lambda *a, **k: fit(*a, **{**k, **stop})
+    )
+    with pytest.raises(StageInterrupted, match="the same command goes on"):
+        train_decoder(model, c, settings, cache=tmp_path, progress=False)
+    (state,) = tmp_path.iterdir()
+    stop["stop_after"] = None
+    resumed = train_decoder(model, c, settings, cache=tmp_path, progress=False)
+    assert not state.exists() and resumed.info["steps"] == 12
+    whole = train_decoder(model, c, settings, cache=tmp_path / "other", progress=False)
+    for name, tensor in whole.kept().items():
+        assert torch.equal(tensor, resumed.kept()[name]), name
+
+
+def test_samples_encode_an_image_once_and_the_first_are_those_of_fewer(
+    model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DecoderSettings(stream="xray", seconds=99, steps=2)
+    decoder = train_decoder(model, corpus(), settings, keep=False, progress=False)
+    images, looks = pictures(3), []
+    look = decoder.look
+    monkeypatch.setattr(decoder, "look", lambda x: looks.append(len(x)) or look(x))
+    four = decoder.write_samples(images, 4, seed=7)
+    assert looks == [3] and [len(draw) for draw in four] == [3] * 4
+    assert len({draw[0] for draw in four}) > 1, "the draws differ"
+    assert decoder.write_samples(images, 2, seed=7) == four[:2]
+    assert decoder.write(images, sample=True, seed=7) == four[0]
+    assert decoder.write_samples(images, 1, seed=8)[0] != four[0]
+    with pytest.raises(ValueError, match="at least 1"):
+        decoder.write_samples(images, 0)
+
+
 def _moved(model: MedM2G) -> MedM2G:
     with torch.no_grad():
         next(model.alignment.encoders["xray"].parameters()).add_(0.01)
@@ -201,9 +248,9 @@ def test_reports_have_no_decoder_of_reports(model: MedM2G) -> None:
 
 
 def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validation(
-    model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_draws: int
 ) -> None:
-    monkeypatch.setattr("medm2g_core.evaluation.report_scores.meteor", lambda a, b: None)
+    monkeypatch.setattr("medm2g_core.evaluation.report_rows.meteor", lambda a, b: None)
     bench = Bench(MedM2GPipeline(model), n_chest=4, n_brain=2, reference=3, steps=1, progress=False)
     train = VirtualCohort("train", "chest", 6, resolution=32)
     outcome = section.report_generation(
@@ -215,7 +262,8 @@ def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validatio
         kinds.count("baseline") >= 7 and kinds.count("ceiling") == 2 and kinds.count("control") == 1
     )
     assert strict["ceiling: true findings in other words"].value == 1.0
-    assert {"model", "model, consensus of 5"} <= strict.keys() and len(outcome.checks) == 2
+    risk = f"model, minimum Bayes risk of {section.DRAWS}, noise x {section.LOW_NOISE}"
+    assert {"model", risk} <= strict.keys() and len(outcome.checks) == 2
     assert (
         len(outcome.facts["grid on validation"]) == len(section.GRID)
         and outcome.facts["validation studies"] == 3
@@ -232,18 +280,43 @@ def test_the_section_has_model_baselines_control_ceilings_and_tunes_on_validatio
         for k in drawn
         if k[-1] == "test"
     ), "test studies see the chosen settings only"
+    model_choice, decoder_choice = outcome.facts["settings chosen on validation"]
+    assert set(model_choice["scores"]) == {w for w in strict if w.startswith("model")}
+    assert set(decoder_choice["scores"]) == {w for w in strict if "autoregressive" in w}
+    chosen = {r.who for r in outcome.rows if r.chosen}
+    assert chosen == {model_choice["chosen"], decoder_choice["chosen"]}
+    assert model_choice["n"] == 3
 
-    monkeypatch.setattr(bench, "draw", lambda *_, **__: pytest.fail("something was drawn"))
-    again = section.report_generation(
-        bench, "xray", decoder_seconds=2.0, train=train, cache=tmp_path, known=outcome
+
+def test_the_decoder_has_every_privilege_of_the_model(
+    model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_draws: int
+) -> None:
+    """As many reports to choose from, chosen in the same ways, with the same words."""
+    monkeypatch.setattr("medm2g_core.evaluation.report_rows.meteor", lambda a, b: None)
+    chosen_from: list[int] = []
+    risk = section.minimum_risk
+
+    def watched(draws, region):
+        chosen_from.append(len(draws))
+        return risk(draws, region)
+
+    monkeypatch.setattr(section, "minimum_risk", watched)
+    bench = Bench(MedM2GPipeline(model), n_chest=2, n_brain=2, reference=2, steps=1, progress=False)
+    train = VirtualCohort("train", "chest", 6, resolution=32)
+    outcome = section.report_generation(
+        bench, "xray", decoder_seconds=0.2, train=train, cache=tmp_path
     )
-    decoders = {who for who in strict if "autoregressive" in who}
-    moved = {r.who for r, old in zip(again.rows, outcome.rows, strict=True) if r != old}
-    assert len(decoders) == 2 and moved and moved <= decoders, (
-        "only the decoders were trained again"
-    )
-    steps = [p.facts["decoders"][0]["steps"] for p in (outcome, again)]
-    assert steps[1] > steps[0] and again.facts.keys() == outcome.facts.keys()
+    names = {r.who for r in outcome.rows}
+    low, own = f", noise x {section.LOW_NOISE}", "baseline: autoregressive decoder, "
+    of_model = {n.removeprefix("model, ").removesuffix(low) for n in names if low in n}
+    of_decoder = {n.removeprefix(own) for n in names if n.startswith(own)}
+    three = {n for n in of_model if "of" in n}
+    assert len(three) == 3 and three <= of_decoder
+    assert of_decoder - three == {"greedy", "sampled"}
+    half = section.DRAWS // 2
+    assert chosen_from == [section.DRAWS, half] * 4, "both predictors, on both splits"
+    noted = {r.who for r in outcome.rows if "Kumar and Byrne" in r.note}
+    assert noted == {n for n in names if "minimum Bayes risk" in n}
 
 
 def ruin_all_but(model: MedM2G, reads: tuple[str, ...]) -> MedM2G:
@@ -257,10 +330,10 @@ def ruin_all_but(model: MedM2G, reads: tuple[str, ...]) -> MedM2G:
 
 @pytest.mark.parametrize("given", ["xray", "ct"])
 def test_reports_are_scored_the_same_whatever_the_weights_that_their_key_leaves_out(
-    model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+    model: MedM2G, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_draws: int, given: str
 ) -> None:
-    """`READS` decides which scores stay when a flow was trained further."""
-    monkeypatch.setattr("medm2g_core.evaluation.report_scores.meteor", lambda a, b: None)
+    """`Section.reads` decides which scores stay when a flow was trained further."""
+    monkeypatch.setattr("medm2g_core.evaluation.report_rows.meteor", lambda a, b: None)
     train = VirtualCohort("train", "chest", 6, resolution=32)
 
     def measured(of: MedM2G) -> tuple[list[tuple[str, str, float]], dict[str, str]]:
@@ -275,7 +348,7 @@ def test_reports_are_scored_the_same_whatever_the_weights_that_their_key_leaves_
         ]
         return untimed, {str(k): str(v) for k, v in bench._drawn.items()}
 
-    reads = READS[f"report_{given}"]
+    reads = SECTIONS[f"report_{given}"].reads
     rows, drawn = measured(model)
     assert measured(ruin_all_but(model, reads)) == (rows, drawn)
     deaf = tuple(r for r in reads if not r.startswith("environments"))
@@ -289,10 +362,10 @@ def test_codecs_and_alignment_are_scored_the_same_whatever_the_weights_that_thei
     def gone(progress: bool) -> None:
         raise DataUnavailableError("not needed here")
 
-    monkeypatch.setattr(section, "load_iu_reports", gone)
+    monkeypatch.setattr(text_codec, "load_iu_reports", gone)
     measure = {
         "alignment": alignment_section,
-        "text_codec": section.text_codec_section,
+        "text_codec": text_codec.text_codec_section,
         "image_codec": lambda bench: image_codec_section(bench, None),
     }[name]
 
@@ -302,7 +375,7 @@ def test_codecs_and_alignment_are_scored_the_same_whatever_the_weights_that_thei
         )
         return [(r.task, r.who, r.metric, r.value) for r in outcome.rows]
 
-    assert rows(ruin_all_but(model, READS[name])) == rows(model)
+    assert rows(ruin_all_but(model, SECTIONS[name].reads)) == rows(model)
 
 
 def test_the_control_check_fails_where_another_patients_image_does_as_well_as_the_own() -> None:
@@ -329,9 +402,9 @@ def test_the_text_codec_section_skips_real_reports_that_cannot_be_had(
     def gone(progress: bool) -> None:
         raise DataUnavailableError("no network")
 
-    monkeypatch.setattr(section, "load_iu_reports", gone)
+    monkeypatch.setattr(text_codec, "load_iu_reports", gone)
     bench = Bench(MedM2GPipeline(model), n_chest=3, n_brain=2, reference=2, progress=False)
-    outcome = section.text_codec_section(bench)
+    outcome = text_codec.text_codec_section(bench)
     assert "left out" in outcome.facts["real IU findings"]
     assert {r.task for r in outcome.rows} == {
         "text codec: Report (chest)",
@@ -346,8 +419,11 @@ def test_the_better_half_are_the_draws_most_like_the_image_and_the_rest_has_no_v
     true, false = reports_of((NODULE,)), reports_of((EDEMA,))
     draws = [[true, false], [true, false], [false, true], [false, true], [false, true]]
     likeness = torch.tensor([[0.9, 0.9], [0.8, 0.8], [0.7, 0.1], [0.1, 0.2], [0.1, 0.3]])
-    assert consensus(draws, "chest") == [false, true], "all five together say the other thing"
-    assert best_half(draws, likeness, "chest") == [true, false]
+    chosen = section.choices_of_many(draws, likeness, "chest")
+    assert chosen["minimum Bayes risk of 5"] == [false, true], "all five together say the other"
+    assert chosen["best of 5 by the aligned encoders"] == [true, true]
+    better_half = "minimum Bayes risk of the better half of 5 by the aligned encoders"
+    assert chosen[better_half] == [true, false]
 
 
 def reports_of(findings) -> str:

@@ -18,19 +18,17 @@ from medm2g_core.cli import main
 from medm2g_core.data.sources import SOURCES, SourceError
 from medm2g_core.data.sources.prepare import prepare_source
 from medm2g_core.evaluation.fidelity import CODEC, FRECHET, REAL
-from medm2g_core.evaluation.judges import load_judges
+from medm2g_core.evaluation.source_page import PAPER, source_page, source_table
 from medm2g_core.evaluation.source_scores import (
     CONTROL,
     NEAREST,
-    PAPER,
     REGRESSION,
     Task,
     evaluate_source,
-    source_page,
-    source_table,
     tasks_of,
 )
 from medm2g_core.evaluation.table import Row, SectionResult
+from medm2g_core.judges.files import load_judges
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import profile
 from medm2g_core.streams import IMAGE_STREAMS
@@ -200,10 +198,10 @@ def test_the_papers_figure_stands_in_its_own_column_with_its_mark_and_what_diffe
     assert "[S]" in columns[7] and columns[4] == "model"
     assert [c.strip() for c in first.split("|")][7] == "32.45" and "other slices" in first
     assert "32.45" not in second and "32.45" not in source_table("acdc", rows)
-    assert "secondary sources only" in source_page("ixi", _piece(rows))
+    assert "secondary sources only" in source_page("ixi", _result(rows))
 
 
-def _piece(rows):
+def _result(rows):
     facts = {"source": {"studies": {"test": 9}}, "baselines": {}, "tokenization": ""}
     return SectionResult(rows=rows, facts=facts)
 

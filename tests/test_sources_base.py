@@ -229,7 +229,7 @@ def test_an_unknown_data_set_is_refused_with_the_known_ones(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_every_registered_data_set_tells_what_it_is_and_refuses_an_empty_folder(
+def test_every_registered_data_set_tells_what_it_is_and_refuses_a_wrong_folder(
     source: Source, tmp_path: Path
 ) -> None:
     card = source.card
@@ -243,9 +243,12 @@ def test_every_registered_data_set_tells_what_it_is_and_refuses_an_empty_folder(
     )
     assert set(source.streams) <= {"text", "xray", "ct", "mri_t1", "mri_t2", "mri_pd", "mri_flair"}
     assert "[P]" in card.paper_use or "[S]" in card.paper_use
-    with pytest.raises(SourceError) as caught:
-        SourceDataset(source, tmp_path)
-    assert card.layout.splitlines()[0] in str(caught.value) and card.title in str(caught.value)
+    for name in ("", "holiday.png"):  # an empty folder, and one of other things
+        if name:
+            (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(SourceError) as caught:
+            SourceDataset(source, tmp_path)
+        assert card.layout.splitlines()[0] in str(caught.value) and card.title in str(caught.value)
 
 
 def test_images_and_sizes_are_as_asked_for(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ are."""
 from __future__ import annotations
 
 import pytest
+import torch
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.show import task_sheets
+from medm2g_core.show.figures import Figure
 from medm2g_core.show.task_sheets import (
     SHEETS,
     first_with_findings,
@@ -59,3 +62,27 @@ def test_the_command_writes_every_sheet(model, tmp_path):
     assert main(["--model", str(tmp_path / "weights"), "--out", str(tmp_path / "out")]) == 0
     names = {p.stem for p in (tmp_path / "out").glob("*.png")}
     assert names == {f"sheet_{n}" for n in (*SHEETS, "xray_to_report", "ct_to_report", "joint")}
+
+
+def test_sheets_of_the_same_weights_are_left_alone_and_others_are_drawn_again(
+    model, tmp_path, monkeypatch
+):
+    model.save_pretrained(tmp_path / "weights")
+    arguments = ["--model", str(tmp_path / "weights"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(task_sheets, "SHEETS", {"ct_to_t2": SHEETS["ct_to_t2"]})
+    monkeypatch.setattr(task_sheets, "report_sheet", lambda *_: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(task_sheets, "joint_sheet", lambda *_: Figure(figsize=(1, 1)))
+
+    def files() -> dict[str, tuple[bytes, int]]:
+        found = sorted((tmp_path / "out").glob("*.png"))
+        return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in found}
+
+    main(arguments)
+    first = files()
+    main(arguments)
+    assert len(first) == 4 and files() == first
+    with torch.no_grad():
+        next(model.flows["mri"].parameters()).add_(0.5)
+    model.save_pretrained(tmp_path / "weights")
+    main(arguments)
+    assert all(files()[name] != first[name] for name in first)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from medm2g_core.commands.common import pick_device, writable_folder
 from medm2g_core.commands.info import versions
@@ -223,23 +222,19 @@ def run_generation(args: argparse.Namespace) -> int:
 
     pipe.to(device)
     began = time.monotonic()
-    passes = args.best_of * args.steps * (len(args.want) if args.order == "cascade" else 1)
-    with tqdm(total=passes, desc="generate", unit="step") as bar:
-        drawn = pipe(
-            given=given.values,
-            want=args.want,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
-            cross_guidance_scale=args.cross_guidance,
-            prompt_weights=weights or None,
-            order=args.order,
-            num_samples=args.num_samples,
-            best_of=args.best_of,
-            generator=[
-                torch.Generator().manual_seed(args.seed + i) for i in range(args.num_samples)
-            ],
-            callback_on_step_end=lambda *_: bar.update(),
-        )
+    pipe.set_progress_bar_config(desc="generate", unit="step")
+    drawn = pipe(
+        given=given.values,
+        want=args.want,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+        cross_guidance_scale=args.cross_guidance,
+        prompt_weights=weights or None,
+        order=args.order,
+        num_samples=args.num_samples,
+        best_of=args.best_of,
+        generator=[torch.Generator().manual_seed(args.seed + i) for i in range(args.num_samples)],
+    )
     seconds = time.monotonic() - began
     samples: list[dict[str, torch.Tensor | str]] = [
         {n: v.float().cpu() if isinstance(v := drawn[n][i], torch.Tensor) else v for n in args.want}

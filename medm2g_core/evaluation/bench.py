@@ -13,12 +13,31 @@ from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.sampling import Order
 
-__all__ = ["BATCH", "SHIFT", "Bench", "Split", "StudySource", "draw_studies"]
+__all__ = [
+    "BATCH",
+    "DRAW_STRIDE",
+    "SHIFT",
+    "VALIDATION",
+    "Bench",
+    "Split",
+    "StudySource",
+    "draw_studies",
+]
 
 Split = Literal["test", "val"]
 """Scores are of ``"test"``; settings are chosen on ``"val"``."""
 
 BATCH = 32
+"""Studies that are drawn at once."""
+
+DRAW_STRIDE = 1_000_003
+"""Between the seeds of two draws: a prime that no number of studies reaches, so that no two draws
+share noise."""
+
+VALIDATION = 64
+"""Validation studies that settings are chosen on, at most: drawing them costs half of the test
+studies' time, and more of them would seldom change a choice."""
+
 SHIFT = 7
 """A control gets the input of the study so many places further on: another patient."""
 
@@ -44,7 +63,8 @@ def draw_studies(
     after_batch: Callable[[], object] = lambda: None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Draw ``want`` for the studies ``index`` of ``data``, in batches of `BATCH`.
+    """Draw ``want`` for the studies ``index`` of ``data``, in batches of `BATCH`, and switch the
+    pipeline's own progress bar off.
 
     Args:
         other: (given stream, study) -> the study that this stream is taken from; its own unless
@@ -55,6 +75,7 @@ def draw_studies(
     Returns:
         stream -> images (N, 1, H, W) in -1..1 on the CPU, or a list of N reports.
     """
+    pipe.set_progress_bar_config(disable=True)
     parts: dict[str, list[Any]] = {w: [] for w in want}
     for first in range(0, len(index), BATCH):
         own = list(index[first : first + BATCH])
@@ -76,8 +97,8 @@ class Bench:
     Args:
         pipe: the model under test, on the device that it shall run on.
         n_chest, n_brain: held-out studies (test split).
-        reference: studies of the validation split, for mean images, random reports and the tuning
-            of settings.
+        reference: studies of the validation split, for mean images, random reports and floors;
+            settings are chosen on the first `VALIDATION` of them.
         steps, guidance: of the sampler; ``guidance`` for draws from text, ``translation_guidance``
             for draws from images (a scale of 1 is closest to the truth there, a larger one is
             sharper and further away).
@@ -116,12 +137,18 @@ class Bench:
             r: VirtualCohort("val", r, reference, resolution=size, persons=chosen[r])
             for r in self.data
         }
+        self.validation = {
+            r: VirtualCohort(
+                "val", r, min(VALIDATION, reference), resolution=size, persons=chosen[r]
+            )
+            for r in self.data
+        }
         self.bar = tqdm(desc="drawing", unit="batch", disable=not progress)
         self._drawn: dict[tuple[Any, ...], dict[str, torch.Tensor | list[str]]] = {}
 
     def studies(self, region: str, split: Split = "test") -> VirtualCohort:
-        """The held-out studies of a region: `data`, or `other` for the validation split."""
-        return (self.data if split == "test" else self.other)[region]
+        """Studies of a region: those that are scored, or those that settings are chosen on."""
+        return (self.data if split == "test" else self.validation)[region]
 
     def value(
         self, region: str, name: str, index: Sequence[int], split: Split = "test"
@@ -195,7 +222,7 @@ class Bench:
                 given,
                 want,
                 other=lambda g, i: (i + shift) % n if not given_from or g in given_from else i,
-                seed=self.seed + 1000003 * draw,
+                seed=self.seed + DRAW_STRIDE * draw,
                 after_batch=self.bar.update,
                 num_inference_steps=self.steps,
                 guidance_scale=guidance,

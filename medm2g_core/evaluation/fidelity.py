@@ -3,12 +3,9 @@ judge's readings.
 
 Two kinds of score. Of the findings: does an independent classifier see in a generated image what is
 true of the study that it was generated for. Of the distribution: are the generated images, as a
-set, distributed as real ones in that classifier's features. Every score carries a bootstrap
-interval over studies.
-
-The Fréchet and the kernel distance are torchmetrics' formulas in our own features: **not
-comparable** with published FID and KID, which use an Inception network. Read them against the
-floor, real images against other real images.
+set, distributed as real ones in that classifier's features (`medm2g_core.metrics.distributions`,
+which says what the numbers may be compared with). Every score carries a bootstrap interval over
+studies.
 """
 
 from __future__ import annotations
@@ -18,50 +15,51 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import poly_mmd
 
 from medm2g_core.data.findings import findings_of
 from medm2g_core.evaluation.bench import Bench
-from medm2g_core.evaluation.judges import Judge, Judges, auc, label_matrix
-from medm2g_core.evaluation.table import Check, Row
+from medm2g_core.evaluation.table import Check, Row, interval_row
+from medm2g_core.judges.judge import Judge, Judges
+from medm2g_core.judges.labels import label_matrix
+from medm2g_core.metrics.agreement import cohen_kappa, pearson
+from medm2g_core.metrics.bootstrap import Interval, bootstrap
+from medm2g_core.metrics.classification import auc
+from medm2g_core.metrics.distributions import (
+    distance_interval,
+    frechet_distance,
+    kernel_distance,
+    relative_diversity,
+)
 from medm2g_core.streams import Finding
 
 __all__ = [
     "AUC",
     "CODEC",
     "FRECHET",
+    "KID",
     "MIN_CASES",
     "NEAREST",
     "REAL",
     "SIDE",
     "Reading",
-    "Scored",
     "auc_by_finding",
     "auc_scorer",
     "balanced_accuracy",
-    "between_sets",
     "chance_check",
     "distribution_scores",
-    "diversity",
     "finding_scores",
-    "frechet",
     "judge_check",
     "judged_rows",
-    "kappa",
-    "kid",
     "lobe_hits",
     "macro_auc",
-    "nearest_distance",
-    "over_studies",
     "rows_of",
     "side_hits",
     "stream_agreement",
 ]
 
 MIN_CASES = 5
-"""A finding counts in a macro mean if so many studies have it and so many have it not."""
+"""A finding counts in a macro mean if so many studies have it and so many have it not: the AUC of
+fewer moves by a fifth with one study."""
 
 AUC, BALANCED = "finding AUC", "finding balanced accuracy"
 SIDE, LOBE = "side accuracy", "lobe accuracy"
@@ -69,56 +67,16 @@ FRECHET, KID, DIVERSITY = "Fréchet distance", "kernel distance", "diversity rel
 NEAREST = "distance to the nearest training image"
 REAL, CODEC = "ceiling: real images", "ceiling: codec"
 
-Scored = tuple[float, float, float]
-"""Value, and the ends of its 95 % interval."""
+DRAWS = 300
+"""Bootstrap draws of a score of readings: each takes the AUC of a dozen findings, so fewer than of
+a mean (`medm2g_core.metrics.bootstrap.DRAWS` says what that costs in precision)."""
 
+CHANCE = 0.5
+"""AUC of a judge who sees nothing of what is asked."""
 
-# ---- intervals
-
-
-def _interval(value: float, values: Sequence[float]) -> Scored:
-    known = [v for v in values if np.isfinite(v)]
-    if not known or not np.isfinite(value):
-        return float("nan"), float("nan"), float("nan")
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(value), float(min(low, value)), float(max(high, value))
-
-
-def over_studies(
-    score: Callable[[np.ndarray], float], n: int, *, draws: int = 300, seed: int = 0
-) -> Scored:
-    """A score of a set of studies with a 95 % percentile bootstrap interval.
-
-    Args:
-        score: from indices of studies (repeats allowed) to a number; draws that give NaN are left
-            out.
-    """
-    rng = np.random.default_rng(seed)
-    return _interval(score(np.arange(n)), [score(rng.integers(0, n, n)) for _ in range(draws)])
-
-
-def between_sets(
-    distance: Callable[[np.ndarray, np.ndarray], float],
-    a: np.ndarray,
-    b: np.ndarray,
-    *,
-    draws: int = 100,
-    seed: int = 0,
-) -> Scored:
-    """A distance of two sets, cut to the smaller one, with a 95 % bootstrap interval over the rows
-    of both.
-
-    A set with repeats is further from everything than one without, so the draws are all too large:
-    their spread is laid around the value without that offset.
-    """
-    n = min(len(a), len(b))
-    a, b = a[:n], b[:n]
-    rng = np.random.default_rng(seed)
-    value = distance(a, b)
-    values = np.array(
-        [distance(a[rng.integers(0, n, n)], b[rng.integers(0, n, n)]) for _ in range(draws)]
-    )
-    return _interval(value, (values - values.mean() + value).tolist())
+AUC_MARGIN = 0.1
+"""A macro AUC may be off by so much in a check: about three of its deviations over the studies of
+the usual bench, so that only a leak, or a judge of another cohort, fails."""
 
 
 # ---- findings
@@ -129,8 +87,12 @@ class Reading:
     """What a judge reads in images, beside what is true of their studies.
 
     Attributes:
-        judge: whose.  findings: N tuples.
-        logits: (N, L) answers to `Judge.labels`.  features: (N, D).  truth: (N, L) bool.
+        judge: whose reading it is.
+        findings: N tuples of what is true.
+        logits: (N, L) answers to `Judge.labels`, the presence of each finding first; above 0 is
+            more likely than not.
+        features: (N, D) of the judge's last layer.
+        truth: (N, L) bool, the same questions answered from ``findings``.
     """
 
     judge: Judge
@@ -164,33 +126,41 @@ class Reading:
         return [i for i in range(number) if MIN_CASES <= cases[i] <= len(self.truth) - MIN_CASES]
 
 
-def _mean(values: Sequence[float] | np.ndarray) -> float:
+def _known_mean(values: Sequence[float] | np.ndarray) -> float:
+    """Mean of the values that are numbers; NaN if none is."""
     known = [v for v in values if np.isfinite(v)]
     return float(np.mean(known)) if known else float("nan")
 
 
 def macro_auc(reading: Reading, index: np.ndarray | None = None) -> float:
-    """Mean over the counted findings of the area under the ROC curve of their presence; NaN if none
-    counts."""
+    """Mean over the counted findings of the area under the ROC curve of their presence.
+
+    Args:
+        index: rows of the studies to score, repeats allowed; all by default.
+
+    Returns:
+        0..1, chance is a half; NaN if no finding counts.
+    """
     i = np.arange(len(reading.logits)) if index is None else index
-    return _mean([auc(reading.logits[i, c], reading.truth[i, c]) for c in reading.counted()])
+    return _known_mean([auc(reading.logits[i, c], reading.truth[i, c]) for c in reading.counted()])
 
 
 def balanced_accuracy(reading: Reading, index: np.ndarray | None = None) -> float:
-    """Mean over the counted findings of (sensitivity + specificity) / 2 at the judge's
-    thresholds."""
+    """Mean over the counted findings of (sensitivity + specificity) / 2 at the judge's thresholds;
+    arguments and range as of `macro_auc`."""
     i = np.arange(len(reading.logits)) if index is None else index
     columns = reading.counted()
-    yes, said = reading.truth[i][:, columns], reading.said[i][:, columns]
-    with np.errstate(
-        invalid="ignore"
-    ):  # a resampled set may lack positives: NaN, which the mean leaves out
+    yes, said = reading.truth[i][:, columns], reading.said[i][:, columns]  # (n, counted)
+    # A resampled set may lack positives: NaN, which the mean leaves out.
+    with np.errstate(invalid="ignore"):
         sensitivity = (yes & said).sum(0) / yes.sum(0)
         specificity = (~yes & ~said).sum(0) / (~yes).sum(0)
-    return _mean((sensitivity + specificity) / 2)
+    return _known_mean((sensitivity + specificity) / 2)
 
 
 def _choices(reading: Reading, attribute: str) -> np.ndarray:
+    """(N, 2): hits and tries of each study; a try is a kind of finding with one value of the
+    attribute, a hit that the judge believes this value most."""
     out = np.zeros((len(reading.logits), 2))
     labels = reading.judge.labels
     for i, findings in enumerate(reading.findings):
@@ -223,10 +193,16 @@ def _share(hits: np.ndarray) -> Callable[[np.ndarray], float]:
     )
 
 
-def finding_scores(reading: Reading, *, draws: int = 300) -> dict[str, Scored]:
-    """AUC, balanced accuracy, side and lobe accuracy; those that cannot be had from so few studies
-    are left out."""
-    n = len(reading.logits)
+def _with_value(scores: Mapping[str, Interval]) -> dict[str, Interval]:
+    return {metric: s for metric, s in scores.items() if np.isfinite(s.value)}
+
+
+def finding_scores(reading: Reading, *, draws: int = DRAWS) -> dict[str, Interval]:
+    """AUC, balanced accuracy, side and lobe accuracy, each 0..1.
+
+    Returns:
+        metric -> score; those that cannot be had from so few studies are left out.
+    """
     scores: dict[str, Callable[[np.ndarray], float]] = {
         AUC: lambda i: macro_auc(reading, i),
         BALANCED: lambda i: balanced_accuracy(reading, i),
@@ -234,148 +210,65 @@ def finding_scores(reading: Reading, *, draws: int = 300) -> dict[str, Scored]:
     for metric, hits in ((SIDE, side_hits(reading)), (LOBE, lobe_hits(reading))):
         if hits[:, 1].sum() >= MIN_CASES:
             scores[metric] = _share(hits)
-    found = {m: over_studies(f, n, draws=draws) for m, f in scores.items()}
-    return {m: s for m, s in found.items() if np.isfinite(s[0])}
+    n = len(reading.logits)
+    return _with_value({m: bootstrap(f, n, draws=draws) for m, f in scores.items()})
 
 
-def kappa(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cohen's kappa (1960) of yes-or-no answers (N, ...), for each column: agreement beyond that of
-    independent answers; NaN where both always say the same one thing. Equals torchmetrics'
-    ``binary_cohen_kappa``.
-    """
-    p, q = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    chance = p.mean(0) * q.mean(0) + (1 - p.mean(0)) * (1 - q.mean(0))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return ((p == q).mean(0) - chance) / (1 - chance)
-
-
-def stream_agreement(a: Reading, b: Reading, *, draws: int = 300) -> dict[str, Scored]:
+def stream_agreement(a: Reading, b: Reading, *, draws: int = DRAWS) -> dict[str, Interval]:
     """Do two streams of the same studies show the same findings, whatever is true? Row i of both is
     one study.
 
     Returns:
-        ``"agreement: correlation"``: Pearson's r of the two judges' logits over studies, mean over
+        ``"agreement: correlation"``: `pearson` of the two judges' logits over studies, mean over
             findings;
-        ``"agreement: kappa"``: `kappa` of their thresholded answers, mean over findings. Both are 1
-        at best and 0 for streams that have nothing to do with each other. Findings that one of the
-        judges never sees are left out.
+        ``"agreement: kappa"``: `cohen_kappa` of their thresholded answers, mean over findings. Both
+            are 1 at best and 0 for streams that have nothing to do with each other. Findings that
+            one of the judges never sees are left out.
     """
     presence = slice(0, len(findings_of(a.judge.region)))
     x, y, says_x, says_y = (v[:, presence] for v in (a.logits, b.logits, a.said, b.said))
-
-    def correlation(i: np.ndarray) -> float:
-        u, v = (z[i] - z[i].mean(0) for z in (x, y))
-        with np.errstate(invalid="ignore"):  # a constant column has none: NaN, left out
-            return _mean((u * v).sum(0) / np.sqrt((u**2).sum(0) * (v**2).sum(0)))
-
-    def cohen(i: np.ndarray) -> float:
-        return _mean(kappa(says_x[i], says_y[i]))
-
-    found = {"agreement: correlation": correlation, "agreement: kappa": cohen}
-    scored = {m: over_studies(f, len(a.logits), draws=draws) for m, f in found.items()}
-    return {m: s for m, s in scored.items() if np.isfinite(s[0])}
+    scores: dict[str, Callable[[np.ndarray], float]] = {
+        "agreement: correlation": lambda i: _known_mean(pearson(x[i], y[i])),
+        "agreement: kappa": lambda i: _known_mean(cohen_kappa(says_x[i], says_y[i])),
+    }
+    n = len(a.logits)
+    return _with_value({m: bootstrap(f, n, draws=draws) for m, f in scores.items()})
 
 
 # ---- distribution
 
 
-class _Given(nn.Identity):
-    """The features are there already: torchmetrics asks for a network."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Fréchet distance (squared, as usual) of the Gaussians fitted to features (N, D) and (M, D).
-
-    Heusel et al. 2017, by torchmetrics. It is biased upward at small N, so both sides of a
-    comparison need one N.
-    """
-    metric = FrechetInceptionDistance(feature=_Given(a.shape[1]))
-    metric.update(torch.from_numpy(np.asarray(a, dtype=float)), real=True)
-    metric.update(torch.from_numpy(np.asarray(b, dtype=float)), real=False)
-    return float(metric.compute())
-
-
-def kid(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared maximum mean discrepancy with the kernel (x·y / D + 1)^3 of features (N, D) and (N,
-    D), unbiased: 0 on average for sets of one distribution, so it may be slightly negative.
-        Bińkowski et al. 2018, by torchmetrics.
-    """
-    if len(a) != len(b):
-        raise ValueError(f"the kernel distance needs sets of one size, got {len(a)} and {len(b)}")
-    return float(
-        poly_mmd(
-            torch.from_numpy(np.asarray(a, dtype=float)),
-            torch.from_numpy(np.asarray(b, dtype=float)),
-        )
-    )
-
-
-def diversity(features: np.ndarray, real: np.ndarray, *, draws: int = 300) -> Scored:
-    """Mean distance between two images of a set, relative to that of the real images of the same
-    studies."""
-
-    def distances(x: np.ndarray) -> np.ndarray:
-        return torch.cdist(torch.from_numpy(x), torch.from_numpy(x)).numpy()
-
-    ours, theirs = distances(features), distances(real)
-    return over_studies(
-        lambda i: float(ours[np.ix_(i, i)].sum() / theirs[np.ix_(i, i)].sum()),
-        len(ours),
-        draws=draws,
-    )
-
-
 def distribution_scores(
-    features: np.ndarray, reference: np.ndarray, real: np.ndarray, *, draws: int = 100
-) -> dict[str, Scored]:
+    features: np.ndarray, reference: np.ndarray, real: np.ndarray
+) -> dict[str, Interval]:
     """Fréchet and kernel distance to ``reference``, and diversity.
 
     Args:
         features: (N, D) of the images to score.
-        reference: features of *other* real studies; the distance of ``real`` to them at the same N
-            is the floor.
-        real: features of the real images of the same N studies.
+        reference: (M, D) of *other* real studies; the distance of ``real`` to them at the same N is
+            the floor.
+        real: (N, D) of the real images of the same studies.
 
     Returns:
-        nothing of what needs more studies than there are: with N of D or fewer a covariance matrix
-            is singular.
+        metric -> score; empty with D studies or fewer, whose covariance matrix is singular.
     """
     if min(len(features), len(reference)) <= features.shape[1]:
         return {}
     return {
-        FRECHET: between_sets(frechet, features, reference, draws=draws),
-        KID: between_sets(kid, features, reference, draws=draws),
-        DIVERSITY: diversity(features, real, draws=draws),
+        FRECHET: distance_interval(frechet_distance, features, reference),
+        KID: distance_interval(kernel_distance, features, reference),
+        DIVERSITY: relative_diversity(features, real),
     }
-
-
-def nearest_distance(images: torch.Tensor, pool: torch.Tensor, side: int = 32) -> np.ndarray:
-    """Root mean square difference of each image to the most similar one of a pool, both at ``side``
-    pixels: (N,).
-
-    In image units (the range is 2). 0 is a copy. Read it against held-out real images: generated
-    ones that are nearer to the training images than those are either copied or blurry.
-    """
-    a, b = (
-        torch.nn.functional.adaptive_avg_pool2d(x.float().cpu(), side).flatten(1)
-        for x in (images, pool)
-    )
-    return (torch.cdist(a, b).amin(1) / side).double().numpy()
 
 
 # ---- rows
 
 
-def rows_of(task: str, who: str, scores: Mapping[str, Scored], n: int, note: str = "") -> list[Row]:
-    """Scores of one predictor as rows."""
-    return [
-        Row(task, m, who, round(v, 4), round(low, 4), round(high, 4), n, note)
-        for m, (v, low, high) in scores.items()
-    ]
+def rows_of(
+    task: str, who: str, scores: Mapping[str, Interval], n: int, note: str = ""
+) -> list[Row]:
+    """Scores of one predictor of ``n`` studies, metric -> score, as rows."""
+    return [interval_row(task, metric, who, scored, n, note) for metric, scored in scores.items()]
 
 
 def judged_rows(
@@ -386,7 +279,6 @@ def judged_rows(
     reference: np.ndarray,
     *,
     notes: Mapping[str, str] | None = None,
-    draws: int = 300,
 ) -> tuple[list[Row], dict[str, Reading]]:
     """Every score of every predictor of one stream.
 
@@ -395,7 +287,7 @@ def judged_rows(
             distance to real images (they are the model's own images, for others), and a model's
             further settings (``"model, guidance 4"``) get AUC and Fréchet distance only.
         findings: of the N studies.
-        reference: features of other real studies, at best N of them.
+        reference: (M, D) features of other real studies, at best N of them.
 
     Returns:
         the rows, and what the judge read in each predictor's images.
@@ -403,11 +295,9 @@ def judged_rows(
     readings = {who: Reading.of(judge, x, findings) for who, x in predictors.items()}
     rows = []
     for who, reading in readings.items():
-        scores = finding_scores(reading, draws=draws)
+        scores = finding_scores(reading)
         if not who.startswith("control: "):
-            scores |= distribution_scores(
-                reading.features, reference, readings[REAL].features, draws=draws // 3
-            )
+            scores |= distribution_scores(reading.features, reference, readings[REAL].features)
         if who.startswith("model, "):
             scores = {m: s for m, s in scores.items() if m in (AUC, FRECHET)}
         rows += rows_of(task, who, scores, len(findings), (notes or {}).get(who, ""))
@@ -417,10 +307,10 @@ def judged_rows(
 def chance_check(task: str, readings: Mapping[str, Reading], control: str) -> Check:
     """A control's AUC is at chance: within 0.1 of a half, or a half inside its interval where
     studies are few."""
-    value, low, high = over_studies(
-        lambda i: macro_auc(readings[control], i), len(readings[control].logits)
-    )
-    passed = not np.isfinite(value) or abs(value - 0.5) <= 0.1 or low <= 0.5 <= high
+    reading = readings[control]
+    value, low, high = bootstrap(lambda i: macro_auc(reading, i), len(reading.logits), draws=DRAWS)
+    near = abs(value - CHANCE) <= AUC_MARGIN
+    passed = not np.isfinite(value) or near or low <= CHANCE <= high
     return Check(
         f"{task}: {control.removeprefix('control: ')} gives chance",
         passed,
@@ -432,7 +322,7 @@ def judge_check(task: str, readings: Mapping[str, Reading]) -> Check:
     """The judge sees in today's real images what it saw when it was tested: it fits the cohort."""
     reading = readings[REAL]
     then, now = reading.judge.info.get("macro_auc"), macro_auc(reading)
-    passed = then is None or not np.isfinite(now) or now >= then - 0.1
+    passed = then is None or not np.isfinite(now) or now >= then - AUC_MARGIN
     return Check(
         f"{task}: the judge fits the cohort",
         passed,
@@ -459,12 +349,12 @@ def auc_scorer(bench: Bench, judges: Judges) -> Callable[[str, str, torch.Tensor
 
     def score(region: str, name: str, images: torch.Tensor) -> Row:
         reading = Reading.of(judges[region, name], images, bench.data[region].findings)
-        scored = over_studies(lambda i: macro_auc(reading, i), len(images))
-        if not np.isfinite(scored[0]):
+        scored = bootstrap(lambda i: macro_auc(reading, i), len(images), draws=DRAWS)
+        if not np.isfinite(scored.value):
             raise ValueError(
                 f"{len(images)} {region} studies hold no finding {MIN_CASES} times: use more of"
                 " them"
             )
-        return rows_of("", "", {AUC: scored}, len(images))[0]
+        return interval_row("", AUC, "", scored, len(images))
 
     return score

@@ -12,8 +12,9 @@ from torch.utils.data import ConcatDataset, TensorDataset
 
 from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
 from medm2g_core.evaluation.fidelity import CODEC, REAL, judged_rows
-from medm2g_core.evaluation.judges import Judges, auc
-from medm2g_core.evaluation.table import Check, Row, SectionResult, make_row
+from medm2g_core.evaluation.table import Check, Row, SectionResult, choose_setting, make_row
+from medm2g_core.judges.judge import Judges
+from medm2g_core.metrics.classification import auc
 from medm2g_core.metrics.lesions import LESIONS, dice, lesion_mask
 from medm2g_core.metrics.pixels import ct_mae_hu, psnr, ssim
 from medm2g_core.model import MedM2G
@@ -37,7 +38,6 @@ __all__ = [
     "nearest_target",
     "own_input",
     "pixel_rows",
-    "retrained",
     "translation",
 ]
 
@@ -87,7 +87,7 @@ def translation(
     corpora: Mapping[str, Corpus],
     *,
     seconds: Mapping[str, float],
-    critic_seconds: Mapping[str, float] | None = None,
+    pix2pix_seconds: Mapping[str, float] | None = None,
     threads: int = 1,
     means: int = 8,
     tasks: Sequence[Translation] = TASKS,
@@ -95,6 +95,8 @@ def translation(
 ) -> SectionResult:
     """PSNR, SSIM, MAE in HU, lesion Dice, and what an independent judge sees, for every
     translation.
+
+    One draw or the mean of several: by their PSNR on validation studies.
 
     A drawn image is one possible truth; the mean of several draws estimates the conditional mean,
     which is what a regression network predicts and what PSNR rewards. The judges' Fréchet distance
@@ -104,7 +106,7 @@ def translation(
         corpora: region -> train studies of the trained baselines (`RegressionSettings`).
         seconds: target modality -> time (`RegressionSettings`) for training its regression network:
             that of the flow that it faces, or a share of it.
-        critic_seconds: the same for its pix2pix network; ``seconds`` unless told.
+        pix2pix_seconds: the same for its pix2pix network; ``seconds`` unless told.
         threads: of torch, for that training.
         means: draws of the mean.
     """
@@ -116,7 +118,7 @@ def translation(
         corpora,
         tasks,
         seconds,
-        critic_seconds or seconds,
+        pix2pix_seconds or seconds,
         threads,
         outcome.facts["baselines"],
     )
@@ -146,41 +148,18 @@ def translation(
         gap, check = own_input(title, rivals, truth)
         outcome.rows.append(gap)
         outcome.checks.append(check)
+        _choose_mean(bench, task, means, outcome)
     return outcome
 
 
-def retrained(
-    bench: Bench,
-    judges: Judges,
-    corpora: Mapping[str, Corpus],
-    outcome: SectionResult,
-    *,
-    seconds: Mapping[str, float],
-    critic_seconds: Mapping[str, float],
-    threads: int = 1,
-    renew: Sequence[tuple[str, str]],
-    tasks: Sequence[Translation] = TASKS,
-) -> SectionResult:
-    """`translation` again with other training times of some baselines: nothing is drawn, all other
-    rows are kept.
-
-    Args:
-        outcome: what `translation` gave for the same model, studies and settings.
-        renew: (target modality, `REGRESSION_ROW` or `PIX2PIX_ROW`) of the networks to train and
-            score.
-    """
-    out = SectionResult.from_dict(outcome.to_dict())
-    nets = _Rivals(bench, corpora, tasks, seconds, critic_seconds, threads, out.facts["baselines"])
-    at = {(r.task, r.metric, r.who): i for i, r in enumerate(out.rows)}
-    for task in tasks:
-        data, target = bench.data[task.region], task.target
-        truth, given = data.stack(target), {n: data.stack(n) for n in task.given}
-        who = [w for m, w in renew if m == STREAMS[target].modality]
-        rivals = {w: nets.net(target, w).translate(given, target) for w in who}
-        for row in _scores(bench, judges, task, rivals, truth, out) if rivals else ():
-            if row.who in rivals:  # the judge's reading of real images comes along
-                out.rows[at[row.task, row.metric, row.who]] = row
-    return out
+def _choose_mean(bench: Bench, task: Translation, means: int, outcome: SectionResult) -> None:
+    """One draw or the mean of several, by PSNR on validation studies."""
+    data = bench.studies(task.region, "val")
+    draws = bench.draws(task.region, task.given, task.target, means, split="val")
+    images = {"model": draws[0], f"model, mean of {means}": draws.mean(0)}
+    truth = data.stack(task.target)
+    scores = {who: psnr(x, truth).mean().item() for who, x in images.items()}
+    choose_setting(outcome, [_title(task)], scores, by="PSNR, dB", n=len(data))
 
 
 class _Rivals:
@@ -193,7 +172,7 @@ class _Rivals:
         corpora: Mapping[str, Corpus],
         tasks: Sequence[Translation],
         seconds: Mapping[str, float],
-        critic_seconds: Mapping[str, float],
+        pix2pix_seconds: Mapping[str, float],
         threads: int,
         facts: dict[str, Any],
     ) -> None:
@@ -204,7 +183,7 @@ class _Rivals:
             threads,
             facts,
         )
-        self.seconds = {REGRESSION_ROW: seconds, PIX2PIX_ROW: critic_seconds}
+        self.seconds = {REGRESSION_ROW: seconds, PIX2PIX_ROW: pix2pix_seconds}
         self.known: dict[tuple[str, str], Translator] = {}
 
     def net(self, target: str, who: str) -> Translator:
@@ -245,9 +224,7 @@ def _scores(
     if (task.region, target) in judges:
         judge = judges[task.region, target]
         reference = judge.features(bench.other[task.region].stack(target)[: len(truth)])
-        judged, _ = judged_rows(
-            title, judge, {**rivals, REAL: truth}, findings, reference, draws=100
-        )
+        judged, _ = judged_rows(title, judge, {**rivals, REAL: truth}, findings, reference)
         rows += [
             r for r in judged if "mean image" not in r.who
         ]  # one image for all has no distribution

@@ -1,10 +1,8 @@
 """A model on a real data set: every task that its streams allow, in the paper's metrics, beside
 baselines and ceilings.
 
-The paper's own figures, where secondary sources quote them, stand in a column of their own. They
-are **not** on the same footing: other pictures, sizes, splits, feature networks and tokenisation;
-the last column says
-    what differs.
+What a reader sees of it, with the paper's figures beside, is made by
+`medm2g_core.evaluation.source_page`.
 """
 
 from __future__ import annotations
@@ -18,13 +16,19 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from medm2g_core.data.sources import SOURCES, SourceError
-from medm2g_core.evaluation.bench import BATCH, SHIFT, draw_studies
-from medm2g_core.evaluation.fidelity import CODEC, FRECHET, KID, REAL, between_sets, frechet, kid
+from medm2g_core.data.sources import SourceError
+from medm2g_core.evaluation.bench import BATCH, DRAW_STRIDE, SHIFT, draw_studies
+from medm2g_core.evaluation.fidelity import CODEC, FRECHET, KID, REAL
 from medm2g_core.evaluation.image_to_image import CONTROL, nearest_target, own_input, pixel_rows
-from medm2g_core.evaluation.judges import Judge, JudgeNet, Judges
-from medm2g_core.evaluation.report_scores import METEOR_MISSING, overlap_rows, tokenization
-from medm2g_core.evaluation.table import Row, SectionResult, markdown
+from medm2g_core.evaluation.report_rows import overlap_rows
+from medm2g_core.evaluation.table import Row, SectionResult
+from medm2g_core.judges.judge import Judge, Judges
+from medm2g_core.metrics.distributions import (
+    distance_interval,
+    frechet_distance,
+    kernel_distance,
+)
+from medm2g_core.metrics.report_scores import METEOR_MISSING, tokenization
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.rivals.reports import embed_images, image_retrieval, reports_of_random_studies
 from medm2g_core.rivals.translator import (
@@ -37,12 +41,8 @@ from medm2g_core.training.corpus import Corpus
 from medm2g_core.training.data import SourceData
 
 __all__ = [
-    "PAPER",
-    "PaperFigure",
     "Task",
     "evaluate_source",
-    "source_page",
-    "source_table",
     "tasks_of",
 ]
 
@@ -50,11 +50,6 @@ REGRESSION = "baseline: regression"
 NEAREST = "baseline: nearest image by embedding"
 Columns = list[tuple[str, list[Any]]]
 """Heading -> the values of a few studies."""
-
-SLICES = "other slices, sizes, normalisation and split"
-FEATURES = (
-    "Inception features and n unknown; ours are those of a small classifier of virtual patients"
-)
 
 
 @dataclass(frozen=True)
@@ -73,66 +68,6 @@ class Task:
     def title(self) -> str:
         given = " + ".join(STREAMS[g].title for g in self.given) or "nothing"
         return f"{given} → {STREAMS[self.target].title}"
-
-
-@dataclass(frozen=True)
-class PaperFigure:
-    """A figure of the paper as secondary sources quote it ([S] in the deviation ledger).
-
-    Attributes:
-        source: name of the data set.  given: the streams, or ``None`` for every task with that
-            target.
-        metric: our metric that it stands beside.
-        value: as quoted.  differs: why the two must not be compared as equals.
-    """
-
-    source: str
-    given: tuple[str, ...] | None
-    target: str
-    metric: str
-    value: str
-    differs: str
-
-
-PAPER: tuple[PaperFigure, ...] = (
-    PaperFigure(
-        "mimic_cxr",
-        ("xray",),
-        "text",
-        "BLEU-4, corpus",
-        "0.142",
-        "tokenisation and section unknown",
-    ),
-    PaperFigure(
-        "iu_xray",
-        ("xray",),
-        "text",
-        "BLEU-1, corpus",
-        "0.533",
-        "tokenisation, split and section unknown",
-    ),
-    PaperFigure("mimic_cxr", ("text",), "xray", FRECHET, "FID 0.48", FEATURES),
-    PaperFigure("chestxray14", ("text",), "xray", FRECHET, "FID 1.84", FEATURES),
-    PaperFigure(
-        "acdc", None, "mri_t2", FRECHET, "FID 15.89", f"{FEATURES}; what is given is unknown"
-    ),
-    PaperFigure(
-        "sliver07", None, "ct", FRECHET, "FID 6.89", f"{FEATURES}; what is given is unknown"
-    ),
-    PaperFigure("ixi", ("mri_t2", "mri_pd"), "mri_t1", "PSNR, dB", "32.45", SLICES),
-    PaperFigure("gold_atlas", ("mri_t2",), "ct", "PSNR, dB", "28.13", SLICES),
-    *(
-        PaperFigure(
-            source, None, target, metric, value, f"range over both of BraTS and IXI; {SLICES}"
-        )
-        for source, targets in (
-            ("brats2020", ("mri_t1", "mri_t2", "mri_flair")),
-            ("ixi", ("mri_t2", "mri_pd")),
-        )
-        for target in targets
-        for metric, value in (("PSNR, dB", "29.89 to 34.81"), ("SSIM", "0.954 to 0.982"))
-    ),
-)
 
 
 def tasks_of(streams: Sequence[str]) -> list[Task]:
@@ -300,7 +235,7 @@ def _draw(
         task.given,
         [task.target],
         other=lambda _, i: (i + by) % n,
-        seed=seed + 1000003 * number,
+        seed=seed + DRAW_STRIDE * number,
         guidance_scale=guidance if "text" in (*task.given, task.target) else 1.0,
         num_inference_steps=steps,
     )[task.target]
@@ -405,9 +340,9 @@ def _distribution_rows(
     sharp = ("model", REGRESSION, CODEC)  # a mean image, the same for all, has no distribution
     own = {REAL: truth, **{who: x for who, x in rivals.items() if who.startswith(sharp)}}
     rows = []
-    for metric, distance in ((FRECHET, frechet), (KID, kid)):
+    for metric, distance in ((FRECHET, frechet_distance), (KID, kernel_distance)):
         for who, x in own.items():
-            value, low, high = between_sets(distance, features(x[:n]), reference, draws=50)
+            value, low, high = distance_interval(distance, features(x[:n]), reference, draws=50)
             rows.append(
                 Row(task.title, metric, who, round(value, 4), round(low, 4), round(high, 4), n)
             )
@@ -440,84 +375,3 @@ def _regressions(
             nets[modality] = train_translator(settings, corpora, device=device, progress=progress)
             outcome.facts["baselines"][f"regression, {modality}"] = nets[modality].info
     return nets
-
-
-def source_page(name: str, outcome: SectionResult) -> str:
-    """The whole outcome as Markdown: what was measured on what, the table, the controls."""
-    card, facts = SOURCES[name].card, outcome.facts
-    held = ", ".join(f"{split}: {n}" for split, n in facts["source"]["studies"].items())
-    lines = [
-        f"# {card.title}",
-        "",
-        (
-            f"Measured on its test split (studies {held}) with 95 % intervals by bootstrap over"
-            " studies; several of them may be slices of one patient, so the intervals are too"
-            " narrow for a claim about patients. Distances are in the features of a small"
-            " classifier of virtual patients, comparable within this repository only."
-        ),
-        "",
-        *(
-            f"{who}: {info['CPU seconds']} CPU seconds of training."
-            for who, info in facts["baselines"].items()
-        ),
-        f"{facts['tokenization']}." if any("BLEU" in r.metric for r in outcome.rows) else "",
-        facts.get("left out", ""),
-        "",
-        source_table(name, outcome.rows),
-        *_unmeasured(name, outcome),
-        (
-            "The paper's figures are known from secondary sources only ([S] in docs/deviations.md)."
-            " They stand on other pictures, splits and features: read them as a scale, not as a"
-            " rival."
-        ),
-        "",
-        *(
-            f"- {'holds' if c.passed else '**does not hold**'}: {c.name} ({c.detail})"
-            for c in outcome.checks
-        ),
-    ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _unmeasured(name: str, outcome: SectionResult) -> list[str]:
-    """Figures of the paper that no row stands beside, and why; an empty line at the end if there
-    are any."""
-    shown = {(r.task, r.metric) for r in outcome.rows}
-    beside = {_quoted(name, *row) for row in shown}
-    left = [p for p in PAPER if p.source == name and (p.value, p.differs) not in beside]
-    more = JudgeNet.FEATURES
-    why = (
-        f"distances need more than {more} held-out and {more} other studies, scores need studies"
-        " with both streams"
-    )
-    lines = [
-        f"- the paper's {p.value} ({STREAMS[p.target].title}): nothing was measured to stand beside"
-        f" it; {why}"
-        for p in left
-    ]
-    return [*lines, ""] if lines else []
-
-
-def source_table(name: str, rows: Sequence[Row]) -> str:
-    """Rows as Markdown, a line a task and metric: ours beside baselines and ceiling; the paper's in
-    its own column."""
-    return markdown(
-        rows,
-        {
-            "the paper, as secondary sources quote it [S]": lambda task, metric: _quoted(
-                name, task, metric
-            )[0],
-            "what differs": lambda task, metric: _quoted(name, task, metric)[1],
-        },
-    )
-
-
-def _quoted(name: str, title: str, metric: str) -> tuple[str, str]:
-    """The paper's figure for that task and metric, and what differs; two empty strings where none
-    is known."""
-    for p in PAPER:
-        to_target = title.endswith(f"→ {STREAMS[p.target].title}")
-        same = to_target if p.given is None else title == Task(p.given, p.target).title
-        if same and p.source == name and metric == p.metric:
-            return p.value, p.differs
-    return "", ""

@@ -4,24 +4,28 @@ one?"""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from medm2g_core.data.cohort import VirtualCohort
-from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench
+from medm2g_core.evaluation.bench import BATCH, SHIFT, Bench, Split
 from medm2g_core.evaluation.fidelity import (
+    AUC,
     CODEC,
     NEAREST,
     REAL,
+    Reading,
     auc_by_finding,
     chance_check,
     judge_check,
     judged_rows,
-    nearest_distance,
+    macro_auc,
 )
-from medm2g_core.evaluation.judges import Judges
-from medm2g_core.evaluation.table import SectionResult, make_row
+from medm2g_core.evaluation.table import SectionResult, choose_setting, make_row
+from medm2g_core.judges.judge import Judges
+from medm2g_core.metrics.distributions import nearest_distance
 from medm2g_core.model import MedM2G
 from medm2g_core.streams import STREAMS
 
@@ -76,9 +80,10 @@ def text_to_image(
     """Report to X-ray, CT, T2 (chest) and FLAIR (brain), judged by classifiers that never saw a
     generated image.
 
-    The model at the bench's guidance, and at 1 and 4 (AUC and Fréchet distance: the first rises
+    The model at the bench's guidance, and at `GUIDANCES` (AUC and Fréchet distance: the first rises
     with guidance, the second shows the price); rivals are the real training image of the most
-    similar report, and a random one.
+    similar report, and a random one. Which of the model's settings is best, finding AUC on
+    validation studies decides.
 
     Args:
         train_images: region -> studies of the train split, with their reports.
@@ -94,15 +99,7 @@ def text_to_image(
         codec = bench.codec(region, name)
         assert isinstance(codec, torch.Tensor)
         predictors = {
-            "model": bench.draw(region, ["text"], [name])[name],
-            **{
-                f"model, guidance {g:g}": bench.draw(region, ["text"], [name], guidance=g)[name]
-                for g in GUIDANCES
-                if g != bench.guidance
-            },
-            f"model, best of {BEST_OF} by the aligned encoders": bench.draw(
-                region, ["text"], [name], best_of=BEST_OF
-            )[name],
+            **_settings(bench, region, name),
             NEAREST_REPORT: pool[nearest_reports(bench.model, data.texts, train.texts)],
             "baseline: random real image": pool[random],
             CONTROL: bench.draw(region, ["text"], [name], shift=SHIFT)[name],
@@ -122,4 +119,24 @@ def text_to_image(
             who: auc_by_finding(readings[who]) for who in ("model", CODEC, REAL)
         }
         outcome.facts["training images"][region] = len(train)
+        val = bench.studies(region, "val")
+        aucs = {
+            who: macro_auc(Reading.of(judge, x, val.findings))
+            for who, x in _settings(bench, region, name, "val").items()
+        }
+        choose_setting(outcome, [task], aucs, by=AUC, n=len(val))
     return outcome
+
+
+def _settings(
+    bench: Bench, region: str, name: str, split: Split = "test"
+) -> dict[str, torch.Tensor]:
+    """Images (N, 1, H, W) of every setting of the model: one draw, other guidance, best of
+    several."""
+
+    def draw(**options: Any) -> torch.Tensor:
+        return bench.draw(region, ["text"], [name], split=split, **options)[name]
+
+    others = {f"model, guidance {g:g}": draw(guidance=g) for g in GUIDANCES if g != bench.guidance}
+    best = {f"model, best of {BEST_OF} by the aligned encoders": draw(best_of=BEST_OF)}
+    return {"model": draw()} | others | best

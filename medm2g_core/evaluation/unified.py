@@ -6,12 +6,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from medm2g_core.evaluation.bench import SHIFT, Bench
+from medm2g_core.evaluation.bench import SHIFT, Bench, Split
 from medm2g_core.evaluation.fidelity import (
+    AUC,
     CODEC,
     REAL,
     Reading,
@@ -24,10 +26,10 @@ from medm2g_core.evaluation.fidelity import (
     rows_of,
     stream_agreement,
 )
-from medm2g_core.evaluation.judges import Judges
-from medm2g_core.evaluation.retrieval import hits_at
-from medm2g_core.evaluation.table import Check, Row, SectionResult, make_row
+from medm2g_core.evaluation.table import Check, Row, SectionResult, choose_setting, make_row
 from medm2g_core.evaluation.text_to_image import other_studies
+from medm2g_core.judges.judge import Judges
+from medm2g_core.metrics.retrieval import hits_at
 from medm2g_core.rivals.reports import embed_images
 from medm2g_core.sampling import Order
 from medm2g_core.streams import STREAMS
@@ -87,12 +89,15 @@ def _pair(
     codec, others = bench.codec(REGION, want), other_studies(bench, REGION).stack(want)
     assert isinstance(codec, torch.Tensor)
 
-    def draw(source: str, shift: int = 0, guidance: float = scale) -> torch.Tensor:
-        return bench.draw(REGION, [source], [want], shift=shift, guidance=guidance)[want]
+    def draw(
+        source: str, shift: int = 0, guidance: float = scale, split: Split = "test"
+    ) -> torch.Tensor:
+        options: dict[str, Any] = {"shift": shift, "guidance": guidance, "split": split}
+        return bench.draw(REGION, [source], [want], **options)[want]
 
+    settings = {"model": scale} | ({"model, guidance 1": 1.0} if scale != 1 else {})
     predictors = {
-        "model": draw(given),
-        **({"model, guidance 1": draw(given, guidance=1.0)} if scale != 1 else {}),
+        **{who: draw(given, guidance=g) for who, g in settings.items()},
         "baseline: another patient's real image": data.stack(want).roll(-SHIFT, 0),
         CONTROL: draw(given, SHIFT),
         trained_pair: draw(trained),
@@ -112,6 +117,12 @@ def _pair(
     outcome.facts["relative to trained pair"][task] = (
         round(ratio, 3) if np.isfinite(ratio) else None
     )
+    val = bench.studies(REGION, "val")
+    aucs = {
+        who: macro_auc(Reading.of(judge, draw(given, guidance=g, split="val"), val.findings))
+        for who, g in settings.items()
+    }
+    choose_setting(outcome, [task], aucs, by=AUC, n=len(val))
 
 
 def _together(
@@ -154,6 +165,27 @@ def _together(
             if who.startswith("control: "):
                 outcome.checks += [_disagree(r) for r in rows]
         outcome.rows += _matching(bench, title, (a, b), {w: (x[a], x[b]) for w, x in drawn.items()})
+    n_val = len(bench.studies(REGION, "val"))
+    tasks = {r.task for r in outcome.rows if r.task.startswith(f"{task}: ")}
+    by_order = {who: _agreement(bench, judges, given, streams, o) for o, who in ORDERS.items()}
+    choose_setting(outcome, tasks, by_order, by=f"{AGREEMENT}, mean of all pairs", n=n_val)
+
+
+AGREEMENT = "agreement: correlation"
+
+
+def _agreement(
+    bench: Bench, judges: Judges, given: Sequence[str], streams: Sequence[str], order: Order
+) -> float:
+    """Mean agreement of all pairs of streams that are drawn in one order for validation studies."""
+    drawn = bench.draw(REGION, given, streams, order=order, guidance=bench.guidance, split="val")
+    findings = bench.studies(REGION, "val").findings
+    readings = [Reading.of(judges[REGION, s], drawn[s], findings) for s in streams]
+    scores = [
+        stream_agreement(a, b, draws=1).get(AGREEMENT, (float("nan"),))[0]
+        for a, b in itertools.combinations(readings, 2)
+    ]
+    return float(np.mean(scores))
 
 
 def _moved(reading: Reading) -> Reading:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ import torch
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.data.labeller import label_report
-from medm2g_core.evaluation.bench import draw_studies
-from medm2g_core.evaluation.retrieval import hits_at, same_findings_at_1
+from medm2g_core.evaluation.bench import DRAW_STRIDE, draw_studies
 from medm2g_core.metrics.findings import finding_counts, finding_f1
 from medm2g_core.metrics.pixels import psnr
+from medm2g_core.metrics.retrieval import hits_at, same_findings_at_1
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import BASE_STAGES, ROUND_STAGES, Profile
-from medm2g_core.storage import atomic_write
+from medm2g_core.storage import CacheFile, digest, tensor_digest
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.data import load_corpora
 from medm2g_core.training.loop import bf16_pays, run_stage, training_attention
@@ -108,6 +108,10 @@ LISTEN = Round(("ct", "mri"), (), (Mix("chest", ("ct", "mri_t2"), 1.0, targets=(
 """Only the MR flow has a loss; CT's environment encoder learns through it."""
 
 
+_READS = ("image_codec.", "latent_", "text_codec.", "alignment.")
+"""How the names of the weights begin that runs take over from the trained model."""
+
+
 def ablate(
     source: Path,
     folder: Path,
@@ -121,7 +125,8 @@ def ablate(
 
     Args:
         source: folder of a trained model: profile, codecs and (for guidance and rounds) encoders.
-        folder: one JSON a run, ``<group>/<arm>-seed<k>.json``; trainings under way are resumed.
+        folder: one JSON a run, ``<group>/<arm>-seed<k>.json``, kept while weights, variant and
+            budget are the same; trainings under way are resumed.
 
     Raises:
         ValueError: an unknown group.
@@ -131,21 +136,28 @@ def ablate(
         raise ValueError(f"unknown group {sorted(unknown)[0]!r}; known: {', '.join(GROUPS)}")
     budget = budget or Budget()
     base = MedM2G.from_pretrained(source)
+    weights = tensor_digest({n: t for n, t in base.state_dict().items() if n.startswith(_READS)})
     kept: dict[str, Any] = {}
     out: dict[str, list[dict[str, Any]]] = {}
     for group in groups:
         out[group] = []
         for seed in seeds:
             for arm in GROUPS[group]:
-                file = folder / group / f"{_slug(arm.name)}-seed{seed}.json"
-                if file.is_file():
-                    out[group].append(json.loads(file.read_text(encoding="utf-8")))
+                key = digest(
+                    weights=weights,
+                    profile=base.profile.to_dict(),
+                    arm=asdict(arm),
+                    seed=seed,
+                    budget=asdict(budget),
+                )
+                file = CacheFile(folder / group / f"{_slug(arm.name)}-seed{seed}.json", key)
+                if (done := file.load_json()) is not None:
+                    out[group].append(done)
                     continue
                 work = folder / "work" / group / f"{_slug(arm.name)}-seed{seed}"
                 run = _RUNS[group](base, arm, seed, budget, work, kept, progress)
                 run = {"group": group, "arm": arm.name, "seed": seed, **run}
-                text = json.dumps(run, indent=1)
-                atomic_write(file, lambda p, t=text: p.write_text(t, encoding="utf-8"))
+                file.save_json(run)
                 for left in work.glob("*.state.safetensors"):
                     left.unlink()
                 out[group].append(run)
@@ -252,7 +264,7 @@ def _draw(
     data = VirtualCohort("val", region, budget.held_out, seed=p.data.seed, resolution=p.resolution)
     scale = 2.0 if target == "text" else 1.0
     drawn = draw_studies(
-        pipe, data, range(len(data)), given, [target], seed=1000003 * draw, guidance_scale=scale
+        pipe, data, range(len(data)), given, [target], seed=DRAW_STRIDE * draw, guidance_scale=scale
     )
     return data, drawn[target]
 
@@ -397,7 +409,7 @@ def load_runs(folder: Path) -> dict[str, list[dict[str, Any]]]:
     out: dict[str, list[dict[str, Any]]] = {}
     for group, arms in GROUPS.items():
         found = [
-            json.loads(p.read_text(encoding="utf-8"))
+            json.loads(p.read_text(encoding="utf-8"))["result"]
             for p in sorted((folder / group).glob("*.json"))
         ]
         names = [a.name for a in arms]

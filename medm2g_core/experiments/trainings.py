@@ -2,7 +2,7 @@
 bring?
 
 ``results/earlier`` holds what was measured before the last cycle of the shipped training,
-``results/longer`` what ``benchmarks/gpu_training.py`` reached by going on on a GPU.
+``results/longer`` what ``medm2g_core.experiments.gpu_training`` reached by going on on a GPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medm2g_core.evaluation.store import load_results
 from medm2g_core.evaluation.table import Row, SectionResult, cell
+from medm2g_core.experiments.sections import ALL_SECTIONS
 from medm2g_core.profiles import ROUND_STAGES
 
 __all__ = ["EARLIER", "LONGER", "SHIPPED", "Training", "load_trainings", "side_by_side"]
@@ -66,10 +68,8 @@ def load_trainings(results: Path, shipped: Path) -> list[Training]:
         results: folder of the shipped weights' tables.
         shipped: folder of the shipped weights.
     """
-    from medm2g_core.evaluation.results import load_results
-
     stages = _stages(shipped)
-    own = Training(SHIPPED, load_results(results), _minutes(stages), "")
+    own = Training(SHIPPED, load_results(results, ALL_SECTIONS), _minutes(stages), "")
     out, base, base_folder = [own], own, shipped
     before = results / EARLIER
     if (before / "training.json").is_file():
@@ -84,7 +84,9 @@ def load_trainings(results: Path, shipped: Path) -> list[Training]:
             " reads none of the weights that moved since is the same."
         )
         # A section that was not kept is one that these weights leave as it is.
-        earlier = Training(EARLIER, {**own.outcomes, **load_results(before)}, _minutes(less), told)
+        earlier = Training(
+            EARLIER, {**own.outcomes, **load_results(before, ALL_SECTIONS)}, _minutes(less), told
+        )
         out.insert(0, earlier)
         if _facts(results / LONGER).get("start") == _facts(before)["weights"]:
             base, base_folder = earlier, before
@@ -109,7 +111,11 @@ def load_trainings(results: Path, shipped: Path) -> list[Training]:
             f" {more[ROUND_STAGES[-1]]['device']}, from the {base.name} weights; as many studies"
             f" would take {minutes:.0f} CPU minutes at the speed of that training."
         )
-        out.append(Training(LONGER, load_results(results / LONGER), base.minutes + minutes, told))
+        out.append(
+            Training(
+                LONGER, load_results(results / LONGER, ALL_SECTIONS), base.minutes + minutes, told
+            )
+        )
     return out
 
 
@@ -132,13 +138,14 @@ def _minutes(stages: Mapping[str, Any], names: Sequence[str] = ROUND_STAGES) -> 
 
 
 def side_by_side(trainings: Sequence[Training]) -> str:
-    """A Markdown table of single draws and best settings of each training, and sentences on what
-    they were.
+    """A Markdown table of single draws of each training, and sentences on what they were.
 
-    Baselines and ceilings are those of the shipped weights' tables.
+    Baselines and ceilings are those of the shipped weights' tables. Other settings are not
+    compared: those of `EARLIER` and `LONGER` were not chosen on validation studies, and SSIM is
+    not, because theirs was computed on another range; neither can be measured again.
     """
     shipped = next(t for t in trainings if t.name == SHIPPED)
-    heads = [f"{t.name}, {what}" for what in ("one draw", "best setting") for t in trainings]
+    heads = [f"{t.name}, one draw" for t in trainings]
     lines = [
         f"| task | metric | n | {' | '.join(heads)} | strongest baseline | real images |",
         f"|---|---|--:|{'---|' * (len(heads) + 2)}",
@@ -154,7 +161,7 @@ def side_by_side(trainings: Sequence[Training]) -> str:
         for title in dict.fromkeys(r.task for r in of_metric):
             own = [r for r in of_metric if r.task == title]
             of_each = [_rows(t, section, title, metric) for t in trainings]
-            cells = [cell(rows, kind) for kind in ("model", "model, ") for rows in of_each]
+            cells = [cell(rows, "model") for rows in of_each]
             cells += [
                 cell(own, "baseline"),
                 cell(own, "ceiling: real").removesuffix(" real images"),

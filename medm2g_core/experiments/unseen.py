@@ -10,7 +10,6 @@ how large it is, not what it is for
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,21 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from medm2g_core.data.chest.atlas import PERSONS
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.evaluation.bench import draw_studies
 from medm2g_core.evaluation.fidelity import REAL, Reading, finding_scores, rows_of
-from medm2g_core.evaluation.judges import Judges
-from medm2g_core.evaluation.report_scores import Truth, report_rows
+from medm2g_core.evaluation.report_rows import Truth, report_rows
+from medm2g_core.evaluation.sections import READS_CODECS
 from medm2g_core.evaluation.table import Check, Row, SectionResult, make_row
+from medm2g_core.judges.judge import Judges
 from medm2g_core.metrics.pixels import psnr
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import ROUND_STAGES
-from medm2g_core.storage import atomic_write
+from medm2g_core.storage import CacheFile, digest, tensor_digest
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.data import corpus_of
 from medm2g_core.training.loop import run_stage, state_file
@@ -81,8 +79,8 @@ def unseen_person(
     Args:
         source: folder of a trained model: its profile and its two codecs. The codecs saw all three
             people; alignment and flows are trained anew.
-        folder: ``<person>.safetensors`` (what the model without that person drew) and work in
-            progress.
+        folder: ``<person>.safetensors`` (what the model without that person drew; made anew for
+            other codecs, budgets, seeds or studies) and work in progress.
 
     Returns:
         Rows of report to X-ray (finding AUC), CT to T2 (PSNR) and X-ray to report (finding F1), for
@@ -95,20 +93,18 @@ def unseen_person(
     data = VirtualCohort("test", "chest", budget.test, resolution=size, seed=base.profile.data.seed)
     owner = np.array([data[i].person for i in range(len(data))])
     drawn: dict[str, dict[int, dict[str, Any]]] = {UNSEEN: {}, SEEN: {}}
+    spent: dict[str, dict[str, float]] = {}
     for k, person in enumerate(PERSONS):
         other = PERSONS[(k + 1) % len(PERSONS)]
         index = np.flatnonzero((owner == person) | (owner == other)).tolist()
-        answers = _answers(base, person, data, index, folder, budget, seed, precision, progress)
+        answers, spent[person] = _answers(
+            base, person, data, index, folder, budget, seed, precision, progress
+        )
         for i in index:
             drawn[UNSEEN if owner[i] == person else SEEN][i] = answers[i]
     outcome = _scores(drawn, data, owner, judges, budget)
-    outcome.facts["CPU seconds"] = {p: _spent(folder / f"{p}.safetensors") for p in PERSONS}
+    outcome.facts["CPU seconds"] = spent
     return outcome
-
-
-def _spent(file: Path) -> dict[str, float]:
-    with safe_open(file, "pt") as f:
-        return json.loads(f.metadata()["CPU seconds"])
 
 
 def _answers(
@@ -121,33 +117,31 @@ def _answers(
     seed: int,
     precision: str,
     progress: bool,
-) -> dict[int, dict[str, Any]]:
-    """What the model without ``person`` draws for the studies ``index``; trained only if it is not
-    on disk."""
-    file = folder / f"{person}.safetensors"
-    made_for = json.dumps({"studies": list(index), "budget": asdict(budget), "seed": seed})
-    if not file.is_file():
+) -> tuple[dict[int, dict[str, Any]], dict[str, float]]:
+    """What the model without ``person`` draws for the studies ``index``, and the CPU seconds of its
+    stages; trained only if it is not on disk."""
+    codecs = {n: t for n, t in base.state_dict().items() if n.startswith(READS_CODECS)}
+    key = digest(
+        codecs=tensor_digest(codecs), studies=list(index), budget=asdict(budget), seed=seed
+    )
+    file = CacheFile(folder / f"{person}.safetensors", key)
+    if (found := file.load_tensors()) is None:
         size = base.profile.resolution
         cohort = VirtualCohort(
             "train", "chest", budget.train, seed=base.profile.data.seed, resolution=size
         )
         corpus = corpus_of(cohort, [i for i in range(len(cohort)) if cohort[i].person != person])
-        model, spent = _train(
-            base, corpus, folder / "work" / person, budget, seed, precision, progress
-        )
+        work = folder / "work" / person
+        model, spent = _train(base, corpus, work, budget, seed, precision, progress, key)
         images, texts = _draw(model, data, index)
-        meta = {"made for": made_for, "texts": json.dumps(texts), "CPU seconds": json.dumps(spent)}
-        atomic_write(file, lambda p: save_file(images, p, meta))
-    with safe_open(file, "pt") as f:
-        meta = f.metadata()
-    if meta.get("made for") != made_for:
-        raise ValueError(
-            f"{file} was made with another budget, seed or other studies; delete it to train afresh"
-        )
-    images, texts = load_file(file), json.loads(meta["texts"])
-    return {
-        i: {**{n: x[j] for n, x in images.items()}, "text": texts[j]} for j, i in enumerate(index)
+        found = images, {"texts": texts, "CPU seconds": spent}
+        file.save_tensors(*found)
+    images, facts = found
+    answers = {
+        i: {**{n: x[j] for n, x in images.items()}, "text": facts["texts"][j]}
+        for j, i in enumerate(index)
     }
+    return answers, facts["CPU seconds"]
 
 
 def _train(
@@ -158,6 +152,7 @@ def _train(
     seed: int,
     precision: str,
     progress: bool,
+    key: str,
 ) -> tuple[MedM2G, dict[str, float]]:
     """Alignment and three rounds on one corpus of chests, on the codecs of ``base``; each stage
     resumes.
@@ -170,22 +165,19 @@ def _train(
     spent: dict[str, float] = {}
 
     def stage(name: str, made: Any, steps: int) -> None:
-        done = work / f"{name}.done.safetensors"
-        if done.is_file():
-            model.load_state_dict(load_file(done), strict=False)
-            with safe_open(done, "pt") as f:
-                spent[name] = float(f.metadata()["CPU seconds"])
+        done = CacheFile(work / f"{name}.done.safetensors", key)
+        if (found := done.load_tensors()) is not None:
+            tensors, facts = found
+            model.load_state_dict(tensors, strict=False)
+            spent[name] = facts["CPU seconds"]
             return
         config = model.profile.stages[name].shortened(steps)
         begin = time.process_time()
         run_stage(made, config, work, seed=seed, precision=precision, progress=progress)
         spent[name] = round(time.process_time() - begin, 1)
-        tensors = {
-            k: v.detach().clone().contiguous()
-            for k, v in model.state_dict().items()
-            if "lm_head" not in k
-        }
-        atomic_write(done, lambda p: save_file(tensors, p, {"CPU seconds": str(spent[name])}))
+        tied = "lm_head"  # shares its memory with the embedding
+        tensors = {k: v.detach().clone() for k, v in model.state_dict().items() if tied not in k}
+        done.save_tensors(tensors, {"CPU seconds": spent[name]})
         state_file(work, name).unlink(missing_ok=True)
 
     stage("alignment", AlignmentStage(model, [corpus]), budget.alignment)

@@ -34,6 +34,8 @@ RATIO = 1.7
 _HEAD, _NOISE = 0.1, 0.2  # of full signal: brighter than air; brighter than air, bone and fluid
 _SCALP = 1 / 16  # of the side: scalp, skull and what lies between
 _AROUND = 0.14  # of the side: width of the neighbourhood that white matter's level is taken from
+_DARKEST, _BRIGHTEST = 0.75, 1.2  # of its level: shading moves white matter by 15 %, grey is at 1.4
+_WHOLE = 0.02  # weight of the whole brain's level, for places without white matter around
 
 
 def lesion_mask(images: torch.Tensor, name: str = "mri_flair") -> torch.Tensor:
@@ -63,22 +65,24 @@ def _segment(signal: np.ndarray) -> np.ndarray:
     tissue = brain & (signal > _NOISE)
     if not tissue.any():
         return np.zeros_like(brain)
-    level = float(
-        np.percentile(signal[tissue], 25)
-    )  # about half of the tissue is white, and it is the darker half
-    white = tissue & (signal > 0.75 * level) & (signal < 1.2 * level)
-    width, trust = (
-        _AROUND * side,
-        0.02,
-    )  # a little of the whole brain's level, for places without white matter
-    around = ndimage.gaussian_filter(np.where(white, signal, 0.0), width) + trust * level
-    around /= ndimage.gaussian_filter(white.astype(float), width) + trust
+    # About half of the tissue is white matter, and it is the darker half: its median.
+    level = float(np.percentile(signal[tissue], 25))
+    white = tissue & (signal > _DARKEST * level) & (signal < _BRIGHTEST * level)
+    width = _AROUND * side
+    around = ndimage.gaussian_filter(np.where(white, signal, 0.0), width) + _WHOLE * level
+    around /= ndimage.gaussian_filter(white.astype(float), width) + _WHOLE
     return brain & (signal > RATIO * around)
 
 
 def dice(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Dice overlap (Dice 1945) of each pair of masks (N, 1, H, W): 2 |A and B| / (|A| + |B|); 1 if
-    both are empty."""
+    """Dice overlap (Dice 1945) of each pair of masks, 2 |A and B| / (|A| + |B|).
+
+    Args:
+        a, b: (N, 1, H, W), bool or 0 and 1.
+
+    Returns:
+        float32 (N,) in 0..1; 1 where both masks are empty.
+    """
     a, b = a.flatten(1).bool(), b.flatten(1).bool()
     both, sizes = (a & b).sum(1), a.sum(1) + b.sum(1)
     return torch.where(sizes > 0, 2 * both / sizes.clamp(min=1), 1.0).float()

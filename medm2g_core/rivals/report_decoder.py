@@ -10,20 +10,14 @@ nothing. Apart they show whether the features or the generator limit a report.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from medm2g_core.alignment.encoders import N_CONTRASTS, Embedding, ImageEncoder
@@ -32,23 +26,30 @@ from medm2g_core.codecs.text import BOS_ID, EOS_ID, PAD_ID
 from medm2g_core.data.wheels import cache_dir
 from medm2g_core.model import MedM2G
 from medm2g_core.profiles import StageConfig
-from medm2g_core.rivals.clock import stopwatch, unit
-from medm2g_core.storage import atomic_write
+from medm2g_core.storage import CacheFile, digest, tensor_digest
 from medm2g_core.streams import StreamError, stream
 from medm2g_core.training.corpus import Corpus
+from medm2g_core.training.fit import Budget, Fitted, cosine, fit, seeded
 from medm2g_core.training.loop import cuda_devices
 from medm2g_core.training.optimizer import Optimizer
 
 __all__ = ["DecoderSettings", "Encoder", "ReportDecoder", "decoder_file", "train_decoder"]
 
 Encoder = Literal["frozen", "tuned", "fresh"]
-VERSION = 1
-"""Of the decoder and its training; part of the name of a kept file."""
+VERSION = 2
+"""Of the decoder and its training; part of the key of a kept file."""
 
-# steps that bf16 and single precision take turns in; the faster one goes on (two pools of batches)
-_TRIED = 18
-_READ = 32  # images that are read at once where nothing is trained
-_WARM = 0.05  # part of the time until the full learning rate
+READ_BATCH = 32
+"""Images that are read at once where nothing is trained."""
+
+WARM_UP = 0.05
+"""Part of the budget until the full learning rate."""
+
+START = 0.1
+"""Where the warm-up begins, in parts of itself: a tenth of the learning rate, not nothing."""
+
+POOL = 8
+"""Batches that are drawn together and sorted by length, to waste little on padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,9 @@ class DecoderSettings:
 
     Attributes:
         stream: image stream that it reads.
-        seconds: time for training: CPU time summed over threads, or on a GPU that of the wall;
+        seconds: time of training: CPU time summed over threads, or on a GPU that of the wall;
             encoding the images once (``frozen``) is not counted, as it is not counted for the flow.
-        steps: a number of steps after which training ends, if not 0.
+        steps: a number of steps after which training ends even so, if not 0.
         encoder: see the module.
         width, layers, heads: of GPT-2; 0 for those of the model's text flow.
         seed: of weights, batches and dropout.
@@ -85,7 +86,7 @@ class ReportDecoder(nn.Module):
     """Image (B, 1, H, W) in -1..1 to report.
 
     Attributes:
-        info: how it was trained: steps, CPU seconds, last loss.
+        info: how it was trained: steps, seconds, precision, the mean loss of its last steps.
     """
 
     def __init__(self, model: MedM2G, settings: DecoderSettings) -> None:
@@ -128,12 +129,11 @@ class ReportDecoder(nn.Module):
                 activation_function="gelu_pytorch_tanh",  # GPT-2's own, with a fused kernel
             )
         )
-        self.decoder.set_attn_implementation(
-            "eager"
-        )  # in bf16 on a CPU three times as fast as the fused kernel
+        # In bf16 on a CPU three times as fast as the fused kernel.
+        self.decoder.set_attn_implementation("eager")
 
     def look(self, images: torch.Tensor) -> Embedding:
-        """What the encoder says of images (B, 1, H, W)."""
+        """What the encoder says of images (B, 1, H, W) in -1..1, on any device."""
         images = images.to(self.place.device)
         return self.encoder(
             images,
@@ -160,59 +160,58 @@ class ReportDecoder(nn.Module):
             out.logits.float().flatten(0, 1), target.flatten(), ignore_index=-100
         )
 
-    @torch.no_grad()
     def write(self, images: torch.Tensor, *, sample: bool = False, seed: int = 0) -> list[str]:
-        """Reports of images (N, 1, H, W): greedy, or sampled at temperature 1 with ``seed``; cached
-        keys and values."""
+        """Reports of images (N, 1, H, W) in -1..1: greedy, or sampled at temperature 1 with
+        ``seed``."""
+        return self._write(images, 1, sample, seed)[0]
+
+    def write_samples(self, images: torch.Tensor, n: int, *, seed: int = 0) -> list[list[str]]:
+        """``n`` sampled reports of every image (N, 1, H, W) in -1..1, which is encoded once.
+
+        Returns:
+            ``n`` lists of N reports, as
+            `medm2g_core.evaluation.report_generation.minimum_risk` takes them. The first of ``n``
+            are those of any smaller ``n`` with the same seed, and the very first is
+            ``write(images, sample=True, seed=seed)``.
+
+        Raises:
+            ValueError: ``n`` below 1.
+        """
+        if n < 1:
+            raise ValueError(f"{n} samples of each report: needed at least 1")
+        return self._write(images, n, True, seed)
+
+    @torch.no_grad()
+    def _write(self, images: torch.Tensor, n: int, sample: bool, seed: int) -> list[list[str]]:
         self.eval()
-        out: list[str] = []
+        memories = []
+        for x in images.float().split(READ_BATCH):
+            seen = self.look(x)
+            memories.append(self.memory(seen.pooled, seen.tokens))  # (B, 1 + cells, width)
         with torch.random.fork_rng(devices=cuda_devices(self.place.device)):
             torch.manual_seed(seed)  # `generate` knows no generator of its own
-            for x in images.float().split(_READ):
-                seen = self.look(x)
-                start = torch.full((len(x), 1), BOS_ID, dtype=torch.long, device=self.place.device)
-                ids = self.decoder.generate(
-                    input_ids=start,
-                    attention_mask=torch.ones_like(start),
-                    encoder_hidden_states=self.memory(seen.pooled, seen.tokens),
-                    max_length=self.decoder.config.n_positions,
-                    do_sample=sample,
-                    num_beams=1,
-                    use_cache=True,
-                    pad_token_id=PAD_ID,
-                    **({"top_k": 0, "top_p": 1.0, "temperature": 1.0} if sample else {}),
-                )
-                out += [
-                    t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-                ]
-        return out
+            return [[t for m in memories for t in self._generate(m, sample)] for _ in range(n)]
 
-    # ---- on disk
+    def _generate(self, memory: torch.Tensor, sample: bool) -> list[str]:
+        """One report for each memory (B, 1 + cells, width), with cached keys and values."""
+        start = torch.full((len(memory), 1), BOS_ID, dtype=torch.long, device=memory.device)
+        ids = self.decoder.generate(
+            input_ids=start,
+            attention_mask=torch.ones_like(start),
+            encoder_hidden_states=memory,
+            max_length=self.decoder.config.n_positions,
+            do_sample=sample,
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=PAD_ID,
+            **({"top_k": 0, "top_p": 1.0, "temperature": 1.0} if sample else {}),
+        )  # (B, up to n_positions)
+        return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def kept(self) -> dict[str, torch.Tensor]:
         """The tensors that a file holds: all that training moves (the tied output layer once)."""
         gone = ("decoder.lm_head.",) + (("encoder.",) if self.settings.encoder == "frozen" else ())
         return {k: v for k, v in self.state_dict().items() if not k.startswith(gone)}
-
-    def save(self, file: Path) -> None:
-        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self.kept().items()}
-        atomic_write(file, lambda p: save_file(tensors, p, {"info": json.dumps(self.info)}))
-
-    def load(self, file: Path) -> bool:
-        """Fill in the weights of a file; ``False`` (and nothing changed) if there is none, or it is
-        damaged."""
-        try:
-            tensors = load_file(file)
-            with safe_open(file, "pt") as f:
-                info = json.loads((f.metadata() or {})["info"])
-        except (OSError, SafetensorError, KeyError, ValueError):
-            return False
-        own = self.kept()
-        if own.keys() != tensors.keys() or any(own[k].shape != v.shape for k, v in tensors.items()):
-            return False
-        self.load_state_dict(tensors, strict=False)
-        self.info = info
-        return True
 
 
 def decoder_file(
@@ -221,40 +220,26 @@ def decoder_file(
     settings: DecoderSettings,
     cache: Path | None = None,
     device: str = "cpu",
-) -> Path:
+) -> CacheFile:
     """Where the weights of a decoder are kept: another file for other encoder weights, studies,
     settings or devices.
 
     Args:
         cache: folder; by default ``baselines`` in the user's cache.
     """
-    digest = hashlib.sha256(json.dumps([VERSION, asdict(settings), corpus.fingerprint()]).encode())
-    digest.update(json.dumps(model.profile.to_dict()["flow"], sort_keys=True).encode())
-    # Its words, not its whole state: padding, which every use sets, is part of that.
-    digest.update(json.dumps(sorted(model.tokenizer.get_vocab().items())).encode())
-    for name, tensor in sorted(
-        model.alignment.encoders[stream(settings.stream).modality].state_dict().items()
-    ):
-        digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-    folder = cache_dir() / "baselines" if cache is None else cache
-    if device != "cpu":
-        digest.update(device.encode())
-    name = f"report_decoder_{settings.stream}_{settings.encoder}_{digest.hexdigest()[:12]}"
-    return folder / f"{name}.safetensors"
-
-
-@contextmanager
-def _quiet_threads(threads: int, seed: int, device: torch.device) -> Iterator[None]:
-    """So many torch threads and a seeded global generator (dropout draws from it), both put back
-    afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=cuda_devices(device)):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(before)
+    spec = stream(settings.stream)
+    key = digest(
+        version=VERSION,
+        settings=asdict(settings),
+        studies=corpus.fingerprint(),
+        flow=model.profile.to_dict()["flow"],
+        # Its words, not its whole state: padding, which every use sets, is part of that.
+        words=model.tokenizer.get_vocab(),
+        encoder=tensor_digest(model.alignment.encoders[spec.modality].state_dict()),
+        device=device,
+    )
+    name = f"report_decoder_{settings.stream}_{settings.encoder}_{key}.safetensors"
+    return CacheFile((cache or cache_dir() / "baselines") / name, key)
 
 
 def train_decoder(
@@ -270,26 +255,51 @@ def train_decoder(
 ) -> ReportDecoder:
     """A decoder trained on a corpus for ``settings.seconds``, or the kept one.
 
+    A training that was stopped by Ctrl-C goes on where it was when it is asked for again.
+
     Args:
         corpus: training studies with the stream
             (`medm2g_core.rivals.reports.report_corpus`).
         threads: of torch; the CPU time is the sum over them.
+        cache: see `decoder_file`.
         device: that it is trained on, and stays on.
-        cache: see `decoder_file`.  keep: read and write that file. A damaged file is trained again.
+        keep: read and write that file. A damaged file is said and trained again.
 
     Returns:
         The decoder in evaluation mode. How many steps fit into the time depends on the machine, so
         two machines train two decoders; ``info`` says how many there were.
+
+    Raises:
+        StreamError: no image stream.
+        StageInterrupted: stopped by Ctrl-C; the same call goes on.
     """
     device = torch.device(device)
-    file = decoder_file(model, corpus, settings, cache, device.type)
-    with _quiet_threads(threads, settings.seed, device):
+    if not stream(settings.stream).is_image:
+        raise StreamError(f"{settings.stream}: the report decoder reads an image stream")
+    file = decoder_file(model, corpus, settings, cache, device.type) if keep else None
+    state = CacheFile(file.path.with_suffix(".state.safetensors"), file.key) if file else None
+    with seeded(settings.seed, device, threads):
         decoder = ReportDecoder(model, settings).to(device)
-        if keep and decoder.load(file):
+        kept = file.load_tensors() if file else None
+        if file and kept:
+            tensors, decoder.info = kept
+            if wrong := sorted(tensors.keys() ^ decoder.kept().keys()):
+                raise ValueError(f"{file.path} does not fit: {wrong[0]}; delete it to train again")
+            decoder.load_state_dict(tensors, strict=False)  # the frozen encoder is not in the file
             return decoder.eval()
-        _train(decoder, model, corpus, settings, threads, progress)
-    if keep:
-        decoder.save(file)
+        trained = _train(decoder, model, corpus, settings, state, progress)
+        decoder.info = {
+            "encoder": settings.encoder,
+            **trained.facts(device),
+            "threads": threads,
+            "loss": round(trained.recent, 4),
+            "training studies": len(corpus),
+            "wordings": len(corpus.reports[0]),
+            "parameters": sum(p.numel() for p in decoder.parameters() if p.requires_grad),
+        }
+    if file and state:
+        file.save_tensors(decoder.kept(), decoder.info)
+        state.delete()
     return decoder.eval()
 
 
@@ -298,18 +308,15 @@ def _train(
     model: MedM2G,
     corpus: Corpus,
     settings: DecoderSettings,
-    threads: int,
+    state: CacheFile | None,
     progress: bool,
-) -> None:
+) -> Fitted:
     n, w, device = len(corpus), len(corpus.reports[0]), decoder.place.device
-    ids, mask = (
+    ids, mask = (  # (N, W, L) each
         t.cpu().unflatten(0, (n, w)) for t in model.tokens([t for r in corpus.reports for t in r])
     )
     images = corpus.images[settings.stream]
-    frozen = settings.encoder == "frozen"
-    seen = _features(decoder, images) if frozen else None
-    generator = torch.Generator().manual_seed(settings.seed)
-    named = {k: p for k, p in decoder.named_parameters() if p.requires_grad}
+    seen = _features(decoder, images) if settings.encoder == "frozen" else None
     config = StageConfig(
         steps=1,
         batch=settings.batch,
@@ -317,62 +324,44 @@ def _train(
         weight_decay=settings.weight_decay,
         optimizer=settings.optimizer,
     )
+    named = {k: p for k, p in decoder.named_parameters() if p.requires_grad}
     optimizer = Optimizer(named, decoder, config)
-    spent = {True: 0.0, False: 0.0}  # seconds of some steps in bf16 and in single precision
-    batches = _batches(mask.sum(2), settings.batch, generator)
+
+    def loss(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        index, wording = batch  # (B,) each
+        longest = int(mask[index, wording].sum(1).max())
+        if seen is not None:
+            pooled, tokens = (x[index].to(device).float() for x in seen)
+        else:
+            # The views draw from the global generator, which a resumed training puts back.
+            views = augmented_view(images[index].to(device).float(), torch.default_generator)
+            found = decoder.look(views)
+            pooled, tokens = found.pooled, found.tokens  # (B, D), (B, cells, D)
+        own_ids = ids[index, wording, :longest].to(device)  # (B, longest)
+        own_mask = mask[index, wording, :longest].to(device)
+        return decoder.loss(own_ids, own_mask, decoder.memory(pooled, tokens))
+
+    def schedule(step: int, part: float) -> None:
+        warm = min(1.0, START + part / WARM_UP)
+        optimizer.set_lr(settings.lr * warm * cosine(part))
+
     decoder.train()
-    if frozen:
+    if settings.encoder == "frozen":
         decoder.encoder.eval()
-    steps, fast, recent, used, watch = 0, False, float("nan"), 0.0, stopwatch(device)
-    with tqdm(
-        total=round(settings.seconds),
-        desc=f"report decoder ({settings.encoder})",
-        unit="s",
-        disable=not progress,
-    ) as bar:
-        while (
-            part := max(used / settings.seconds, steps / settings.steps if settings.steps else 0.0)
-        ) < 1:
-            cosine = 0.5 * (1 + torch.cos(torch.tensor(part * torch.pi)).item())
-            optimizer.set_lr(settings.lr * min(1.0, (part + 0.1 * _WARM) / _WARM) * cosine)
-            fast = steps % 2 == 0 if steps < _TRIED else spent[True] < spent[False]
-            index, wording = next(batches)
-            longest = int(mask[index, wording].sum(1).max())
-            with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-                if seen is not None:
-                    pooled, tokens = (x[index].to(device).float() for x in seen)
-                else:
-                    found = decoder.look(
-                        augmented_view(images[index].to(device).float(), generator)
-                    )
-                    pooled, tokens = found.pooled, found.tokens
-                own = (
-                    ids[index, wording, :longest].to(device),
-                    mask[index, wording, :longest].to(device),
-                )
-                loss = decoder.loss(*own, decoder.memory(pooled, tokens))
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(named.values(), 1.0)
-            optimizer.step()
-            steps += 1
-            recent = loss.item() if steps == 1 else 0.98 * recent + 0.02 * loss.item()
-            before, used = used, watch()
-            if 2 < steps <= _TRIED:  # the first of each kind sets up
-                spent[fast] += used - before
-            bar.update(min(bar.total, int(used)) - bar.n)
-            bar.set_postfix(step=steps, loss=f"{recent:.3f}", refresh=False)
-    decoder.info = {
-        "encoder": settings.encoder,
-        "steps": steps,
-        unit(device): round(used, 1),
-        "threads": threads,
-        "precision": "bf16" if fast else "fp32",
-        "loss": round(recent, 4),
-        "training studies": n,
-        "wordings": w,
-        "parameters": sum(p.numel() for p in named.values()),
-    }
+    generator = torch.Generator().manual_seed(settings.seed)
+    return fit(
+        decoder,
+        loss,
+        _batches(mask.sum(2), settings.batch, generator),
+        optimizer,
+        budget=Budget(settings.seconds, settings.steps),
+        schedule=schedule,
+        clip=1.0,
+        precision="trial",
+        state=state,
+        title=f"report decoder ({settings.encoder})",
+        progress=progress,
+    )
 
 
 def _batches(
@@ -386,10 +375,10 @@ def _batches(
     """
     n, w = lengths.shape
     while True:
-        index = torch.randint(n, (8 * batch,), generator=generator)
-        wording = torch.randint(w, (8 * batch,), generator=generator)
+        index = torch.randint(n, (POOL * batch,), generator=generator)
+        wording = torch.randint(w, (POOL * batch,), generator=generator)
         by_length = lengths[index, wording].argsort().split(batch)
-        for k in torch.randperm(8, generator=generator).tolist():
+        for k in torch.randperm(POOL, generator=generator).tolist():
             yield index[by_length[k]], wording[by_length[k]]
 
 
@@ -397,7 +386,7 @@ def _batches(
 def _features(decoder: ReportDecoder, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pooled embeddings (N, D) and cells (N, cells, D) of the frozen encoder, half precision."""
     decoder.encoder.eval()
-    seen = [decoder.look(x.float()) for x in images.split(_READ)]
+    seen = [decoder.look(x.float()) for x in images.split(READ_BATCH)]
     return torch.cat([s.pooled.half().cpu() for s in seen]), torch.cat(
         [s.tokens.half().cpu() for s in seen]
     )

@@ -5,27 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-__all__ = ["KINDS", "PIX2PIX", "Shares", "at_least", "kinds_of", "parse_shares"]
+from medm2g_core.streams import MODALITIES
+
+__all__ = ["KINDS", "PIX2PIX", "Shares", "parse_shares"]
 
 Shares = Mapping[str, float]
 """Kind -> share of the time of the flow that it faces."""
 
-MODALITIES = ("text", "xray", "ct", "mri")
 PIX2PIX = "pix2pix"
 KINDS = (*MODALITIES, PIX2PIX)
 """A modality stands for the report decoder or the regression network that writes it; `PIX2PIX` is
 the most that those with a critic get, whatever they draw."""
-
-_TRAINED: Mapping[str, tuple[str, ...]] = {
-    "report_xray": ("text",),
-    "report_ct": ("text",),
-    "translation": ("mri", "ct", "xray", PIX2PIX),
-}
-
-
-def kinds_of(section: str) -> tuple[str, ...]:
-    """Kinds of trained baselines that a section of the results has."""
-    return _TRAINED.get(section, ())
 
 
 def parse_shares(spec: float | str | Shares) -> dict[str, float]:
@@ -59,14 +49,3 @@ def _positive(value: float | str, spec: str) -> float:
             f"time fraction {spec!r}: needed numbers above 0, such as 0.1 or 0.1,mri=1"
         )
     return number
-
-
-def at_least(section: str, had: float | Shares, asked: Shares) -> bool:
-    """Whether every trained baseline of a section had the share that is asked for; true where it
-    has none.
-
-    Args:
-        had: as it was stored: one number for all kinds in older results.
-    """
-    own = had if isinstance(had, Mapping) else dict.fromkeys(KINDS, had)
-    return all(own[k] >= asked[k] for k in kinds_of(section))

@@ -7,36 +7,49 @@ with does, with the same optimiser, for a given time.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from medm2g_core.data.wheels import cache_dir
 from medm2g_core.profiles import StageConfig
-from medm2g_core.rivals.clock import stopwatch, unit
-from medm2g_core.storage import atomic_write
+from medm2g_core.storage import CacheFile, digest
 from medm2g_core.streams import IMAGE_STREAMS
 from medm2g_core.training.corpus import Corpus
+from medm2g_core.training.fit import Budget, Critic, Fitted, Outcome, cosine, fit, seeded
 from medm2g_core.training.loop import bf16_pays
 from medm2g_core.training.optimizer import Optimizer
 
-__all__ = ["Patches", "RegressionSettings", "Translation", "Translator", "train_translator"]
+__all__ = [
+    "Patches",
+    "RegressionSettings",
+    "Translation",
+    "Translator",
+    "train_translator",
+    "translator_file",
+]
+
+VERSION = 2
+"""Of the network and its training; part of the key of a kept file."""
 
 UNSHUFFLE = 4
+"""Pixels of a side that become channels before the UNet: it works on 32 x 32 places of 128 px."""
+
+WARM_UP_STEPS = 50
+"""Steps until the full learning rate."""
+
+FLOOR = 0.05
+"""Part of the learning rate that is left at the end, as in the flows' schedule."""
+
+CRITIC_LR = 5e-4
+"""A third of the network's: a critic that learns faster than it leaves it no gradient."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +69,13 @@ class RegressionSettings:
         tasks: it learns all of them, in turns.
         seconds: time of training: CPU time summed over ``threads`` threads, or on a GPU that of the
             wall.
-        steps: a number of steps instead, if not 0.
+        threads: of torch.
         adversarial: with a critic (pix2pix) or without.
+        steps: a number of steps instead of the seconds, if not 0.
         l1: weight of the L1 term beside the critic's (100 in Isola et al. 2017).
+        batch, lr: of training; AdamW and Muon (`medm2g_core.training.optimizer`).
+        channels: of the UNet's levels.
+        seed: of weights and batches.
     """
 
     tasks: tuple[Translation, ...]
@@ -99,7 +116,11 @@ class Translator(nn.Module):
 
     def forward(self, given: Mapping[str, torch.Tensor], target: str) -> torch.Tensor:
         """Images (B, 1, H, W) in -1..1 of the given streams to the target's (B, 1, H, W), not
-        clipped."""
+        clipped.
+
+        Args:
+            given: at least one stream; H and W multiples of 32 with four levels of channels.
+        """
         like = next(iter(given.values()))
         b, _, h, w = like.shape
         planes = []
@@ -128,7 +149,7 @@ class Translator(nn.Module):
 
 
 class Patches(nn.Module):
-    """pix2pix's critic: is each patch of ``target``, given the inputs, real? (B, 1, h, w) scores.
+    """pix2pix's critic: is each patch of ``target``, given the inputs, real?
 
     Three strided 4 x 4 convolutions and one more see about 46 px of a 128 px picture, the share of
     the picture that the original's 70 px are of 256 (Isola et al. 2017, section 3.2.2, scaled).
@@ -150,29 +171,32 @@ class Patches(nn.Module):
     def forward(
         self, given: Mapping[str, torch.Tensor], image: torch.Tensor, target: str
     ) -> torch.Tensor:
+        """Given images and the one in question, (B, 1, H, W) in -1..1, to a score for each patch
+        (B, 1, h, w): near 1 for real, near 0 for made."""
         planes = [given.get(n, torch.zeros_like(image)) for n in IMAGE_STREAMS]
         wanted = [torch.full_like(image, float(n == target)) for n in IMAGE_STREAMS]
-        return self.layers(torch.cat([*planes, *wanted, image], 1))
+        return self.layers(torch.cat([*planes, *wanted, image], 1))  # (B, 1, H/8 - 1, W/8 - 1)
 
 
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def translator_file(
+    settings: RegressionSettings,
+    corpora: Mapping[str, Corpus],
+    cache: Path | None = None,
+    device: str = "cpu",
+) -> CacheFile:
+    """Where a trained translator is kept: another file for other settings, studies or devices.
 
-
-def _file(
-    settings: RegressionSettings, corpora: Mapping[str, Corpus], cache: Path | None, device: str
-) -> Path:
-    facts = [asdict(settings), {r: c.fingerprint() for r, c in sorted(corpora.items())}, 1]
-    text = json.dumps(facts if device == "cpu" else [*facts, device], sort_keys=True)
-    name = "pix2pix" if settings.adversarial else "regression"
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return (cache or cache_dir() / "baselines") / f"{name}-{digest}.safetensors"
+    Args:
+        cache: folder; by default ``baselines`` in the user's cache.
+    """
+    key = digest(
+        version=VERSION,
+        settings=asdict(settings),
+        studies={r: c.fingerprint() for r, c in corpora.items()},
+        device=device,
+    )
+    kind = "pix2pix" if settings.adversarial else "regression"
+    return CacheFile((cache or cache_dir() / "baselines") / f"{kind}-{key}.safetensors", key)
 
 
 def train_translator(
@@ -186,112 +210,118 @@ def train_translator(
     """A trained translator, from the cache if it was trained before with the same settings and
     studies.
 
+    A training that was stopped by Ctrl-C goes on where it was when it is asked for again.
+
     Args:
         corpora: region -> studies of the train split.
-        cache: folder of trained baselines; by default in the user's cache.
+        cache: see `translator_file`. A damaged file is said and trained again.
         device: that it is trained on, and stays on.
 
     Returns:
-        the network in evaluation mode; ``info`` has its seconds, steps, parameters and the last L1.
+        The network in evaluation mode; ``info`` has its tasks, seconds, steps, precision, threads,
+        parameters, studies and the mean L1 of its last steps.
 
     Raises:
         ValueError: no task, or a task of a region that ``corpora`` lacks.
+        StageInterrupted: stopped by Ctrl-C; the same call goes on.
     """
     if not settings.tasks or any(t.region not in corpora for t in settings.tasks):
         raise ValueError(
             f"tasks {settings.tasks} need studies of their regions; there are {sorted(corpora)}"
         )
     device = torch.device(device)
-    file = _file(settings, corpora, cache, device.type)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        net = Translator(settings.channels)
-        critic = Patches()
-    if file.is_file():
-        try:
-            net.load_state_dict(load_file(file))
-            net.info = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-            return net.to(device).eval()
-        except (SafetensorError, RuntimeError, OSError, json.JSONDecodeError):
-            tqdm.write(f"{file.name} is damaged and is trained again")
-    net, critic = net.to(device), critic.to(device)
-    with _threads(settings.threads):
-        info = _fit(
-            net, critic if settings.adversarial else None, settings, corpora, device, progress
-        )
-    net.info = info
-    tensors = {k: v.cpu().contiguous().clone() for k, v in net.state_dict().items()}
-    atomic_write(file, lambda p: save_file(tensors, p))
-    atomic_write(
-        file.with_suffix(".json"), lambda p: p.write_text(json.dumps(info), encoding="utf-8")
-    )
+    file = translator_file(settings, corpora, cache, device.type)
+    state = CacheFile(file.path.with_suffix(".state.safetensors"), file.key)
+    with seeded(settings.seed, device, settings.threads):
+        net = Translator(settings.channels).to(device)
+        critic = Patches().to(device) if settings.adversarial else None
+        kept = file.load_tensors()
+        if kept is None:
+            trained = _train(net, critic, settings, corpora, state, progress)
+            net.info = {
+                "tasks": [asdict(t) for t in settings.tasks],
+                **trained.facts(device),
+                "threads": settings.threads,
+                "l1": round(trained.recent, 4),
+                "parameters": sum(p.numel() for p in net.parameters()),
+                "training studies": {r: len(c) for r, c in corpora.items()},
+            }
+            file.save_tensors(net.state_dict(), net.info)
+            state.delete()
+        else:
+            tensors, net.info = kept
+            net.load_state_dict(tensors)
     return net.eval()
 
 
-def _fit(
+def _train(
     net: Translator,
     critic: Patches | None,
     settings: RegressionSettings,
     corpora: Mapping[str, Corpus],
-    device: torch.device,
+    state: CacheFile,
     progress: bool,
-) -> dict[str, Any]:
-    config = StageConfig(steps=1, lr=settings.lr, optimizer="muon")
-    mover = Optimizer(dict(net.named_parameters()), net, config)
-    judge = (
-        Optimizer(dict(critic.named_parameters()), critic, StageConfig(steps=1, lr=5e-4))
-        if critic
-        else None
+) -> Fitted:
+    device = next(net.parameters()).device
+    own = StageConfig(steps=1, lr=settings.lr, optimizer="muon")
+    optimizer = Optimizer(dict(net.named_parameters()), net, own)
+
+    def loss(batch: _Batch) -> Outcome:
+        task, index = batch
+        images = corpora[task.region].images
+        given = {n: images[n][index].to(device).float() for n in task.given}  # (B, 1, H, W) each
+        truth = images[task.target][index].to(device).float()  # (B, 1, H, W)
+        out = net(given, task.target)  # (B, 1, H, W)
+        l1 = (out - truth).abs().mean()
+        if critic is None:
+            return Outcome(l1, l1)
+        doubt = (critic(given, out, task.target) - 1).square().mean()  # (B, 1, h, w) to a scalar
+        return Outcome(settings.l1 * l1 + doubt, l1, (task, given, truth, out.detach()))
+
+    def critic_loss(judged: _Judged) -> torch.Tensor:
+        """Least squares (Mao et al. 2017): 1 for the true image, 0 for the network's."""
+        task, given, truth, out = judged
+        assert critic is not None
+        real = (critic(given, truth, task.target) - 1).square().mean()
+        made = critic(given, out, task.target).square().mean()
+        return 0.5 * (real + made)
+
+    def schedule(step: int, part: float) -> None:
+        warm = min(1.0, (step + 1) / WARM_UP_STEPS)
+        optimizer.set_lr(settings.lr * warm * cosine(part, FLOOR))
+
+    opponent = None
+    if critic is not None:
+        other = Optimizer(
+            dict(critic.named_parameters()), critic, StageConfig(steps=1, lr=CRITIC_LR)
+        )
+        opponent = Critic(critic, other, critic_loss)
+    return fit(
+        net.train(),
+        loss,
+        _batches(settings, {r: len(c) for r, c in corpora.items()}),
+        optimizer,
+        # A number of steps stands instead of the time, so that a test does not depend on the clock.
+        budget=Budget(steps=settings.steps) if settings.steps else Budget(settings.seconds),
+        schedule=schedule,
+        critic=opponent,
+        precision="bf16" if bf16_pays(device) else "fp32",
+        state=state,
+        title="baseline " + ("pix2pix" if critic else "regression"),
+        progress=progress,
     )
-    half = bf16_pays(device)
+
+
+_Batch = tuple[Translation, torch.Tensor]
+"""A task, and the studies (B,) that it is learnt from."""
+
+_Judged = tuple[Translation, dict[str, torch.Tensor], torch.Tensor, torch.Tensor]
+"""A task, its given images, the true image and the network's."""
+
+
+def _batches(settings: RegressionSettings, studies: Mapping[str, int]) -> Iterator[_Batch]:
+    """Random tasks without end, each with random studies of its region, from the settings' seed."""
     generator = torch.Generator().manual_seed(settings.seed)
-    spent, steps, last = stopwatch(device), 0, 0.0
-    title = "pix2pix" if critic else "regression"
-    with tqdm(
-        total=round(settings.seconds), desc=f"baseline {title}", unit="s", disable=not progress
-    ) as bar:
-        while True:
-            passed = steps / settings.steps if settings.steps else spent() / settings.seconds
-            if passed >= 1 and steps:
-                break
-            decay = 0.05 + 0.475 * (1 + math.cos(math.pi * min(1.0, passed)))
-            mover.set_lr(settings.lr * min(1.0, (steps + 1) / 50) * decay)
-            task = settings.tasks[
-                int(torch.randint(len(settings.tasks), (1,), generator=generator))
-            ]
-            corpus = corpora[task.region]
-            index = torch.randint(len(corpus), (settings.batch,), generator=generator)
-            given = {n: corpus.images[n][index].to(device).float() for n in task.given}
-            truth = corpus.images[task.target][index].to(device).float()
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                out = net(given, task.target)
-                error = (out - truth).abs().mean()
-                loss = (
-                    error
-                    if critic is None
-                    else settings.l1 * error
-                    + ((critic(given, out, task.target) - 1).square().mean())
-                )
-            loss.backward()
-            mover.step()
-            mover.zero_grad()
-            if critic is not None and judge is not None:
-                judge.zero_grad()  # the generator's step left gradients
-                with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                    real = (critic(given, truth, task.target) - 1).square().mean()
-                    fake = critic(given, out.detach(), task.target).square().mean()
-                    doubt = 0.5 * (real + fake)
-                doubt.backward()
-                judge.step()
-                judge.zero_grad()
-            steps, last = steps + 1, error.item()
-            bar.update(min(round(passed * bar.total), bar.total) - bar.n)
-    return {
-        "tasks": [asdict(t) for t in settings.tasks],
-        unit(device): round(spent(), 1),
-        "threads": settings.threads,
-        "steps": steps,
-        "last l1": round(last, 4),
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "training studies": {r: len(c) for r, c in corpora.items()},
-    }
+    while True:
+        task = settings.tasks[int(torch.randint(len(settings.tasks), (1,), generator=generator))]
+        yield task, torch.randint(studies[task.region], (settings.batch,), generator=generator)

@@ -55,59 +55,27 @@ def card(source: Source) -> str:
     return "\n".join(lines) + "\n"
 
 
+HEAD = """# The real data sets
+
+Their images were not at hand when this was written: every reader is tested on small replicas with
+the true tree, names, formats and faults, IU X-Ray's also on its real reports and ChestX-ray14's
+on its real tables. Point `open_source(name, folder)` at a download, or prepare shards with
+`python data_scripts/prepare_<name>.py FOLDER` (`--dry-run` only checks). How to train on one and
+measure it: [real data](real_data.md). Marks: [P] the paper, [S] secondary sources, [C] our
+choice.
+
+`train` goes through the stages that the data set's streams allow and says which it leaves out and
+why. Reports longer than the profile reads end after the last whole sentence that fits, and are
+counted. `evaluate` draws and scores the test split: every task of its streams, beside baselines,
+a control and the codec's ceiling, with the paper's figures, where secondary sources quote them,
+in a column of their own and a note on what differs.
+
+"""
+
+
 def page() -> str:
     """All cards, in the order of the registry."""
-    head = [
-        "# The real data sets",
-        "",
-        (
-            "Their images were not at hand when this was written: every reader is tested on small"
-            " replicas with the true"
-        ),
-        (
-            "tree, names, formats and faults, IU X-Ray's also on its real reports and"
-            " ChestX-ray14's on its real tables."
-        ),
-        "Point `open_source(name, folder)` at a download, or prepare shards with",
-        (
-            "`python data_scripts/prepare_<name>.py FOLDER` (`--dry-run` only checks). Marks: [P]"
-            " the paper, [S] secondary"
-        ),
-        "sources, [C] our choice.",
-        "",
-        "```sh",
-        "python -m medm2g_core train --profile gpu --source NAME --root FOLDER --device cuda",
-        "python -m medm2g_core evaluate --source NAME --root FOLDER --model outputs/train-gpu-NAME",
-        "```",
-        "",
-        (
-            "`FOLDER` is the download or a folder of shards. `train` goes through the stages that"
-            " the data set's"
-        ),
-        (
-            "streams allow and says which it leaves out and why; `--start DIR` begins from the"
-            " weights of another"
-        ),
-        (
-            "model, `--limit N` takes N subjects for a trial. Reports longer than the profile reads"
-            " end after the last"
-        ),
-        (
-            "whole sentence that fits, and are counted. Pictures are mapped from files; the latents"
-            " of all studies are"
-        ),
-        (
-            "held in memory while the flows train. `evaluate` draws and scores the test split:"
-            " every task of its"
-        ),
-        (
-            "streams, beside baselines, a control and the codec's ceiling, with the paper's"
-            " figures, where secondary"
-        ),
-        "sources quote them, in a column of their own and a note on what differs.",
-        "",
-    ]
-    return "\n".join(head) + "\n" + "\n".join(card(s) for s in SOURCES.values())
+    return HEAD + "\n".join(card(s) for s in SOURCES.values())
 
 
 def main() -> None:

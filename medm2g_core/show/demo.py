@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from medm2g_core.show.execute import NotebookError, parameter_names, run, scrub
+from medm2g_core.show.extras import notebook_packages
+
+with notebook_packages():
+    import nbformat
+    from nbconvert import HTMLExporter
 
 __all__ = ["QUICKSTART", "run_demo", "to_html"]
 
@@ -53,8 +56,6 @@ def to_html(notebook: nbformat.NotebookNode, title: str) -> str:
 
     Equations would need MathJax from the network, so they stay as typed.
     """
-    from nbconvert import HTMLExporter
-
     exporter = HTMLExporter(
         embed_images=True,
         mathjax_url="",

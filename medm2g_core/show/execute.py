@@ -19,8 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nbformat
-from nbformat import NotebookNode
+from medm2g_core.show.extras import notebook_packages
+
+with notebook_packages():
+    import nbformat
+    from nbformat import NotebookNode
 
 __all__ = ["NotebookError", "execute", "parameter_names", "run", "scrub"]
 
@@ -77,9 +80,11 @@ def run(
     Raises:
         NotebookError: no such notebook, an unknown parameter, or a cell that failed (``target``
             then shows where).
+        NotebookPackageError: papermill is not installed.
     """
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
+    with notebook_packages():
+        import papermill
+        from papermill.exceptions import PapermillExecutionError
 
     source = Path(source)
     if not source.is_file():

@@ -1,4 +1,4 @@
-"""Matplotlib figures of studies and of training, as pure functions that return a `Figure`.
+"""Matplotlib figures of studies, as pure functions that return a `Figure`.
 
 Nothing here imports pyplot or sets global options: a `Figure` shows itself in a notebook, and is
 saved with ``figure.savefig(path)`` elsewhere. Pictures are in radiological convention (the
@@ -9,10 +9,8 @@ brightness compares between panels.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -35,10 +33,9 @@ __all__ = [
     "contact_sheet",
     "report_panel",
     "show_study",
-    "training_curves",
 ]
 
-_RC: Any = {
+STYLE: Any = {  # of every figure, whatever style the reader has set
     "font.family": ["DejaVu Sans"],
     "font.size": 8.0,
     "text.color": "black",
@@ -47,7 +44,7 @@ _RC: Any = {
     "axes.edgecolor": "black",
     "text.usetex": False,
 }
-_DPI = 100
+DPI = 100  # of the PNG in a notebook
 _GAP = 0.07  # inches between panels
 _TITLE = 0.26
 _CAPTION_LINE = 0.145
@@ -69,7 +66,7 @@ class Figure(MatplotlibFigure):
         instead.
         """
         plain = io.BytesIO()
-        self.savefig(plain, format="png", dpi=_DPI, metadata={"Software": None})
+        self.savefig(plain, format="png", dpi=DPI, metadata={"Software": None})
         picture = Image.open(plain).convert("RGB")
         pixels = np.asarray(picture).astype(int)
         tinted = np.ptp(pixels, axis=2) > 12
@@ -109,7 +106,7 @@ class Figure(MatplotlibFigure):
         display(data, raw=True)
 
     def _words(self) -> str:
-        width, height = (round(float(n) * _DPI) for n in self.get_size_inches())
+        width, height = (round(float(n) * DPI) for n in self.get_size_inches())
         return f"<Figure size {width}x{height} with {len(self.axes)} Axes>"
 
 
@@ -265,8 +262,8 @@ def contact_sheet(
     width = gutter + sum(room) + _GAP * (count + 1)
     judged = any(c.is_text and c.findings is not None for _, cells in table for c in cells)
     height = head + sum(size + u for u in under) + _GAP + (0.16 if judged else 0.0)
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(width, height), dpi=_DPI)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), dpi=DPI)
         if title:
             figure.text(
                 0.5,
@@ -348,8 +345,8 @@ def report_panel(
     Red ✗: not true. Grey: missed. Black: nothing to judge. The verdicts come from
         `medm2g_core.data.labeller.label_report`.
     """
-    with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(width, height), dpi=_DPI)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), dpi=DPI)
         top = 1 - (0.24 / height if title else 0.03)
         foot = 0.2 / height if findings is not None else 0.03
         if title:
@@ -456,74 +453,3 @@ def compare(
     drawn_titles = ["drawn"] if most == 1 else [f"drawn {k + 1}" for k in range(most)]
     columns = [*["given"] * side_by_side, "truth", *drawn_titles]
     return contact_sheet(rows, columns=columns, title=title, size=size, text_width=text_width)
-
-
-def training_curves(
-    path: str | Path | Sequence[str | Path], *, keys: Sequence[str] = (), smooth: int = 9
-) -> Figure:
-    """Logged values of training against the step, one panel a value, one line a file.
-
-    Args:
-        path: ``<stage>.log.jsonl`` of one or more stages: a JSON object a line with ``step``,
-            ``seconds`` and values.
-        keys: which values; all of them if empty.
-        smooth: width of the running median drawn over the raw values.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: no lines with steps, or none of the keys in them.
-    """
-    files = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
-    logs = {f.name.removesuffix(".log.jsonl"): _read_log(f) for f in files}
-    names = keys or list(
-        dict.fromkeys(k for log in logs.values() for k in log if k not in ("step", "seconds"))
-    )
-    names = [n for n in names if any(n in log for log in logs.values())]
-    if not names:
-        raise ValueError(f"none of {list(keys)} is logged in {', '.join(str(f) for f in files)}")
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
-    with matplotlib.rc_context(_RC):
-        figure = Figure(
-            figsize=(2.4 * columns + 0.2, 1.75 * rows + 0.1), dpi=_DPI, layout="constrained"
-        )
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for axes, name in zip(grid.flat, names, strict=False):
-            for label, log in logs.items():
-                if name in log:
-                    steps, values = log["step"], log[name]
-                    keep = np.isfinite(values)
-                    (line,) = axes.plot(steps[keep], values[keep], linewidth=0.5, alpha=0.35)
-                    middle = _median(values[keep], smooth)
-                    axes.plot(
-                        steps[keep], middle, linewidth=1.2, color=line.get_color(), label=label
-                    )
-            axes.set_title(name, fontsize=8)
-            axes.set_xlabel("step", fontsize=7)
-            axes.tick_params(labelsize=6.5)
-            axes.grid(alpha=0.25, linewidth=0.5)
-        for axes in list(grid.flat)[len(names) :]:
-            axes.set_axis_off()
-        if len(logs) > 1:
-            grid.flat[0].legend(fontsize=6)
-    return figure
-
-
-def _read_log(path: Path) -> dict[str, np.ndarray]:
-    """Key -> values of a jsonl log; NaN where a line lacks the key."""
-    lines = [
-        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
-    lines = [line for line in lines if "step" in line]
-    if not lines:
-        raise ValueError(f"{path} has no lines with a step; needed one JSON object a line")
-    keys = dict.fromkeys(k for line in lines for k, v in line.items() if isinstance(v, int | float))
-    return {k: np.array([float(line.get(k, "nan")) for line in lines]) for k in keys}
-
-
-def _median(values: np.ndarray, width: int) -> np.ndarray:
-    """Running median, shorter at the ends."""
-    half = max(0, width // 2)
-    return np.array(
-        [np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
-    )

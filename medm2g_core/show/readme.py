@@ -1,94 +1,69 @@
-"""The README's numbers and its picture come from this program: ``python -m medm2g_core.show.readme
-[--picture]``."""
+"""The numbers of README.md and docs/ come from this program: ``python -m medm2g_core.show.readme``;
+with ``--picture`` it draws docs/overview.png as well."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from medm2g_core.evaluation.results import SECTIONS, handicap, load_results, summary_rows
-from medm2g_core.evaluation.table import compact
-from medm2g_core.experiments.ablation import load_runs, summary
-from medm2g_core.experiments.bars import bar_summary, verdicts
-from medm2g_core.experiments.trainings import load_trainings, side_by_side
-from medm2g_core.experiments.unseen import person_table
 from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.show.blocks import blocks
 from medm2g_core.show.figures import Cell, Figure, Panel, contact_sheet
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import STREAMS, Study
 
-__all__ = ["blocks", "fill", "main", "picture"]
+__all__ = ["PAGES", "fill", "main", "pages", "picture"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def blocks(root: Path = ROOT) -> dict[str, str]:
-    """Name of each block of the README -> its text, from the files in ``results/``."""
-    out = {}
-    outcomes = load_results(root / "results")
-    if outcomes:
-        out["results"] = f"{compact(summary_rows(outcomes))}\n{handicap(outcomes)}\n"
-        out["bars"] = bar_summary(
-            verdicts(outcomes), {n: title for n, (title, _) in SECTIONS.items()}
-        )
-    if "unseen" in outcomes:
-        out["unseen"] = person_table(outcomes["unseen"])
-    trainings = load_trainings(root / "results", root / "checkpoints" / "cpu")
-    if len(trainings) > 1:
-        out["trainings"] = side_by_side(trainings)
-    runs = load_runs(root / "results" / "ablation")
-    if any(runs.values()):
-        out["ablation"] = summary(runs)
-    limits = root / "results" / "limits.json"
-    if limits.is_file():
-        out["limits"] = _limits(json.loads(limits.read_text(encoding="utf-8")))
-    speed = root / "results" / "speed.json"
-    if speed.is_file():
-        rows = json.loads(speed.read_text(encoding="utf-8"))
-        lines = ["| what | measured | aim | where |", "|---|---|---|---|"]
-        lines += [
-            f"| {r['what']} | {r['measured']} | {r['aim']} | {r['where']} |" for r in rows.values()
-        ]
-        out["speed"] = "\n".join(lines) + "\n"
-    return out
+PAGES: Mapping[str, tuple[str, ...]] = {
+    "README.md": ("facts", "headline"),
+    "docs/results.md": (
+        "results",
+        "bars",
+        "trainings",
+        "behind",
+        "limits",
+        "unseen",
+        "ablation",
+        "speed",
+    ),
+    "docs/profiles.md": ("profiles",),
+    "docs/house.md": ("rooms",),
+}
+"""File -> the blocks that are printed into it; every block stands in one file, once."""
 
 
-def _limits(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table of ``benchmarks/what_limits.py``."""
-    lines = [
-        "| the MR flow, T1 + T2 → FLAIR | CPU seconds more | n | one step, dB | ten steps, dB |",
-        "|---|--:|--:|---|---|",
-    ]
-    for r in rows:
-        cells = [
-            f"{value:.1f} [{low:.1f}, {high:.1f}]"
-            for value, low, high in (r["PSNR"]["1"], r["PSNR"]["10"])
-        ]
-        lines.append(
-            f"| {r['training']} | {r['CPU seconds']:.0f} | {r['n']} | {' | '.join(cells)} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def fill(text: str, parts: dict[str, str]) -> str:
+def fill(text: str, parts: Mapping[str, str]) -> str:
     """``text`` with every ``<!-- name:begin --> ... <!-- name:end -->`` block replaced.
 
     Raises:
-        ValueError: the text has no such block.
+        ValueError: the text does not have such a block exactly once.
     """
     for name, part in parts.items():
-        pattern = re.compile(rf"<!-- {name}:begin -->\n.*?<!-- {name}:end -->", re.S)
-        if not pattern.search(text):
-            raise ValueError(f"the README has no block {name!r}")
         begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
-        text = pattern.sub(lambda _, block=begin + part + end: block, text)  # type: ignore[misc]
+        if (text.count(begin), text.count(end)) != (1, 1):
+            raise ValueError(
+                f"block {name!r}: needed {begin.strip()} and {end} on lines of their own, once each"
+            )
+        head, rest = text.split(begin)
+        text = f"{head}{begin}{part}{end}{rest.split(end)[1]}"
     return text
+
+
+def pages(root: Path = ROOT) -> dict[str, str]:
+    """File of `PAGES` -> its text as it should be; a block that was not measured stays as it is."""
+    known = blocks(root)
+    return {
+        file: fill(
+            (root / file).read_text(encoding="utf-8"), {n: known[n] for n in names if n in known}
+        )
+        for file, names in PAGES.items()
+    }
 
 
 def picture(pipe: MedM2GPipeline, chest: Study, brain: Study, seed: int = 0) -> Figure:
@@ -120,8 +95,8 @@ def picture(pipe: MedM2GPipeline, chest: Study, brain: Study, seed: int = 0) -> 
 
 
 def main() -> None:
-    """Rewrite README.md in place; with ``--picture`` draw docs/overview.png with the shipped
-    weights as well."""
+    """Rewrite the blocks of `PAGES` in place; with ``--picture`` draw docs/overview.png with the
+    shipped weights as well."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--picture", action="store_true")
     if parser.parse_args().picture:
@@ -137,9 +112,11 @@ def main() -> None:
         )
         png = picture(MedM2GPipeline.from_pretrained(), chest, brain).png()
         atomic_write(ROOT / "docs" / "overview.png", lambda p: p.write_bytes(png))
-    file = ROOT / "README.md"
-    text = fill(file.read_text(encoding="utf-8"), blocks())
-    atomic_write(file, lambda p: p.write_text(text, encoding="utf-8"))
+    for name, text in pages().items():
+        file = ROOT / name
+        if file.read_text(encoding="utf-8") != text:  # a file that is right keeps its time stamp
+            atomic_write(file, lambda p, text=text: p.write_text(text, encoding="utf-8"))
+            print(file)
 
 
 if __name__ == "__main__":

@@ -3,27 +3,35 @@ baseline.
 
 ``python -m medm2g_core.show.task_sheets`` writes ``results/sheet_<task>.png``. The patients are the
 first of the test split that have a finding, the draws the first of a fixed seed: nothing is chosen.
+A sheet says in its file what it was drawn from, and is drawn again only when that has changed.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
-from medm2g_core.data.cohort import VirtualCohort
-from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.data.cohort import VirtualCohort, cohort_version
+from medm2g_core.evaluation.results import weights_digest
+from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
 from medm2g_core.show.figures import Cell, Figure, Panel, contact_sheet
-from medm2g_core.storage import atomic_write
+from medm2g_core.storage import atomic_write, digest
 from medm2g_core.streams import STREAMS, Study
 
 __all__ = ["SHEETS", "joint_sheet", "main", "report_sheet", "translation_sheet"]
 
 DRAWS = 4
+VERSION = 1
+"""Of the sheets; raised when they show something else."""
+
 SHEETS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "text_to_xray": ("chest", ("text",), "xray"),
     "text_to_ct": ("chest", ("text",), "ct"),
@@ -124,23 +132,51 @@ def joint_sheet(pipe: MedM2GPipeline) -> Figure:
     )
 
 
+def drawn_from(file: Path) -> str:
+    """The key that a sheet was written with; empty where there is no such sheet."""
+    try:
+        with Image.open(file) as picture:
+            return str(picture.info.get(_KEY, ""))
+    except (OSError, UnidentifiedImageError):
+        return ""
+
+
+_KEY = "drawn from"
+"""Name of the PNG's text entry."""
+
+
+def write_sheet(figure: Figure, file: Path, key: str) -> None:
+    """A figure as PNG, with the key of what it was drawn from."""
+    info, out = PngInfo(), io.BytesIO()
+    info.add_text(_KEY, key)
+    with Image.open(io.BytesIO(figure.png())) as picture:
+        picture.save(out, "png", optimize=True, pnginfo=info)
+    atomic_write(file, lambda p: p.write_bytes(out.getvalue()))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw every sheet with the shipped weights."""
+    """Draw every sheet that was not drawn with these weights yet; the shipped ones by default."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--model", type=Path)
     args = parser.parse_args(arguments)
     pipe = MedM2GPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)
+    key = digest(
+        weights=weights_digest(args.model or SHIPPED_WEIGHTS),
+        cohort={r: cohort_version(r) for r in ("chest", "brain")},
+        version=VERSION,
+    )
     figures: dict[str, Callable[[], Figure]] = {
         n: partial(translation_sheet, pipe, *t) for n, t in SHEETS.items()
     }
     figures |= {f"{n}_to_report": partial(report_sheet, pipe, n) for n in ("xray", "ct")}
     figures["joint"] = partial(joint_sheet, pipe)
     for name, draw in figures.items():
-        png, file = draw().png(), args.out / f"sheet_{name}.png"
-        atomic_write(file, lambda p, png=png: p.write_bytes(png))
-        print(file)
+        file = args.out / f"sheet_{name}.png"
+        if drawn_from(file) != key:
+            write_sheet(draw(), file, key)
+            print(file)
     return 0
 
 

@@ -11,6 +11,7 @@ import torch
 
 from medm2g_core.data.findings import FINDINGS, check_finding, findings_of, size_class
 from medm2g_core.data.reports import write_report
+from medm2g_core.show.extras import notebook_packages
 from medm2g_core.show.figures import Panel, contact_sheet
 from medm2g_core.streams import Finding, stream
 
@@ -77,8 +78,12 @@ def findings_panel(
         region: whose findings the menus offer.
         want: image streams to draw.
         seed, steps, guidance: of the sampler; every press of the button takes the next seed.
+
+    Raises:
+        NotebookPackageError: ipywidgets is not installed.
     """
-    import ipywidgets as w
+    with notebook_packages():
+        import ipywidgets as w
 
     def menu(label: str, options: Sequence[Any]) -> ipywidgets.Dropdown:
         return w.Dropdown(options=options, description=label, layout=w.Layout(width="230px"))

@@ -7,6 +7,7 @@ import csv
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from medm2g_core.data.sources.base import (
     Source,
     SourceStudy,
 )
+from medm2g_core.data.sources.prepare import prepare_source
 from medm2g_core.data.volumes import FileError
 
 
@@ -136,3 +138,11 @@ def write_dots(
                 if name in broken:
                     path.write_bytes(path.read_bytes()[:200])
     return root
+
+
+def prepare(tree: Path, out: Path, **options: object) -> dict[str, Any]:
+    """The tree as shards of five small studies, made in this process, unless ``options`` differ."""
+    source = options.pop("source", Dots())
+    return prepare_source(
+        source, tree, out, **{"size": 16, "workers": 0, "shard_size": 5} | options
+    )

@@ -1,9 +1,8 @@
 """More training of the shipped weights on a GPU in so many minutes, with rivals trained at the same
 time for the same time, and the whole evaluation afterwards: how far does training alone carry a
-network of the `cpu`
-    profile?
+network of the `cpu` profile?
 
-    python benchmarks/gpu_training.py --minutes 6
+    python -m medm2g_core.experiments.gpu_training --minutes 6
 
 The rounds share the minutes; how many steps fit is measured first. Every baseline of the evaluation
 gets a process of its own on the same GPU beside the flows, and as many seconds as the flow that it
@@ -29,14 +28,11 @@ import torch
 
 from medm2g_core.data.cohort import VirtualCohort
 from medm2g_core.evaluation.image_to_image import GROUPS
-from medm2g_core.evaluation.results import (
-    SECTIONS,
-    evaluate,
-    flow_seconds,
-    load_results,
-    split_equally,
-    write_report,
-)
+from medm2g_core.evaluation.results import evaluate, report, write_report
+from medm2g_core.evaluation.sections import SECTIONS
+from medm2g_core.evaluation.store import load_results
+from medm2g_core.evaluation.training_time import flow_seconds, split_equally
+from medm2g_core.experiments.bars import bar_section
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import SHIPPED_WEIGHTS
 from medm2g_core.profiles import ROUND_STAGES, Profile
@@ -49,14 +45,20 @@ from medm2g_core.training.loop import run_stage
 from medm2g_core.training.run import near_device, train
 from medm2g_core.training.stages import RoundStage
 
+__all__ = ["main", "round_seconds", "steps_that_fit", "train_baseline"]
+
 SHARES: Mapping[str, float] = {"round1": 0.36, "round2": 0.30, "round3": 0.34}
+"""Of the minutes, a round: about as the shipped training spent its own."""
+
 THREADS = 2
 """Of every process: also a part of the name under which a baseline is kept."""
 FLOW_SECTIONS = ("text_to_image", "report_xray", "report_ct", "translation", "guidance", "unified")
-WARM, TIMED = 21, 20  # steps; the log has every twentieth
+WARM, TIMED = 21, 20
+"""Steps before and during the measurement of a step's time; the log has every twentieth."""
 
 
 def round_seconds(minutes: float) -> dict[str, float]:
+    """Round -> its seconds of the minutes of all three."""
     return {r: round(60 * minutes * share, 1) for r, share in SHARES.items()}
 
 
@@ -106,7 +108,8 @@ def steps_that_fit(
 def again(*words: object) -> subprocess.Popen[bytes]:
     """This program once more, as another process."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
-    return subprocess.Popen([sys.executable, __file__, *map(str, words)], env=environment)
+    module = "medm2g_core.experiments.gpu_training"
+    return subprocess.Popen([sys.executable, "-m", module, *map(str, words)], env=environment)
 
 
 def main() -> None:
@@ -155,6 +158,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace, base: MedM2G, seconds: Mapping[str, float]) -> None:
+    """Baselines in processes of their own, the flows meanwhile, then every section."""
     begin = time.monotonic()
     profile = base.profile
     stages = {
@@ -207,17 +211,15 @@ def run(args: argparse.Namespace, base: MedM2G, seconds: Mapping[str, float]) ->
     )
     print(f"flows trained after {time.monotonic() - begin:.0f} s", flush=True)
     args.results.mkdir(parents=True, exist_ok=True)
-    for name in (
-        "training.json",
-        "config.json",
-    ):  # what `medm2g_core.experiments.trainings` reads beside the tables
+    for name in ("training.json", "config.json"):  # `experiments.trainings` reads them
         shutil.copyfile(args.model / name, args.results / name)
     wrong = [p.args for p in waiting if p.wait() != 0]
     if wrong:
         raise SystemExit(f"a baseline failed: {wrong}")
     measuring = [again(*common, "--part", "section", name) for name in args.sections]
     failed = [p.args for p in measuring if p.wait() != 0]
-    print(write_report(load_results(args.results), args.results))
+    outcomes = load_results(args.results, SECTIONS)
+    print(write_report(report(outcomes, first=bar_section(outcomes)), args.results))
     print(f"done after {time.monotonic() - begin:.0f} s", flush=True)
     if failed:
         raise SystemExit(f"a section failed: {failed}")

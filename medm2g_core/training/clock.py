@@ -1,4 +1,4 @@
-"""The clock of a training budget: a baseline gets the time that the flow had, on the same kind of
+"""The clock of a training budget: a rival gets the time that the flow had, on the same kind of
 device."""
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ give; ten steps draw. If training on this one translation moves both, neither th
 latents are what limits the shipped flow, but how its training time is spread over targets, noise
 levels and guides.
 
-    python benchmarks/what_limits.py        # some ten CPU minutes; writes results/limits.json
+    python -m medm2g_core.experiments.what_limits     # some ten CPU minutes
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
 import torch
 
@@ -32,23 +32,17 @@ from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import StageConfig
 from medm2g_core.storage import atomic_write
-from medm2g_core.training import stages
 from medm2g_core.training.corpus import LatentCorpus
 from medm2g_core.training.data import corpus_of
 from medm2g_core.training.loop import run_stage
-from medm2g_core.training.stages import Mix, Round, RoundStage
+from medm2g_core.training.rounds import Mix, Round
+from medm2g_core.training.stages import RoundStage
 
-FILE = Path(__file__).resolve().parent.parent / "results" / "limits.json"
+FILE = Path("results/limits.json")
 GIVEN, TARGET = ("mri_t1", "mri_t2"), "mri_flair"
-PLAN = Round(("mri",), (), (Mix("brain", (*GIVEN, TARGET), 1.0),))
+PLAN = Round(("mri",), (), (Mix("brain", (*GIVEN, TARGET), 1.0, targets=(TARGET,)),))
 ALMOST_NOISE = 0.999
-
-
-class OneTarget(RoundStage):
-    """A round with one wanted stream, and its guides always there."""
-
-    def _targets(self, *_: object) -> tuple[str, ...]:
-        return (TARGET,)
+"""Level of a flow's first step; at 1 nothing of the wanted picture is left to weigh a loss by."""
 
 
 def scores(model: MedM2G, data: VirtualCohort) -> dict[str, list[float]]:
@@ -70,22 +64,25 @@ def go_on(
     latent: LatentCorpus,
     steps: int,
     *,
-    clean: float,
+    clean: float | None = None,
     levels: Callable[[int, torch.Generator], torch.Tensor] | None = None,
 ) -> tuple[MedM2G, float]:
-    """A copy of the model after more steps on the one translation, and the CPU seconds that they
-    took."""
+    """A copy of the model after more steps on the one translation, its guides always there, and the
+    CPU seconds that they took.
+
+    Args:
+        clean: share of the studies whose guides are clean; the profile's if left out.
+        levels: noise levels of the target.
+    """
+    rates: dict[str, float] = {"drop_all": 0.0, "drop_guides": 0.0, "all_guides": 1.0}
+    if clean is not None:
+        rates |= {"guides_clean": clean, "guides_alike": 0.0}
     trained = copy.deepcopy(model)
-    if levels:
-        trained.schedule.sample_levels = levels  # type: ignore[method-assign]
+    trained.profile = model.profile.replace(conditioning=rates)
     config = StageConfig(steps=steps, batch=32, lr=2e-3, warmup=20, ema=0.98, optimizer="muon")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(stages, "ALIKE_CLEAN", clean),
-        mock.patch.object(stages, "DROP_GUIDE", 0.0),
-    ):
+    with tempfile.TemporaryDirectory() as folder:
         begin = time.process_time()
-        run_stage(OneTarget(trained, [latent], "round3", PLAN), config, Path(folder))
+        run_stage(RoundStage(trained, [latent], "round3", PLAN, levels), config, Path(folder))
         return trained, time.process_time() - begin
 
 
@@ -93,7 +90,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=150, help="of each arm (default 150)")
+    parser.add_argument("--out", type=Path, default=FILE, help=f"default {FILE}")
     args = parser.parse_args()
     model = MedM2GPipeline.from_pretrained().model
     size, d = model.profile.resolution, model.profile.data
@@ -103,8 +101,8 @@ def main() -> None:
         model, replace(corpus, images=own, reports=[r[:1] for r in corpus.reports])
     )
     val = VirtualCohort("val", "brain", 64, resolution=size)
-    arms = {
-        "this translation alone, as always": {"clean": stages.ALIKE_CLEAN},
+    arms: dict[str, dict[str, Any]] = {
+        "this translation alone, as always": {},
         "and its guides always clean": {"clean": 1.0},
         "and from pure noise only: a regression in latents": {
             "clean": 1.0,
@@ -131,7 +129,7 @@ def main() -> None:
         )
         print(json.dumps(rows[-1]), flush=True)
     text = json.dumps(rows, indent=1) + "\n"
-    atomic_write(FILE, lambda p: p.write_text(text, encoding="utf-8"))
+    atomic_write(args.out, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

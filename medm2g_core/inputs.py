@@ -1,0 +1,204 @@
+"""What the pipeline is asked for: each check says what came, what is needed and what to do."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from medm2g_core.streams import StreamError, check_image, stream
+
+__all__ = [
+    "check_batch",
+    "check_choice",
+    "check_count",
+    "check_generator",
+    "check_given",
+    "check_latents",
+    "check_num_samples",
+    "check_number",
+    "check_want",
+    "check_weights",
+]
+
+PICTURE_FLOOR = -0.01
+"""A picture without a darker pixel is taken for one in 0..1. True pictures of every stream have air
+or background: in 800 studies of the cohort the darkest pixel of none was above -0.87."""
+
+
+def check_given(given: Any) -> dict[str, Any]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise StreamError(
+            f"given: got {type(given).__name__}; needed a dict of stream -> images or reports, for"
+            ' example {"text": "Findings: ..."}'
+        )
+    return dict(given)
+
+
+def check_want(given: Mapping[str, Any], want: Any) -> list[str]:
+    if isinstance(want, str):
+        raise StreamError(
+            f"want must be a list of streams, got the string {want!r}; write want=[{want!r}]"
+        )
+    if not isinstance(want, Sequence) or not all(isinstance(n, str) for n in want):
+        raise StreamError(
+            f'want must be a list of names of streams, got {want!r}; write for example want=["ct"]'
+        )
+    for name in (*given, *want):
+        stream(name)
+    if not want:
+        raise StreamError("nothing is wanted: name at least one stream in want")
+    both = [n for n in want if n in given]
+    if both:
+        raise StreamError(
+            f"{', '.join(both)}: given and wanted at once; a given stream is never generated"
+        )
+    if len(set(want)) != len(want):
+        raise StreamError(f"a stream is wanted twice: {', '.join(want)}")
+    return list(want)
+
+
+def check_batch(given: Mapping[str, Any], num_samples: int) -> dict[str, torch.Tensor | list[str]]:
+    """Every given stream as a batch, each study repeated ``num_samples`` times."""
+    raw: dict[str, torch.Tensor | list[str]] = {}
+    for name, value in given.items():
+        if stream(name).is_image:
+            raw[name] = _check_pictures(name, value).repeat_interleave(num_samples, 0)
+            continue
+        texts = [value] if isinstance(value, str) else value
+        if (
+            not isinstance(texts, Sequence)
+            or not texts
+            or not all(isinstance(t, str) and t.strip() for t in texts)
+        ):
+            raise StreamError(
+                f"{name}: got {value!r:.80}; needed a report or a list of reports, none of them"
+                " empty"
+            )
+        raw[name] = [t for t in texts for _ in range(num_samples)]
+    sizes = {n: len(v) // num_samples for n, v in raw.items()}
+    if len(set(sizes.values())) > 1:
+        raise StreamError(f"given streams have batches of different sizes: {sizes}")
+    return raw
+
+
+def _check_pictures(name: str, value: Any) -> torch.Tensor:
+    """Images (1, H, W) or (B, 1, H, W) of a stream as (B, 1, H, W), in -1..1 and not in 0..1."""
+    if not isinstance(value, torch.Tensor):
+        raise StreamError(
+            f"{name}: got {type(value).__name__}; needed a tensor (1, H, W) or (B, 1, H, W) with"
+            " values -1..1"
+        )
+    if not value.numel():
+        raise StreamError(
+            f"{name}: got an empty tensor of shape {tuple(value.shape)}; needed at least one"
+            " picture (1, H, W), or to leave the stream out"
+        )
+    images = check_image(value, name)
+    images = images[None] if images.ndim == 3 else images
+    lowest, highest = images.flatten(1).aminmax(dim=1)  # (B,) each
+    if (lowest > PICTURE_FLOOR).any():
+        i = int(lowest.argmax())
+        raise StreamError(
+            f"{name}: picture {i} has values {lowest[i]:.3g}..{highest[i]:.3g}, as a picture in"
+            f" 0..1 has; needed -1..1 ({stream(name).meaning}), where every true picture has values"
+            " below 0: multiply by 2 and subtract 1"
+        )
+    return images
+
+
+def check_num_samples(num_samples: Any, num_images_per_prompt: Any) -> int:
+    counts = {
+        name: check_count(name, value)
+        for name, value in (
+            ("num_samples", num_samples),
+            ("num_images_per_prompt", num_images_per_prompt),
+        )
+        if value is not None
+    }
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f"num_samples={num_samples} and num_images_per_prompt={num_images_per_prompt}: two"
+            " names of one setting; give one of them"
+        )
+    return next(iter(counts.values()), 1)
+
+
+def check_count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def check_number(name: str, value: Any, low: float = -math.inf) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value) or value < low:
+        kind = "a finite number" if low == -math.inf else f"a finite number of at least {low:g}"
+        raise ValueError(f"{name} must be {kind}, got {value!r}")
+
+
+def check_weights(weights: Any, given: Mapping[str, Any]) -> None:
+    if weights is None:
+        return
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"prompt_weights must be a dict of stream -> number, got {weights!r}")
+    for name, weight in weights.items():
+        if name not in given:
+            raise ValueError(
+                f"prompt weights for {name!r}, but the given streams are:"
+                f" {', '.join(given) or 'none'}"
+            )
+        check_number(f"the prompt weight of {name}", weight, low=0)
+
+
+def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+
+
+def check_generator(generator: Any, batch: int) -> None:
+    if generator is None:
+        return
+    each = [generator] if isinstance(generator, torch.Generator) else generator
+    if not isinstance(each, Sequence) or not all(isinstance(g, torch.Generator) for g in each):
+        raise ValueError(
+            f"generator: got {generator!r:.80}; needed a torch.Generator, or a list with one for"
+            " each output"
+        )
+    if each is generator and len(each) != batch:
+        raise ValueError(
+            f"{len(each)} generators for {batch} outputs; needed one for each output, study by"
+            " study, or a single one"
+        )
+    for g in each:
+        if g.device.type != "cpu":
+            raise ValueError(
+                f"the generator is on {g.device}; needed one on the CPU, so that seeds carry over"
+            )
+
+
+def check_latents(
+    what: str, latents: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, torch.Tensor]:
+    """``latents``, if they are tensors of some of the streams of ``shapes``, shaped like that."""
+    if latents is None:
+        return {}
+    if not isinstance(latents, Mapping):
+        raise ValueError(
+            f"{what}: got {type(latents).__name__}; needed a dict of stream -> latent, for"
+            f" {', '.join(shapes)}"
+        )
+    for name, z in latents.items():
+        check_choice(f"stream in {what}:", name, tuple(shapes))
+        if not isinstance(z, torch.Tensor) or tuple(z.shape) != shapes[name]:
+            came = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
+            raise ValueError(f"{what}: {name} is {came}; needed a tensor {shapes[name]}")
+        if not z.isfinite().all():
+            raise ValueError(f"{what}: {name} holds NaN or infinite values")
+    return dict(latents)
