@@ -77,6 +77,28 @@ def test_central_alignment_uses_n_minus_1_pairs_and_all_uses_every_pair(n, monke
     assert len(seen) == n * (n - 1) // 2
 
 
+@pytest.mark.parametrize(("pairs", "n"), [("central", 2), ("all", 3)])
+def test_modalities_are_compared_on_the_studies_that_have_both(pairs, n):
+    text, xray, ct = unit(6), unit(4, seed=1), unit(3, seed=2)
+    rows = {
+        "text": torch.arange(6),
+        "xray": torch.tensor([0, 2, 3, 5]),
+        "ct": torch.tensor([1, 2, 5]),
+    }
+    pooled = {"text": text, "xray": xray, "ct": ct}
+    losses = [
+        info_nce(text[rows["xray"]], xray, LOG_SCALE),
+        info_nce(text[rows["ct"]], ct, LOG_SCALE),
+        info_nce(xray[[1, 3]], ct[[1, 2]], LOG_SCALE),  # studies 2 and 5
+    ]
+    expected = torch.stack(losses[:n]).mean()
+    assert torch.allclose(central_alignment_loss(pooled, LOG_SCALE, pairs, rows), expected)
+    apart = {"text": rows["text"], "xray": torch.arange(4), "ct": torch.tensor([4, 5, 5])[:2]}
+    pooled["ct"] = ct[:2]
+    central = central_alignment_loss(pooled, LOG_SCALE, "central", apart)
+    assert torch.equal(central_alignment_loss(pooled, LOG_SCALE, "all", apart), central)
+
+
 def test_central_alignment_never_compares_two_images_directly():
     """Text is the centre: with text held, two images gain nothing from being like each other."""
     text, xray, ct = unit(4), unit(4, seed=1), unit(4, seed=2).requires_grad_()

@@ -166,3 +166,17 @@ def test_impossible_text_codecs_are_refused():
         TextCodecConfig(width=30, heads=4)
     with pytest.raises(ValueError, match="at least 96"):
         TextCodecConfig(max_length=64)
+
+
+@torch.no_grad()
+def test_padding_is_no_word_of_the_bag(model):
+    """A bias that says "padding is there" must cost, whether a batch is padded or not."""
+    codec, texts = model.text_codec, sorted(reports(12), key=len)
+    ids, mask = model.tokens([texts[0], texts[-1]])
+    assert (ids == PAD_ID).any()
+    bags = []
+    for bias in (-20.0, 20.0):
+        codec.bag.bias[PAD_ID] = bias
+        torch.manual_seed(0)
+        bags.append(text_codec_loss(codec, ids, mask)[1]["bag"])
+    assert bags[0] < bags[1]

@@ -12,7 +12,7 @@ from conftest import pictures, reports, speak_up, untrained
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import StageConfig
-from medm2g_core.training import stages
+from medm2g_core.training import batches
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.loop import StageInterrupted, bf16_pays, run_stage
 from medm2g_core.training.run import near_device
@@ -55,7 +55,7 @@ def make(name: str, model: MedM2G, corpora: list[Corpus], latent: list[LatentCor
 def noise_of_the_cpu(monkeypatch):
     """Training draws its noise on the GPU; to compare the two, both get the CPU's."""
     monkeypatch.setattr(
-        stages, "_noise", lambda like, g: torch.randn(like.shape, generator=g).to(like)
+        batches, "normal", lambda shape, g, device: torch.randn(*shape, generator=g).to(device)
     )
 
 
@@ -127,8 +127,8 @@ def test_training_that_was_stopped_goes_on_to_the_same_weights(
 
 def test_noise_drawn_on_the_gpu_is_normal_and_follows_the_seed(monkeypatch):
     monkeypatch.undo()
-    like = torch.empty(64, 3, 32, 32, device="cuda")
-    a, b, c = (stages._noise(like, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    shape, device = (64, 3, 32, 32), torch.device("cuda")
+    a, b, c = (batches.normal(shape, torch.Generator().manual_seed(s), device) for s in (1, 1, 2))
     assert a.is_cuda and torch.equal(a, b) and not torch.equal(a, c)
     assert abs(a.mean()) < 0.01 and abs(a.std() - 1) < 0.01
 

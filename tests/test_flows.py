@@ -95,7 +95,7 @@ def test_a_repeated_prompt_keeps_and_drops_whole_copies(embedded):
 
 
 @torch.no_grad()
-def test_details_and_guides_of_an_unmet_modality_stay_out_and_the_pooled_prompt_gets_in(
+def test_details_and_guides_of_a_modality_not_trained_with_stay_out_and_the_pooled_prompt_gets_in(
     model, embedded
 ):
     projection = model.prompt_projection("xray")
@@ -108,8 +108,8 @@ def test_details_and_guides_of_an_unmet_modality_stay_out_and_the_pooled_prompt_
     t = {n: torch.full((B,), 0.5) for n in z}
     alone = model.predict({"xray": z["xray"]}, t, ["xray"], only_ct)["xray"]
     assert torch.equal(model.predict(z, t, ["xray"], only_ct)["xray"], alone)
-    heard = model.predict(z, t, ["xray"], only_ct, untrained_pairs=True)["xray"]
-    assert not torch.allclose(heard, alone, atol=1e-4)
+    guided = model.predict(z, t, ["xray"], only_ct, untrained_pairs=True)["xray"]
+    assert not torch.allclose(guided, alone, atol=1e-4)
     none = null_prompt(B, model.profile.alignment.embed_dim, model.latent_shift)
     assert not torch.allclose(alone, model.flow("xray", z["xray"], t["xray"], none, []), atol=1e-5)
 
@@ -171,3 +171,18 @@ def test_a_flow_overfits_four_latents_and_frozen_weights_do_not(smoke, name):
     assert last < 0.2 * first, (first, last)
     first, last = overfit(untrained(smoke), name, 0.0, 3)
     assert last == pytest.approx(first)
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"), [("epsilon", [0, 499, 999]), ("flow", [1, 500, 1000])]
+)
+@torch.no_grad()
+def test_stable_diffusions_unet_is_told_its_own_timesteps(smoke, objective, expected):
+    """Its range is 0 .. 999; our levels with its objectives are 1/1000 .. 1."""
+    model = untrained(smoke.replace(flow={"objective": objective}))
+    seen = []
+    model.flows["ct"].unet.time_proj.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    none = null_prompt(3, model.profile.alignment.embed_dim, model.latent_shift)
+    z = torch.randn(3, *model.latent_shape("ct"))
+    model.flow("ct", z, torch.tensor([0.001, 0.5, 1.0]), none, [])
+    assert torch.equal(seen[0], torch.tensor(expected, dtype=torch.float32))

@@ -1,5 +1,5 @@
-"""Cross-guidance: who hears whom, what a dropped guide does, and where attention looks before any
-training."""
+"""Cross-guidance: which stream guides which, what a dropped guide does, and where attention looks
+before any training."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_stream_does_not_reach_itself_through_the_environment_encoder(model):
     for p in model.environments["xray"].parameters():
         p.fill_(float("nan"))
     assert torch.equal(before, model.predict(z, levels(names), ["xray"], no_prompt(model))["xray"])
-    for p in model.environments["text"].parameters():  # the control: the other one is heard
+    for p in model.environments["text"].parameters():  # the control: the other one guides
         p.fill_(float("nan"))
     assert model.predict(z, levels(names), ["xray"], no_prompt(model))["xray"].isnan().all()
 
@@ -217,7 +217,7 @@ def test_one_key_makes_attention_a_constant_over_places(smoke):
 
 
 @torch.no_grad()
-def test_pooled_guidance_does_not_know_places_and_tokens_do(smoke):
+def test_pooled_guidance_loses_places_and_tokens_keep_them(smoke):
     """Shuffle the cells of the latent that guides: only the order of places changes, not what is in
     them."""
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
@@ -243,7 +243,7 @@ def test_the_number_of_environment_tokens_is_one_if_pooled_and_the_grid_otherwis
 
 
 @torch.no_grad()
-def test_the_environment_encoder_hears_the_noise_level_and_the_contrast(model):
+def test_the_environment_encoder_is_told_the_noise_level_and_the_contrast(model):
     z = latents(model, ("mri_t1",))["mri_t1"]
     ones = torch.ones(BATCH)
     clean = model.environment("mri_t1", z, 0 * ones, ones).tokens
@@ -299,6 +299,16 @@ def test_all_grids_share_one_frame():
     )
     assert (similarity.argmax(1) == torch.arange(16)).all()
     assert grid_positions((3, 5)).shape == (15, 32)
+
+
+def test_positions_are_computed_once_and_can_be_trained_with_after_inference():
+    grid_positions.cache_clear()
+    with torch.inference_mode():
+        first = grid_positions((4, 6))
+    assert grid_positions((4, 6)) is first
+    linear = torch.nn.Linear(first.shape[1], 2)
+    linear(first).sum().backward()  # an inference tensor could not be kept for this
+    assert linear.weight.grad is not None
 
 
 def test_a_wrong_latent_size_is_refused(smoke):

@@ -233,19 +233,21 @@ def corpus(name: str, *streams: str, n: int = 3) -> Corpus:
     return Corpus("chest", {s: pictures(n).half() for s in streams if s != "text"}, texts, name)
 
 
-def test_a_round_takes_what_trains_it_and_freezes_only_what_it_meets():
+def test_a_round_takes_what_trains_it_and_freezes_only_what_takes_part():
     corpora = [corpus("a", "text", "xray"), corpus("b", "ct", "mri_t2", n=5), corpus("c", "mri_t1")]
     first, second, third = (round_for(corpora, f"round{i}") for i in (1, 2, 3))
     assert first.trained == ("text", "xray") and [m.corpus for m in first.mixes] == ["a"]
     assert (
-        second.trained == ("ct",) and second.frozen == () and second.inherits == (("ct", "xray"),)
+        second.trained == ("ct",)
+        and second.frozen == ()
+        and second.initialised_from == (("ct", "xray"),)
     )
     assert third.trained == ("mri",) and third.frozen == ("ct",)
     assert [(m.corpus, m.streams, m.weight) for m in third.mixes] == [
         ("b", ("ct", "mri_t2"), 5),
         ("c", ("mri_t1",), 3),
     ]
-    assert round_for(corpora[2:], "round3").inherits == (), (
+    assert round_for(corpora[2:], "round3").initialised_from == (), (
         "there is no trained CT flow to start from"
     )
 
@@ -272,9 +274,9 @@ def test_a_stage_can_start_from_a_trained_model_and_leaves_its_other_parts_alone
     pairs = [(k, k.replace(".mri.", ".ct.", 1)) for k in moved]
     near = [(after[k] - before[k]).abs().sum() for k in moved]
     far = [
-        (after[k] - before[twin]).abs().sum()
-        for k, twin in pairs
-        if twin in before and before[twin].shape == after[k].shape
+        (after[k] - before[of_ct]).abs().sum()
+        for k, of_ct in pairs
+        if of_ct in before and before[of_ct].shape == after[k].shape
     ]
     assert sum(near) < 0.5 * sum(far), "the trained flow was overwritten by that of CT"
     assert model.tokenizer.get_vocab() == base.tokenizer.get_vocab()

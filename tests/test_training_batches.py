@@ -80,8 +80,8 @@ def test_prompt_and_guides_are_gone_together_in_drop_all_of_the_studies_and_neve
 
 
 def test_the_rates_are_those_of_the_config():
-    everything = ConditioningConfig(drop_all=0.0, drop_guides=0.0, drop_prompt=0.0)
-    guides, prompt = draws(1, everything)
+    everything = ConditioningConfig(drop_all=0.0, drop_guides=0.0, drop_prompt=0.0, all_guides=1.0)
+    guides, prompt = draws(3, everything)
     assert guides.all() and prompt.all()
     guides, prompt = draws(3, ConditioningConfig(drop_all=1.0))
     assert not guides.any() and not prompt.any()

@@ -18,6 +18,7 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from medm2g_core.model import PARTS, CheckpointError, MedM2G
 from medm2g_core.profiles import StageConfig
+from medm2g_core.training import loop
 from medm2g_core.training.loop import (
     LOWEST_RATE,
     StageInterrupted,
@@ -169,29 +170,33 @@ def test_a_resumed_training_has_the_integer_buffers_of_one_that_was_not_stopped(
 
 
 @torch.no_grad()
-def test_averaged_weights_have_batch_norm_statistics_of_their_own(smoke, corpora, tmp_path):
+def test_averaged_weights_have_batch_norm_statistics_of_their_own(
+    smoke, corpora, tmp_path, monkeypatch
+):
     """Those of the run are of weights that it has left; with an average that lags they are far
     off."""
     model = untrained(smoke)
-    config = StageConfig(steps=30, batch=8, lr=2e-2, warmup=1, ema=0.98)
-    with torch.enable_grad():
-        run(AlignmentStage(model, corpora), tmp_path, config)
     stage = AlignmentStage(model, corpora)
-    seen: dict[str, list[torch.Tensor]] = {}
-    heads = {n: m for n, m in model.named_modules() if m in stage.batch_norms()}
-    hooks = [
-        m.register_forward_pre_hook(lambda _, x, n=n: seen.setdefault(n, []).append(x[0]))
-        for n, m in heads.items()
-    ]
-    for seed in range(40):
+    heads, of_the_run = stage.batch_norms(), []
+    update = loop._update_batch_norms
+
+    def watched(*args):
+        of_the_run.extend(m.running_mean.clone() for m in heads)
+        update(*args)
+
+    monkeypatch.setattr(loop, "_update_batch_norms", watched)
+    with torch.enable_grad():
+        run(stage, tmp_path, StageConfig(steps=12, batch=4, lr=3e-2, warmup=1, ema=0.98))
+    seen: dict[int, list[torch.Tensor]] = {}
+    for i, m in enumerate(heads):
+        m.register_forward_pre_hook(lambda _, x, i=i: seen.setdefault(i, []).append(x[0]))
+    for seed in range(12):
         stage(8, torch.Generator().manual_seed(1000 + seed))
-    for hook in hooks:
-        hook.remove()
     assert len(heads) == 4
-    for n, m in heads.items():
-        x = torch.cat(seen[n])
-        assert ((m.running_mean - x.mean(0)).abs() < 0.35 * x.std(0)).all(), n
-        assert (m.running_var / x.var(0)).median() == pytest.approx(1, abs=0.25), n
+    for i, m in enumerate(heads):
+        x = torch.cat(seen[i])
+        own, other = ((mean - x.mean(0)).abs().mean() for mean in (m.running_mean, of_the_run[i]))
+        assert own < 0.5 * other and own < 0.3 * x.std(0).mean()
 
 
 def test_training_another_stage_leaves_the_batch_norms_alone(model, latent_corpora, tmp_path):

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -33,24 +32,17 @@ from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import StageConfig
 from medm2g_core.storage import atomic_write
-from medm2g_core.training import stages
 from medm2g_core.training.corpus import LatentCorpus
 from medm2g_core.training.data import corpus_of
 from medm2g_core.training.loop import run_stage
-from medm2g_core.training.stages import Mix, Round, RoundStage
+from medm2g_core.training.rounds import Mix, Round
+from medm2g_core.training.stages import RoundStage
 
 FILE = Path("results/limits.json")
 GIVEN, TARGET = ("mri_t1", "mri_t2"), "mri_flair"
-PLAN = Round(("mri",), (), (Mix("brain", (*GIVEN, TARGET), 1.0),))
+PLAN = Round(("mri",), (), (Mix("brain", (*GIVEN, TARGET), 1.0, targets=(TARGET,)),))
 ALMOST_NOISE = 0.999
 """Level of a flow's first step; at 1 nothing of the wanted picture is left to weigh a loss by."""
-
-
-class OneTarget(RoundStage):
-    """A round with one wanted stream, and its guides always there."""
-
-    def _targets(self, *_: object) -> tuple[str, ...]:
-        return (TARGET,)
 
 
 def scores(model: MedM2G, data: VirtualCohort) -> dict[str, list[float]]:
@@ -72,22 +64,25 @@ def go_on(
     latent: LatentCorpus,
     steps: int,
     *,
-    clean: float,
+    clean: float | None = None,
     levels: Callable[[int, torch.Generator], torch.Tensor] | None = None,
 ) -> tuple[MedM2G, float]:
-    """A copy of the model after more steps on the one translation, and the CPU seconds that they
-    took."""
+    """A copy of the model after more steps on the one translation, its guides always there, and the
+    CPU seconds that they took.
+
+    Args:
+        clean: share of the studies whose guides are clean; the profile's if left out.
+        levels: noise levels of the target.
+    """
+    rates: dict[str, float] = {"drop_all": 0.0, "drop_guides": 0.0, "all_guides": 1.0}
+    if clean is not None:
+        rates |= {"guides_clean": clean, "guides_alike": 0.0}
     trained = copy.deepcopy(model)
-    if levels:
-        trained.schedule.sample_levels = levels  # type: ignore[method-assign, assignment]
+    trained.profile = model.profile.replace(conditioning=rates)
     config = StageConfig(steps=steps, batch=32, lr=2e-3, warmup=20, ema=0.98, optimizer="muon")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.object(stages, "ALIKE_CLEAN", clean),
-        mock.patch.object(stages, "DROP_GUIDE", 0.0),
-    ):
+    with tempfile.TemporaryDirectory() as folder:
         begin = time.process_time()
-        run_stage(OneTarget(trained, [latent], "round3", PLAN), config, Path(folder))
+        run_stage(RoundStage(trained, [latent], "round3", PLAN, levels), config, Path(folder))
         return trained, time.process_time() - begin
 
 
@@ -107,7 +102,7 @@ def main() -> None:
     )
     val = VirtualCohort("val", "brain", 64, resolution=size)
     arms: dict[str, dict[str, Any]] = {
-        "this translation alone, as always": {"clean": stages.ALIKE_CLEAN},
+        "this translation alone, as always": {},
         "and its guides always clean": {"clean": 1.0},
         "and from pure noise only: a regression in latents": {
             "clean": 1.0,

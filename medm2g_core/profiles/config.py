@@ -177,6 +177,10 @@ class ConditioningConfig:
     drop_guides: float = 0.15
     """Of the rest: no guide at all, the prompt stays. A report that draws a picture of a modality
     that was never trained with text always samples here."""
+    all_guides: float = 0.0
+    """Of the studies with guides: all of them. In the others any number is equally frequent, from
+    one to all, and so is any set of that number. Worth raising where what is given is always the
+    same."""
     drop_prompt: float = 0.15
     """Of the rest: no prompt, where a guide stays. Translation must work from the guides alone."""
     drop_details: float = 0.3

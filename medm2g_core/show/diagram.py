@@ -2,7 +2,7 @@
 writes docs/diagram.png.
 
 Which streams there are, what trains in which round, on which pairs, from which weights, and what
-stays frozen is read from `medm2g_core.streams` and `medm2g_core.training.stages`; only the places
+stays frozen is read from `medm2g_core.streams` and `medm2g_core.training.rounds`; only the places
 on the page are set here.
 """
 
@@ -24,7 +24,7 @@ from medm2g_core.profiles import BASE_STAGES, ROUND_STAGES
 from medm2g_core.show.figures import Figure
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import MODALITIES, STREAMS, stream
-from medm2g_core.training.stages import ROUNDS
+from medm2g_core.training.rounds import ROUNDS
 
 __all__ = ["diagram", "main", "never_together", "state"]
 
@@ -52,7 +52,7 @@ def state(round_name: str, modality: str) -> str:
     """What a round does with the flow of a modality, in words."""
     plan = ROUNDS[round_name]
     if modality in plan.trained:
-        source = dict(plan.inherits).get(modality)
+        source = dict(plan.initialised_from).get(modality)
         return f"trains,\nstarting as the {NAMES[source]} flow" if source else "trains"
     if modality in plan.frozen:
         new = " and ".join(NAMES[m] for m in plan.trained)

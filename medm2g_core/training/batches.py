@@ -28,6 +28,7 @@ __all__ = [
     "Batches",
     "ImageBatch",
     "ImageBatches",
+    "Levels",
     "RoundBatch",
     "RoundBatches",
     "TextBatch",
@@ -245,6 +246,8 @@ def draw_guide_sets(
     nothing = torch.rand(batch, generator=generator) < config.drop_all  # (B,)
     none = torch.rand(batch, generator=generator) < config.drop_guides
     count = 1 + torch.randint(max(n_guides, 1), (batch,), generator=generator)  # 1 .. n_guides
+    whole = torch.rand(batch, generator=generator) < config.all_guides
+    count = torch.where(whole, n_guides, count)
     count = torch.where(nothing | none, 0, count)
     place = torch.rand(n_guides, batch, generator=generator).argsort(0).argsort(0)  # (S, B)
     guides = place < count

@@ -8,6 +8,7 @@ continues as if it had not been.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from medm2g_core.training.batches import (
     AlignmentBatches,
     Batches,
     ImageBatches,
+    Levels,
     RoundBatches,
     TextBatches,
 )
@@ -112,15 +114,17 @@ class RoundStage(Stage):
     """
 
     def __init__(
-        self, model: MedM2G, corpora: Sequence[LatentCorpus], name: str, plan: Round | None = None
+        self,
+        model: MedM2G,
+        corpora: Sequence[LatentCorpus],
+        name: str,
+        plan: Round | None = None,
+        levels: Levels | None = None,
     ) -> None:
-        """``plan`` is `ROUNDS` [name] unless another is given."""
-        plan = plan or ROUNDS[name]
-        config = model.profile.conditioning
-
-        def levels(n: int, generator: torch.Generator) -> torch.Tensor:
-            return model.schedule.sample_levels(n, generator, config)
-
+        """``plan`` is `ROUNDS` [name], and ``levels`` those of the model's schedule and profile,
+        unless others are given."""
+        plan, config = plan or ROUNDS[name], model.profile.conditioning
+        levels = levels or partial(model.schedule.sample_levels, config=config)
         batches = RoundBatches(corpora, plan, config, levels)
         super().__init__(name, model, plan.trained, batches, round_objective)
         self.round = plan
