@@ -19,7 +19,7 @@ STEP = [
 ]
 FEW = ["data.chest_train=2", "data.brain_train=2", "data.chest_val=1", "data.brain_val=1"]
 NARROW_TEXT = [
-    "text_codec.vocab_size=768",
+    "text_codec.vocab_size=4096",
     "text_codec.max_length=128",
     "text_codec.width=32",
     "text_codec.encoder_layers=1",
