@@ -13,7 +13,8 @@ import time
 import torch
 from record import record
 
-from medm2g_core.data.cohort import VirtualCohort, _warm
+from medm2g_core.data.cohort import VirtualCohort
+from medm2g_core.data.study_cache import _warm
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}")
     print("region  workers  studies  rendered/s  from cache/s  MB a study")
     for region in args.region:
-        _warm(region)  # building the atlas, once a machine, is not what is measured
+        _warm(region, 128)  # building the atlas, once a machine, is not what is measured
         for workers in args.workers:
             with tempfile.TemporaryDirectory() as folder:
                 begin = time.perf_counter()

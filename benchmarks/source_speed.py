@@ -23,7 +23,7 @@ import nibabel as nib
 import numpy as np
 from record import peak_memory_mb, record
 
-from medm2g_core.data.files import mr_to_unit
+from medm2g_core.data.intensity import mr_to_unit
 from medm2g_core.data.sources.base import DataCard, Entry, Found, Source, SourceDataset, SourceStudy
 from medm2g_core.data.sources.grids import axial_entries
 from medm2g_core.data.sources.imaging import paired_slices

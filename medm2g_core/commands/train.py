@@ -29,6 +29,9 @@ def changed_profile(base: Profile, changes: Iterable[tuple[str, str]]) -> Profil
         ValueError: unknown part or field, or a value that the field does not take; the message
             names what there is.
     """
+    # all fields of a part at once: a new width may fit only with the new number of heads
+    parts: dict[str, Any] = {}
+    stages: dict[str, dict[str, Any]] = {}
     for key, text in changes:
         part, _, name = key.partition(".")
         if part == "stages":
@@ -37,23 +40,25 @@ def changed_profile(base: Profile, changes: Iterable[tuple[str, str]]) -> Profil
                 raise ValueError(
                     f"--set {key}: unknown stage {stage!r}; known: {', '.join(base.stages)}"
                 )
-            stages = {**base.stages, stage: _changed(base.stages[stage], name, text, key)}
-            base = base.replace(stages=stages)
+            stages.setdefault(stage, {})[name] = _field(base.stages[stage], name, text, key)
         elif part in PARTS:
-            base = base.replace(**{part: _changed(getattr(base, part), name, text, key)})
+            parts.setdefault(part, {})[name] = _field(getattr(base, part), name, text, key)
         else:
             raise ValueError(
                 f"--set {key}: unknown part {part!r}; known:"
                 f" {', '.join((*PARTS, 'stages.<stage>'))}"
             )
-    return base
+    if stages:
+        new = {n: dataclasses.replace(base.stages[n], **fields) for n, fields in stages.items()}
+        parts["stages"] = {**base.stages, **new}
+    return base.replace(**parts)
 
 
-def _changed(config: Any, name: str, text: str, key: str) -> Any:
+def _field(config: Any, name: str, text: str, key: str) -> Any:
     hints = get_type_hints(type(config))
     if name not in hints:
         raise ValueError(f"--set {key}: unknown field {name!r}; known: {', '.join(hints)}")
-    return dataclasses.replace(config, **{name: _value(hints[name], text, key)})
+    return _value(hints[name], text, key)
 
 
 def _value(kind: Any, text: str, key: str) -> Any:
@@ -109,6 +114,11 @@ def run_training(args: argparse.Namespace) -> int:
         raise ValueError(
             "--persons chooses virtual patients, --source a real data set: use one of them"
         )
+    if args.start and args.start_from_stable_diffusion:
+        raise ValueError(
+            "--start takes all weights from a model, --start-from-stable-diffusion some from"
+            " another one: use one of them"
+        )
     device = pick_device(args.device)
     name = chosen.name if args.source is None else f"{chosen.name}-{args.source}"
     out = writable_folder(args.out or Path("outputs") / f"train-{name}")
@@ -134,6 +144,7 @@ def run_training(args: argparse.Namespace) -> int:
             precision=args.precision,
             data=data,
             start=args.start,
+            stable_diffusion=args.start_from_stable_diffusion,
         )
     except StageInterrupted as stopped:
         print(stopped, file=sys.stderr)
@@ -169,6 +180,8 @@ def _command(args: argparse.Namespace) -> str:
         words += ["--allow-missing"] if args.allow_missing else []
     if args.start:
         words += ["--start", "DIR"]
+    if args.start_from_stable_diffusion:
+        words += ["--start-from-stable-diffusion", "DIR"]
     if args.changes:
         words += ["--set", *(f"{key}={value}" for key, value in args.changes)]
     return shlex.join(words)

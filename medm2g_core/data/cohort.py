@@ -1,307 +1,37 @@
-"""The virtual cohort: a seed becomes a study, split by subject, rendered once and cached.
+"""The virtual cohort: a seed becomes a study, split by subject, drawn once and cached.
 
 Study ``index`` of a split is drawn from ``numpy.random.SeedSequence(seed, spawn_key=(split, region,
 index))``. Two splits therefore never share a subject, and a larger cohort begins with the studies
-of a smaller one. The wording of the report has a seed of its own below that one.
-
-Cache: ``<cache>/cohort/<region>-<version>/<split>-seed<seed>[-<persons>]/00000.safetensors``, 64
-studies a file. Images are stored as unsigned 16-bit integers over -1..1 at 128 px: the error is at
-most 1.6e-5 (CT: 0.013 HU; 8 bits would be 3 HU, half precision 0.2 HU). ``<version>`` is a hash of
-the source files that render (`SOURCES`), so studies of an older renderer are never read; their
-folders may be deleted at any time.
+of a smaller one. The wording of the report has a seed of its own below that one. How studies are
+drawn and kept is in `medm2g_core.data.study_cache`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import json
-import operator
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
-from joblib import Parallel, cpu_count, delayed
-from joblib.externals.loky import get_reusable_executor
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
+from medm2g_core.data.fields import BASE_PX
 from medm2g_core.data.findings import FINDINGS, findings_of
+from medm2g_core.data.study_cache import (
+    REGIONS,
+    SPLITS,
+    CohortError,
+    StudyRecord,
+    StudyTask,
+    cohort_version,
+    fill_cache,
+    to_float,
+)
 from medm2g_core.data.wheels import cache_dir as default_cache_dir
 from medm2g_core.streams import Finding, StreamError, Study, stream
 
-__all__ = [
-    "REGIONS",
-    "SPLITS",
-    "CohortError",
-    "VirtualCohort",
-    "cohort_version",
-    "collate",
-    "study_seed",
-]
-
-SPLITS = ("train", "val", "test")
-REGIONS = ("chest", "brain")
-STORED_PX = 128
-SHARD = 64
-SOURCES = {
-    "chest": (
-        "streams.py",
-        "data/findings.py",
-        "data/mri.py",
-        "data/xray.py",
-        "data/reports.py",
-        "data/chest/*.py",
-    ),
-    "brain": (
-        "streams.py",
-        "data/findings.py",
-        "data/mri.py",
-        "data/reports.py",
-        "data/brain/*.py",
-    ),
-}
-"""Files whose text is part of the cache's version, relative to the package."""
-
-_FORMAT = "1"  # of the cache files
-_SCALE = 65535 / 2
-_FEW = 16  # below this many studies, starting processes costs more than they save
-
-
-class CohortError(ValueError):
-    """A cohort cannot be made as asked, or its cache is damaged; the message says what to do."""
-
-
-def study_seed(seed: int, split: str, region: str, index: int, purpose: int = 0) -> int:
-    """Seed of one study: below 2^63, another for every combination of arguments.
-
-    Args:
-        purpose: 0 for the anatomy and its findings, 1 for the wording of the report, 2 for the
-            choice of a person.
-    """
-    key = (SPLITS.index(split), REGIONS.index(region), index, purpose)
-    return int(
-        np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> np.uint64(1)
-    )
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Everything that one study depends on; small, so that it travels to another process."""
-
-    seed: int
-    split: str
-    region: str
-    index: int
-    persons: tuple[str, ...] | None
-
-
-@dataclass(frozen=True)
-class _Record:
-    """One rendered study as it is stored: 16-bit images (1, `STORED_PX`, `STORED_PX`) and what JSON
-    holds."""
-
-    images: dict[str, np.ndarray]
-    facts: dict[str, Any]
-
-
-def _render(task: _Task) -> _Record:
-    """Render one study. The renderers are imported here: they are heavy, and a cached cohort needs
-    none of them."""
-    seed = study_seed(task.seed, task.split, task.region, task.index)
-    if task.region == "chest":
-        from medm2g_core.data.chest.render import render_chest
-
-        person = None
-        if task.persons is not None:
-            chosen = np.random.default_rng(
-                study_seed(task.seed, task.split, task.region, task.index, 2)
-            )
-            person = task.persons[int(chosen.integers(len(task.persons)))]
-        drawn = render_chest(seed, person=person)
-    else:
-        from medm2g_core.data.brain.render import render_brain
-
-        drawn = render_brain(seed)
-    return _record(task, drawn)
-
-
-def _record(task: _Task, drawn: dict[str, Any]) -> _Record:
-    """Add the report to what a renderer drew, and quantise the images."""
-    from medm2g_core.data.reports import write_report
-
-    wording = np.random.default_rng(study_seed(task.seed, task.split, task.region, task.index, 1))
-    findings = tuple(drawn["findings"])
-    facts = {
-        "person": drawn["person"],
-        "age": drawn["age"],
-        "sex": drawn["sex"],
-        "spacing_mm": [float(mm) for mm in drawn["spacing_mm"]],
-        "findings": [asdict(finding) for finding in findings],
-        "text": write_report(findings, task.region, drawn["age"], drawn["sex"], wording),
-    }
-    images = {}
-    for name, image in drawn["images"].items():
-        if image.shape != (1, STORED_PX, STORED_PX):
-            raise CohortError(
-                f"{task}: {name} has shape {tuple(image.shape)}, needed (1, {STORED_PX},"
-                f" {STORED_PX})"
-            )
-        images[stream(name).name] = _to_uint16(image)
-    return _Record(images, facts)
-
-
-def _to_uint16(image: torch.Tensor) -> np.ndarray:
-    """-1..1 to 0..65535."""
-    return np.rint((image.detach().clamp(-1, 1).double().numpy() + 1) * _SCALE).astype(np.uint16)
-
-
-def _to_float(image: np.ndarray) -> torch.Tensor:
-    """0..65535 to float32 -1..1, any shape."""
-    return torch.from_numpy(image.astype(np.float32)).div_(_SCALE).sub_(1).clamp_(-1, 1)
-
-
-def _warm(region: str) -> None:
-    """Build the region's atlas, if it is not cached yet, before several processes would each build
-    it."""
-    with FileLock(default_cache_dir() / f"{region}_atlas.lock"):
-        if region == "chest":
-            from medm2g_core.data.chest.atlas import load_atlases
-
-            load_atlases()
-        else:
-            from medm2g_core.data.brain.atlas import load_atlas
-
-            load_atlas()
-
-
-def cohort_version(region: str) -> str:
-    """What the pictures and reports of a region were made by: the same text, the same studies."""
-    return _version(region)
-
-
-@lru_cache(maxsize=2)
-def _version(region: str) -> str:
-    """``v<VERSION of the renderer>-<hash of SOURCES>``; line ends do not count."""
-    package = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256(_FORMAT.encode())
-    for pattern in SOURCES[region]:
-        for path in sorted(package.glob(pattern)):
-            digest.update(path.name.encode())
-            digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
-    renderer = importlib.import_module(f"medm2g_core.data.{region}.render")
-    return f"v{getattr(renderer, 'VERSION', 0)}-{digest.hexdigest()[:12]}"
-
-
-def _with_one_thread(render: Callable[[_Task], _Record], task: _Task) -> _Record:
-    """Render with one torch thread: the same sums in the same order in this process and in
-    others."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return render(task)
-    finally:
-        torch.set_num_threads(before)
-
-
-def _records(tasks: Sequence[_Task], workers: int) -> Iterator[_Record]:
-    """Render in the order of the tasks, in this process (``workers=0``) or in others.
-
-    joblib's processes need no ``if __name__ == "__main__":`` in the caller's script, unlike
-    `multiprocessing`'s.
-    """
-    if workers == 0:
-        yield from (_with_one_thread(_render, task) for task in tasks)
-        return
-    pool = Parallel(n_jobs=workers, backend="loky", return_as="generator")
-    try:
-        yield from pool(delayed(_with_one_thread)(_render, task) for task in tasks)
-    finally:  # joblib would keep the processes, and some 600 MB in each, for the next five minutes
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
-
-
-def _save(path: Path, records: Sequence[_Record]) -> None:
-    """Write a shard: one uint16 tensor (k, 1, `STORED_PX`, `STORED_PX`) a stream, facts as JSON in
-    the header."""
-    names = records[0].images.keys()
-    for record in records:
-        if record.images.keys() != names:
-            raise CohortError(
-                f"{path}: studies of one region have different streams: {names} and"
-                f" {record.images.keys()}"
-            )
-    tensors = {name: np.stack([record.images[name] for record in records]) for name in names}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    facts = json.dumps(
-        [record.facts for record in records], default=operator.index
-    )  # NumPy integers too
-    try:
-        save_file(tensors, temporary, metadata={"studies": facts})
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _load(path: Path, limit: int) -> list[_Record]:
-    """The first ``limit`` studies of a shard; an empty list where there is none."""
-    if not path.is_file():
-        return []
-    try:
-        with safe_open(path, framework="numpy") as shard:
-            facts = json.loads(shard.metadata()["studies"])[:limit]
-            tensors = {name: shard.get_slice(name)[: len(facts)] for name in shard.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CohortError(
-            f"{path} is damaged ({error}); delete it and it will be made again"
-        ) from error
-    return [
-        _Record({name: block[i] for name, block in tensors.items()}, f) for i, f in enumerate(facts)
-    ]
-
-
-def _fill(folder: Path, tasks: Sequence[_Task], workers: int | None) -> list[_Record]:
-    """All records of the tasks (indices 0..n-1), read from the cache or rendered into it shard by
-    shard.
-
-    An interruption loses at most one shard. The lock makes a second process wait for, and then
-    read, the first's.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        shards = [tasks[i : i + SHARD] for i in range(0, len(tasks), SHARD)]
-        paths = [folder / f"{number:05d}.safetensors" for number in range(len(shards))]
-        known = [_load(path, len(shard)) for path, shard in zip(paths, shards, strict=True)]
-        missing = [
-            task for have, shard in zip(known, shards, strict=True) for task in shard[len(have) :]
-        ]
-        if not missing:
-            return [record for shard in known for record in shard]
-        region, split = missing[0].region, missing[0].split
-        _warm(region)
-        if workers is None:
-            workers = 0 if len(missing) < _FEW or cpu_count() == 1 else cpu_count()
-        fresh = _records(missing, min(workers, len(missing)))
-        with tqdm(
-            total=len(missing), desc=f"virtual {region} studies ({split})", unit="study"
-        ) as bar:
-            for path, shard, have in zip(paths, shards, known, strict=True):
-                if len(have) == len(shard):
-                    continue
-                while len(have) < len(shard):
-                    have.append(next(fresh))
-                    bar.update()
-                _save(path, have)
-        return [record for shard in known for record in shard]
+__all__ = ["VirtualCohort", "collate"]
 
 
 class VirtualCohort(Dataset[Study]):
@@ -312,8 +42,9 @@ class VirtualCohort(Dataset[Study]):
         region: ``"chest"``, ``"brain"``, or ``"both"`` (alternating, beginning with a chest).
         size: number of studies. A larger cohort begins with the studies of a smaller one.
         seed: of the cohort; any integer from 0.
-        resolution: pixels of a side, `STORED_PX` divided by a whole number; smaller ones are area
-            means.
+        resolution: pixels of a side. 128, 256, 512 and so on are drawn, each with as much detail as
+            it can show, and cached on their own; 64, 32, 16 and 8 are area means of 128. The
+            patients are the same at every resolution.
         persons: chests only: whose anatomy may be used (``medm2g_core.data.chest.atlas.PERSONS``);
             ``None`` for all. Leave-one-person-out trains with two of them and tests with the third.
         cache_dir: folder of the cache; by default ``wheels.cache_dir() / "cohort"``.
@@ -331,7 +62,7 @@ class VirtualCohort(Dataset[Study]):
         region: str = "chest",
         size: int = 64,
         seed: int = 0,
-        resolution: int = STORED_PX,
+        resolution: int = BASE_PX,
         persons: Iterable[str] | None = None,
         cache_dir: Path | str | None = None,
         workers: int | None = None,
@@ -344,9 +75,12 @@ class VirtualCohort(Dataset[Study]):
             raise CohortError(
                 f"size {size} and seed {seed}: needed a size from 1 and a seed from 0"
             )
-        if resolution < 8 or STORED_PX % resolution:
+        small = 8 <= resolution <= BASE_PX and BASE_PX % resolution == 0
+        large = resolution in (BASE_PX << n for n in range(1, 6))
+        if not (small or large):
             raise CohortError(
-                f"resolution {resolution} does not divide {STORED_PX}; use 128, 64, 32, 16 or 8"
+                f"resolution {resolution}: use 128, 256, 512 or so on (128 times a power of two),"
+                " or 64, 32, 16 or 8"
             )
         self.split, self.region, self.size, self.seed, self.resolution = (
             split,
@@ -367,25 +101,24 @@ class VirtualCohort(Dataset[Study]):
         }
         self._records = [records[r][i] for r, i in self._studies]
 
-    def _records_of(self, region: str, size: int, workers: int | None) -> list[_Record]:
+    def _records_of(self, region: str, size: int, workers: int | None) -> list[StudyRecord]:
         if size == 0:
             return []
         persons = self.persons if region == "chest" else None
+        drawn = max(self.resolution, BASE_PX)
         folder = (
             self._root
-            / f"{region}-{_version(region)}"
+            / f"{region}-{drawn}px-{cohort_version(region)}"
             / "-".join([self.split, f"seed{self.seed}", *(persons or ())])
         )
-        tasks = [_Task(self.seed, self.split, region, index, persons) for index in range(size)]
-        records = _fill(folder, tasks, workers)
-        return (
-            records
-            if self.resolution == STORED_PX
-            else [self._shrunk(record) for record in records]
-        )
+        tasks = [
+            StudyTask(self.seed, self.split, region, index, persons, drawn) for index in range(size)
+        ]
+        records = fill_cache(folder, tasks, workers)
+        return records if self.resolution == drawn else [self._shrunk(record) for record in records]
 
-    def _shrunk(self, record: _Record) -> _Record:
-        n, k = self.resolution, STORED_PX // self.resolution
+    def _shrunk(self, record: StudyRecord) -> StudyRecord:
+        n, k = self.resolution, BASE_PX // self.resolution
         images = {
             name: (
                 np.rint(image.reshape(1, n, k, n, k).mean(axis=(2, 4), dtype=np.float64)).astype(
@@ -395,7 +128,7 @@ class VirtualCohort(Dataset[Study]):
             for name, image in record.images.items()
         }
         facts = record.facts | {"spacing_mm": [mm * k for mm in record.facts["spacing_mm"]]}
-        return _Record(images, facts)
+        return StudyRecord(images, facts)
 
     def __len__(self) -> int:
         return self.size
@@ -415,7 +148,7 @@ class VirtualCohort(Dataset[Study]):
             person=record.facts["person"],
             region=region,
             text=record.facts["text"],
-            images={key: _to_float(image) for key, image in record.images.items()},
+            images={key: to_float(image) for key, image in record.images.items()},
             findings=_findings(record),
             age=record.facts["age"],
             sex=record.facts["sex"],
@@ -480,10 +213,10 @@ class VirtualCohort(Dataset[Study]):
             )
         if not len(chosen):
             return torch.empty(0, 1, self.resolution, self.resolution)
-        return _to_float(np.stack([self._records[i].images[name] for i in chosen]))
+        return to_float(np.stack([self._records[i].images[name] for i in chosen]))
 
 
-def _findings(record: _Record) -> tuple[Finding, ...]:
+def _findings(record: StudyRecord) -> tuple[Finding, ...]:
     return tuple(Finding(**fields) for fields in record.facts["findings"])
 
 

@@ -1,21 +1,45 @@
 """A rule-based, negation-aware labeller: report text to findings.
 
-In the manner of NegEx (Chapman et al. 2001) and CheXpert's labeller (Irvin et al. 2019): a lexicon
-of mentions, cues of negation whose scope ends at a terminator, and attributes (side, lobe, size,
-diameter) taken from the part of the sentence that belongs to the mention. It inverts the grammar of
-`medm2g_core.data.reports` exactly and reads free text as well as its lexicon allows. No input makes
-it raise.
+In the manner of NegEx (Chapman et al. 2001) and CheXpert's labeller (Irvin et al. 2019): mentions
+(`medm2g_core.data.lexicon`), cues of negation whose scope ends at a terminator, and attributes
+(side, lobe, size, diameter) taken from the part of the sentence that belongs to the mention. It
+inverts the grammar of `medm2g_core.data.reports` exactly and reads free text as well as its lexicon
+allows. No input makes it raise.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from medm2g_core.data.findings import FINDINGS, size_class
+from medm2g_core.data.lexicon import (
+    AFTER,
+    AGE,
+    BRAIN_LOBE,
+    CLAUSE,
+    CUE,
+    DIAMETER,
+    FINITE,
+    FRESH,
+    HEDGE,
+    JOINTS,
+    LOBE,
+    MENTIONS,
+    NEEDS_ZONE,
+    NEUTRAL,
+    NORMALITY,
+    NUMBER,
+    SECTION,
+    SENTENCE,
+    SEX,
+    SIDE,
+    SIZE,
+    STOP,
+)
 from medm2g_core.streams import Finding
 
 __all__ = [
@@ -64,242 +88,13 @@ class ReportLabels:
     sex: str = ""
 
 
-# -- lexicon
-
-_GAP = r"(?:[\w/-]+,? ){0,6}?"  # a few words
-_LEXICON: Mapping[str, Mapping[str, str]] = {
-    "chest": {
-        "pleural_effusion": (
-            r"(?<!pericardial )(?<!joint )\beffusions?\b|\bpleural fluid\b|\bhydrothorax\b"
-            r"|\bblunt(?:ing|ed) (?:of"
-            rf" )?{_GAP}(?:costophrenic|cp|sulc\w+)|(?:costophrenic|\bcp\b|sulc\w+) {_GAP}blunt\w+"
-        ),
-        "pneumothorax": r"\b(?:hydro)?pneumothora(?:x|ces)\b|\bpneumothoraxes\b",
-        "cardiomegaly": (
-            r"\bcardiomegaly\b"
-            r"|\b(?:heart|cardiac|cardiomediastinal|cardiopericardial)\b"
-            rf" {_GAP}(?:enlarg\w+|(?:is|appears?|remains) large)"
-            rf"|\benlarge(?:d|ment)\b {_GAP}(?:heart|cardiac|cardiomediastinal)(?: silhouette|"
-            r" size| shadow)?"
-        ),
-        "pulmonary_edema": r"\bedema\b|\bfluid overload\b",
-        "consolidation": (
-            r"\bconsolidat\w+|\bpneumonias?\b|\binfiltrat\w+|\bair ?-?space"
-            r" (?:disease|process|opacit\w+)"
-            r"|(?<!nodular )(?<!rounded )(?<!calcified )\bopacit(?:y|ies)\b|\bopacification\b"
-        ),
-        "atelectasis": (
-            r"\batelecta\w+|\bvolume loss\b|\b(?:lobe|lobar|lung) collapse\b"
-            r"|\bcollapse of (?:\w+ ){0,5}(?:lobe|lung)\b"
-        ),
-        "nodule": (
-            r"\bnodul(?:e|es)\b|\bnodular (?:opacit\w+|densit\w+)|\bgranulomas?\b|\brounded"
-            r" opacit\w+"
-        ),
-        "mass": (
-            r"(?<!thyroid )(?<!wall )(?<!mediastinal )(?<!breast )(?<!pericardial )(?<!tissue"
-            r" )\bmass(?:es)?\b"
-        ),
-    },
-    "brain": {
-        "tumor": (
-            r"\btumors?\b|\bmass(?:es)?\b|\bneoplasms?\b|\b(?:glio|menin?gio|astrocyto)\w*mas?\b|\bmetastas[ei]s\b"
-            r"|\bspace-occupying lesion\b|\benhancing lesion\b"
-        ),
-        "vasogenic_edema": r"\b(?:white matter )?edema\b",
-        "white_matter_lesions": (
-            r"\bwhite matter (?:lesions?|hyperintensit\w+|disease|changes|abnormalit\w+)"
-            r"|\bleu[ck]oara\w+|\bsmallvessel (?:disease|changes|ischemi\w+)"
-        ),
-        "ventriculomegaly": (
-            r"\bventriculomegaly\b|\bhydrocephalus\b"
-            rf"|\bventric(?:les?|ular)\b {_GAP}(?:enlarg\w+|dilat\w+)"
-            rf"|\b(?:enlarge(?:d|ment)|dilat(?:ed|ation|ion))\b {_GAP}ventric(?:les?|ular)"
-        ),
-    },
-}
-_MENTIONS = {
-    region: [(name, re.compile(pattern)) for name, pattern in words.items()]
-    for region, words in _LEXICON.items()
-}
-
-# Statements of normality, and the findings that they deny.
-_NORMAL_WORDS = r"(?:normal|unremarkable|within normal|not enlarged|stable and normal)"
-_NORMALITY: Mapping[str, tuple[tuple[re.Pattern[str], tuple[str, ...]], ...]] = {
-    "chest": (
-        (
-            re.compile(
-                rf"\b(?:heart|cardiac|cardiomediastinal|cardiopericardial)\b {_GAP}{_NORMAL_WORDS}"
-                r"|\bnormal(?:-sized)? (?:heart|cardiac|cardiomediastinal)\b"
-            ),
-            ("cardiomegaly",),
-        ),
-        (
-            re.compile(r"\blungs? (?!bases)(?:[\w-]+,? ){0,4}?clear\b|\bclear lungs?\b"),
-            ("consolidation", "pulmonary_edema", "atelectasis"),
-        ),
-        (re.compile(r"\bpleural spaces? (?:is|are) clear\b"), ("pleural_effusion", "pneumothorax")),
-    ),
-    "brain": (
-        (
-            re.compile(rf"\bventric(?:les?|ular)\b {_GAP}{_NORMAL_WORDS}|\bnormal ventric"),
-            ("ventriculomegaly",),
-        ),
-        (
-            re.compile(
-                r"\bwhite matter (?:signal )?(?:is |appears )?normal\b|\bnormal white matter\b"
-            ),
-            ("white_matter_lesions",),
-        ),
-    ),
-}
-
-_SIZES = {
-    "small": (
-        r"small|mild(?:ly)?|minimal(?:ly)?|slight(?:ly)?|tiny|trace|little|few|borderline|subtle|minor"
-    ),
-    "moderate": r"moderate(?:ly)?|moderate-sized|medium(?:-sized)?",
-    "large": (
-        r"large|severe(?:ly)?|marked(?:ly)?|massive(?:ly)?|extensive(?:ly)?|big|gross(?:ly)?|huge|confluent"
-    ),
-}
-_SIZE = re.compile("|".join(rf"(?P<{k}>\b(?:{v})\b)" for k, v in _SIZES.items()))
-_SIDE = re.compile(
-    r"\b(?P<left>left|left-sided)\b|\b(?P<right>right|right-sided)\b|\b(?P<both>bilateral(?:ly)?|both"
-    r"|bibasilar|bibasal|biapical)\b"
-)
-_ZONE = r"(?:[ -](?:lobes?|lobar|lungs?|zones?|fields?|portion)\b|lung\b|zone\b)"
-_LOBE = re.compile(
-    r"\b(?P<upper>upper|apical|apex|apices|biapical|lul|rul)\b|\b(?P<middle>middle|mid|rml)\b"
-    r"|\b(?P<lower>lower|bases?|basal|basilar|bibasilar|bibasal|retrocardiac|lll|rll)\b|(?P<lingula>\blingul(?:a|ar)\b)"
-    r"|(?P<midlung>\bmid(?=lung|zone))"
-)
-_NEEDS_ZONE = re.compile(rf"(?:(?:,| and|/| or|,and)? ?(?:upper|middle|mid|lower))*{_ZONE}")
-_BRAIN_LOBE = re.compile(
-    r"\b(?P<frontal>frontal)\b|\b(?P<parietal>parietal)\b|\b(?P<temporal>temporal)\b"
-    r"|\b(?P<occipital>occipital)\b"
-)
-_DIAMETER = re.compile(
-    r"(\d+(?:\.\d+)?)(?: ?(?:mm|cm)? ?(?:x|by) ?(\d+(?:\.\d+)?))*"
-    r" ?-?(mm|cm|millimet\w+|centimet\w+)\b"
-)
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_AGE = re.compile(
-    r"\b(\d{1,3})[ -]?(?:years?|yrs?|y)[ -]?/?(?:old|o)\b|\baged?:? (\d{1,3})\b|\b(\d{1,3}) years"
-    r" of age\b"
-)
-_SEX = re.compile(r"\b(?P<female>woman|female|lady|girl)\b|\b(?P<male>man|male|gentleman|boy)\b")
-
-# -- text and scopes
-# What looks like a finding, a negation or an attribute and is none, made harmless; order matters.
-_NEUTRAL = tuple(
-    (re.compile(pattern), into)
-    for pattern, into in (
-        (r"\[removed\]|\bx{3,}\b", "xxxx"),
-        (r"\babsent (?=\w+ markings)", "fewer "),
-        (r"\boedema", "edema"),
-        (r"\btumour", "tumor"),
-        (r"\bleft[- ]sided\b", "left"),
-        (r"\bright[- ]sided\b", "right"),
-        (r"\bmass[- ]effect\b", "masseffect"),
-        (r"\bsmall[- ]vessel\b", "smallvessel"),
-        (r"\b(?:left|right) (?=heart|atri|ventric|hemidiaphragm|paratracheal)", ""),
-        (r"\b(?:no|without|not) (?:any )?(?:doubt|only)\b", ""),
-        (
-            r"\b(?:no|without|nor)(?: any| evidence of)? (?:significant |interval |appreciable"
-            r" |substantial |definite "
-            r"|major |marked"
-            r" )*(?:change|increase|decrease|improvement|worsening|resolution|difference"
-            r"|progression)s?\b",
-            "stable",
-        ),
-        (
-            r"\b(?:not|never)(?: been| yet| fully| completely| significantly| substantially|"
-            r" entirely)* "
-            r"(?:changed|improved|resolved|decreased|increased|cleared|progressed|worsened)\b",
-            "stable",
-        ),
-        (
-            (
-                r"\b(?:unresolved|(?:partial|incomplete|near)(?:ly)?[- ](?:complete"
-                r" )?(?:resolved|resolution))\b"
-            ),
-            "residual",
-        ),
-        (
-            (
-                r"\b(?:cannot|can not|can't|could not)(?: be)?(?: completely| entirely)?"
-                r" (?:exclude|rule out)d?\b"
-            ),
-            "possible",
-        ),
-        (r"\b(?:cannot|can not|can't|could not) be (?:excluded|ruled out)\b", "possible"),
-        (r"\bnot (?:been |be )?(?:excluded|ruled out)\b", "possible"),
-        (
-            r"\bno longer (?:seen|present|visible|identified|visualized|evident|apparent)\b",
-            "resolved",
-        ),
-    )
-)
-_SECTION = re.compile(
-    r"\b(?:findings|impression|indication|comparison|conclusion|history|technique)(?: and \w+)?\s*:"
-)
-_SENTENCE = re.compile(r"\.(?=\s|$|[a-z])|[;!?\n]")
-
-_CUE = re.compile(
-    r"\b(?:no|not|without|w/o|negative for|free (?:of|from)|clear of|absence of|absent(?!"
-    r" \w*$)|lack of|nor|neither"
-    r"|never|denies|(?:to )?(?:exclude|rule out|evaluate for)|r/o|nothing to"
-    r" suggest|isn't|aren't|resolution of"
-    r"|rather than|(?<!has )(?<!have )(?<!had )(?<!is )(?<!are )(?<!been )(?<!now )(?<!ly"
-    r" )resolved(?= \w))\b"
-)
-_HEDGE = re.compile(
-    r"\b(?:(?:may|might|could|can)(?: also)?"
-    r" (?:be|represent|reflect|indicate|include|have|relate|suggest)|possib\w+"
-    r"|question(?:able|ably)?|questioned|suspicious for|suspicion (?:of|for)|concern(?:ing)?"
-    r" (?:for|of)|differential"
-    r"|evaluation for|favor(?:s|ed|ing)?|clinical(?:ly)? correlat\w+|consider)\b"
-)
-_STOP = re.compile(
-    r"\b(?:but|however|although|though|except|aside from|apart from|other"
-    r" than|besides|which|yet|while|whereas"
-    r"|otherwise|because|(?<!to )suggest\w*|consistent with|there (?:is|are)|(?:is|are) again)\b|:"
-    r"|\b(?:and|with) (?:also"
-    r" )?(?=(?:an?|there|the|unchanged|stable|persistent|residual|left|right|bilateral"
-    r"|(?:small|mild|moderate|large|minimal) (?:left|right|bilateral))\b)"
-)
-_FRESH = re.compile(
-    r", (?:and |with )?(?:(?=(?:an?|there|stable|unchanged|again|persistent)\b)"
-    r"|(?=(?:[\w-]+"
-    r" ){0,2}(?:left|right|bilateral|mildly|moderately|severely)\b(?!.*\b(?:or|nor)\b)))"
-)
-_AFTER = re.compile(
-    r"\b(?:(?:has|have|had|is|are|was|were|been|now|completely|fully|since) )+"
-    r"(?:resolved|cleared|ruled out|excluded|absent|unlikely|negative|not"
-    r" (?:seen|identified|present|evident"
-    r"|visuali[sz]ed|demonstrated|appreciated|detected|noted|visible|apparent))\b"
-    r"|\bruled out\b|\bnot (?:seen|identified)\b|: (?:no|none|absent)\b|\bresolved(?= *$)"
-)
-_CLAUSE = re.compile(
-    r"\b(?:but|however|although|though|which|while|whereas|and (?:an?|the|there)|with)\b"
-)
-_FINITE = re.compile(r"\b(?:is|are|was|were|has|have|shows?|there)\b")
-_JOINTS = (
-    re.compile(r"[:]"),
-    re.compile(r"\b(?:with|plus|but|while|although|as well as|along)\b"),
-    re.compile(r",? and\b|/"),
-    re.compile(r","),
-)
-
-
 def _normalise(text: str) -> str:
     text = unicodedata.normalize("NFKD", str(text)).encode("ascii", "ignore").decode().lower()
     text = re.sub(r"[ \t\r\f\v]+", " ", text.replace("\n\n", ". "))
     text = text.replace("\n", " ")
-    for pattern, into in _NEUTRAL:
+    for pattern, into in NEUTRAL:
         text = pattern.sub(into, text)
-    return _SECTION.sub(". ", text)
+    return SECTION.sub(". ", text)
 
 
 def guess_region(text: str) -> str:
@@ -317,12 +112,12 @@ def _hedged_parts(sentence: str) -> list[tuple[int, int]]:
     """Character ranges of a sentence that only consider something: after the cue, before it where
     it comes last."""
     parts = []
-    for cue in _HEDGE.finditer(sentence):
-        stop = _STOP.search(sentence, cue.end())
+    for cue in HEDGE.finditer(sentence):
+        stop = STOP.search(sentence, cue.end())
         end = stop.start() if stop else len(sentence)
         last = not re.search(r"\w", sentence[cue.end() : end])
         start = (
-            max((m.end() for m in _CLAUSE.finditer(sentence, 0, cue.start())), default=0)
+            max((m.end() for m in CLAUSE.finditer(sentence, 0, cue.start())), default=0)
             if last
             else cue.start()
         )
@@ -333,13 +128,13 @@ def _hedged_parts(sentence: str) -> list[tuple[int, int]]:
 def _negated_parts(sentence: str) -> list[tuple[int, int]]:
     """Character ranges of a sentence that are under negation."""
     parts = []
-    for cue in _CUE.finditer(sentence):
-        stops = [m.start() for p in (_STOP, _FRESH) if (m := p.search(sentence, cue.end()))]
+    for cue in CUE.finditer(sentence):
+        stops = [m.start() for p in (STOP, FRESH) if (m := p.search(sentence, cue.end()))]
         parts.append((cue.start(), min(stops, default=len(sentence))))
-    for cue in _AFTER.finditer(sentence):
-        start = max((m.end() for m in _CLAUSE.finditer(sentence, 0, cue.start())), default=0)
+    for cue in AFTER.finditer(sentence):
+        start = max((m.end() for m in CLAUSE.finditer(sentence, 0, cue.start())), default=0)
         comma = sentence.rfind(",", start, cue.start())
-        if comma >= 0 and _FINITE.search(sentence, start, comma):
+        if comma >= 0 and FINITE.search(sentence, start, comma):
             start = comma
         parts.append((start, cue.end()))
     return parts
@@ -351,7 +146,7 @@ def _segments(sentence: str, spans: list[tuple[int, int]]) -> list[str]:
     cuts = [0]
     for (_, end), (start, _) in pairwise(spans):
         between = sentence[end:start] if start > end else ""
-        for joint in _JOINTS:
+        for joint in JOINTS:
             found = list(joint.finditer(between))
             if found:
                 cuts.append(end + found[-1].start())
@@ -373,7 +168,7 @@ def _one(pattern: re.Pattern[str], text: str) -> str:
 
 
 def _sides(text: str) -> str:
-    found = {m.lastgroup for m in _SIDE.finditer(text)}
+    found = {m.lastgroup for m in SIDE.finditer(text)}
     if "both" in found:
         return "both"
     if len(found) == 2:
@@ -386,14 +181,14 @@ def _sides(text: str) -> str:
 
 
 def _lobes(text: str, brain: bool) -> tuple[str, ...]:
-    pattern = _BRAIN_LOBE if brain else _LOBE
+    pattern = BRAIN_LOBE if brain else LOBE
     found: list[str] = []
     for m in pattern.finditer(text):
         name = m.lastgroup or ""
         if (
             m.group() in ("upper", "middle", "mid", "lower")
             and not brain
-            and not _NEEDS_ZONE.match(text, m.end())
+            and not NEEDS_ZONE.match(text, m.end())
         ):
             continue  # "upper limits", "lower thoracic spine"
         name = {"lingula": "upper", "midlung": "middle"}.get(name, name)
@@ -405,11 +200,11 @@ def _lobes(text: str, brain: bool) -> tuple[str, ...]:
 
 def _diameter(text: str, name: str) -> int | None:
     limits = FINDINGS[name].millimetres
-    m = _DIAMETER.search(text)
+    m = DIAMETER.search(text)
     if m is None or limits is None:
         return None
     mm = round(
-        max(map(float, _NUMBER.findall(m.group()))) * (10 if m.group(3).startswith("c") else 1)
+        max(map(float, NUMBER.findall(m.group()))) * (10 if m.group(3).startswith("c") else 1)
     )
     return mm if limits[0] <= mm <= limits[1] else None
 
@@ -419,8 +214,8 @@ def _describe(name: str, text: str) -> list[Finding]:
     needs it."""
     kind = FINDINGS[name]
     text = re.sub(r"\b(?:xxxx|\d+[ -]year[ -]old)\b", " ", text)
-    pair = [m.lastgroup or "" for m in _SIDE.finditer(text) if m.lastgroup != "both"]
-    degrees = [m.lastgroup or "" for m in _SIZE.finditer(text)]
+    pair = [m.lastgroup or "" for m in SIDE.finditer(text) if m.lastgroup != "both"]
+    degrees = [m.lastgroup or "" for m in SIZE.finditer(text)]
     sized_by_side = kind.locations == ("",) and "left" in kind.sides and "" not in kind.sizes
     if (
         sized_by_side
@@ -444,7 +239,7 @@ def _describe(name: str, text: str) -> list[Finding]:
         side = "right"
     if "lingul" in text or "retrocardiac" in text:
         side = "left"
-    size = _one(_SIZE, text) if kind.sizes != ("",) else ""
+    size = _one(SIZE, text) if kind.sizes != ("",) else ""
     size_mm = _diameter(text, name)
     if size_mm is not None:
         size = size_class(name, size_mm)  # a stated diameter outweighs the adjective
@@ -509,18 +304,16 @@ def find_mentions(text: str, region: str | None = None) -> tuple[Mention, ...]:
         ValueError: a region without a lexicon.
     """
     region = region or guess_region(text)
-    if region not in _MENTIONS:
-        raise ValueError(f"region {region!r} has no lexicon; known: {', '.join(_MENTIONS)}")
+    if region not in MENTIONS:
+        raise ValueError(f"region {region!r} has no lexicon; known: {', '.join(MENTIONS)}")
     mentions: list[Mention] = []
-    for index, sentence in enumerate(s.strip(" ,-") for s in _SENTENCE.split(_normalise(text))):
+    for index, sentence in enumerate(s.strip(" ,-") for s in SENTENCE.split(_normalise(text))):
         denied = [
-            n for pattern, names in _NORMALITY[region] if pattern.search(sentence) for n in names
+            n for pattern, names in NORMALITY[region] if pattern.search(sentence) for n in names
         ]
         mentions += [Mention(Finding(name), True, index) for name in denied]
         found = [
-            (m.start(), m.end(), name)
-            for name, p in _MENTIONS[region]
-            for m in p.finditer(sentence)
+            (m.start(), m.end(), name) for name, p in MENTIONS[region] for m in p.finditer(sentence)
         ]
         found = sorted(
             f for f in found if not any(g != f and g[0] <= f[0] and f[1] <= g[1] for g in found)
@@ -569,7 +362,7 @@ def _continue(sentence: str, mentions: list[Mention], index: int) -> None:
         or index - mentions[-1].sentence > 1
     ):
         return
-    if not re.match(r"(?:it|this|the lesion)\b", sentence) or _CUE.search(sentence):
+    if not re.match(r"(?:it|this|the lesion)\b", sentence) or CUE.search(sentence):
         return
     last = mentions[-1].finding
     more = _describe(last.name, sentence)[0]
@@ -606,8 +399,8 @@ def label_report(text: str, region: str | None = None) -> ReportLabels:
             found.append(m)
     names = {f.name for f in found}
     lowered = str(text).lower()
-    age = next((int(g) for m in [_AGE.search(lowered)] if m for g in m.groups() if g), None)
-    sex = next((m.lastgroup or "" for m in [_SEX.search(lowered)] if m), "")
+    age = next((int(g) for m in [AGE.search(lowered)] if m for g in m.groups() if g), None)
+    sex = next((m.lastgroup or "" for m in [SEX.search(lowered)] if m), "")
     return ReportLabels(
         findings=canonical(found),
         negated=frozenset(m.finding.name for m in mentions if m.negated) - names,

@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medm2g_core.data.fields import white_noise
+
 __all__ = [
     "FULL_SCALE",
     "SEQUENCES",
@@ -183,11 +185,22 @@ def signal(
     return density * recovered * torch.exp(-seq.te_ms / t2)
 
 
-def bias_field(shape: tuple[int, int], rng: np.random.Generator, strength: float = 0.06) -> Tensor:
+def _positions(n: int, scale: int) -> np.ndarray:
+    """Pixel centres along one side, -1..1 between the centres of the base picture's outermost
+    pixels."""
+    if scale == 1:
+        return np.linspace(-1.0, 1.0, n)
+    base = (np.arange(n) + 0.5) / scale - 0.5
+    return 2.0 * base / (n // scale - 1) - 1.0
+
+
+def bias_field(
+    shape: tuple[int, int], rng: np.random.Generator, strength: float = 0.06, scale: int = 1
+) -> Tensor:
     """Smooth positive coil shading (H, W) around 1, from three low waves of rms amplitude
-    ``strength`` each."""
-    rows = np.linspace(-1.0, 1.0, shape[0])[:, None]
-    cols = np.linspace(-1.0, 1.0, shape[1])[None, :]
+    ``strength`` each; ``scale`` as in `finish`."""
+    rows = _positions(shape[0], scale)[:, None]
+    cols = _positions(shape[1], scale)[None, :]
     a, b, c = rng.normal(0.0, strength, 3)
     log = a * np.sin(rows * np.pi / 2) + b * np.sin(cols * np.pi / 2)
     log = log + c * (np.cos(rows * 2.2) * np.cos(cols * 2.2) - 0.5)
@@ -200,6 +213,7 @@ def finish(
     rng: np.random.Generator,
     noise: float = 0.012,
     bias: float = 0.06,
+    scale: int = 1,
 ) -> Tensor:
     """Shading, Rician noise and the fixed scale for a noise-free signal map.
 
@@ -210,6 +224,8 @@ def finish(
         noise: standard deviation of each of the two noise channels, as a fraction of the contrast's
             `FULL_SCALE`.
         bias: strength of the coil shading; 0 for none.
+        scale: how many times finer than the base picture the map is; the noise of a pixel is as
+            strong at every scale (see `medm2g_core.data.fields`).
 
     Returns:
         (H, W) float32, -1..1. Where there is no signal the mean is ``-1 + 2 noise sqrt(pi/2)``, the
@@ -224,9 +240,11 @@ def finish(
     shape = (clean.shape[0], clean.shape[1])
     level = clean.float() / FULL_SCALE[contrast]
     if bias > 0:
-        level = level * bias_field(shape, rng, bias)
+        level = level * bias_field(shape, rng, bias, scale)
     if noise > 0:
-        real, imaginary = torch.from_numpy(rng.normal(0.0, noise, (2, *shape)).astype(np.float32))
+        base = (2, shape[0] // scale, shape[1] // scale)
+        normal = noise * white_noise(base, rng, scale)
+        real, imaginary = torch.from_numpy(normal.astype(np.float32))
         level = torch.hypot(level + real, imaginary)
     return (level * 2.0 - 1.0).clamp(-1.0, 1.0)
 
@@ -239,6 +257,7 @@ def render(
     *,
     bias: float = 0.06,
     tissues: Mapping[str, Tissue] = TISSUES,
+    scale: int = 1,
 ) -> Tensor:
     """One MR slice from tissue fractions.
 
@@ -253,6 +272,7 @@ def render(
         bias: see `finish`.
         tissues: the table that the names are looked up in; pass a changed copy for one patient's
             own values.
+        scale: see `finish`.
 
     Returns:
         (H, W) float32, -1..1, background near -1.
@@ -276,4 +296,4 @@ def render(
     for name, fraction in weights.items():
         tissue = tissues[name]
         clean = clean + fraction.float() * signal(tissue.t1_ms, tissue.t2_ms, tissue.pd, contrast)
-    return finish(clean, contrast, rng, noise, bias)
+    return finish(clean, contrast, rng, noise, bias, scale)

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medm2g_core.data.fields import white_noise
+
 __all__ = ["MU_WATER", "attenuation", "display", "film", "line_integral", "transmission"]
 
 MU_WATER = 0.0193
@@ -82,24 +84,32 @@ def display(integral: Tensor, spacing_mm: float) -> Tensor:
 
 
 def film(
-    hu: Tensor, spacing_mm: float, dim: int, rng: np.random.Generator | None, photons: float = 1.5e5
+    hu: Tensor,
+    spacing_mm: float,
+    dim: int,
+    rng: np.random.Generator | None,
+    photons: float = 1.5e5,
+    scale: int = 1,
 ) -> Tensor:
     """A digital radiograph of a volume.
 
     Args:
         hu: 3-D, Hounsfield units.
-        spacing_mm: voxel size, isotropic.
+        spacing_mm: voxel size along the rays; across them it is ``spacing_mm / scale``.
         dim: the axis of the rays.
         rng: source of the photon noise; ``None`` for none.
-        photons: that leave the tube for one pixel.
+        photons: that leave the tube for one pixel, whatever its size (see
+            `medm2g_core.data.fields`).
+        scale: how many times finer than the base picture the film is.
 
     Returns:
         2-D float32, -1..1.
     """
     passed = transmission(line_integral(attenuation(hu), spacing_mm, dim))
     if rng is not None:
-        normal = torch.from_numpy(rng.standard_normal(tuple(passed.shape)).astype(np.float32))
+        base = [n // scale for n in passed.shape]
+        normal = torch.from_numpy(white_noise(base, rng, scale).astype(np.float32))
         passed = (
             passed + normal * (passed / photons).sqrt()
         )  # Poisson's variance, Gaussian at these counts
-    return display(-torch.log(passed.clamp_min(1e-5)), spacing_mm)
+    return display(-torch.log(passed.clamp_min(1e-5)), spacing_mm / scale)

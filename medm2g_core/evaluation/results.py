@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from medm2g_core.data.cohort import cohort_version
+from medm2g_core.data.study_cache import cohort_version
 from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.sections import SECTIONS, Section, Setup
 from medm2g_core.evaluation.store import load_section, save_section

@@ -14,6 +14,7 @@ from medm2g_core.flows.guidance import GuidanceInput, Guide, install
 from medm2g_core.flows.prompt import Prompt, PromptProjection
 from medm2g_core.flows.schedule import TRAIN_STEPS
 from medm2g_core.profiles import AlignmentConfig, FlowConfig, ImageCodecConfig
+from medm2g_core.storage import check_shapes
 from medm2g_core.streams import IMAGE_STREAMS, stream
 
 __all__ = ["ImageFlow"]
@@ -119,18 +120,16 @@ class ImageFlow(nn.Module):
         fresh.
 
         Raises:
-            OSError: the folder holds no UNet.  RuntimeError: a weight is missing or has another
-                size.
+            OSError: the folder holds no UNet.
+            ValueError: it has other sizes than this profile; the message names the shapes.
         """
         source = UNet2DConditionModel.from_pretrained(
             folder, subfolder="unet", local_files_only=True
         ).state_dict()
-        result = self.unet.load_state_dict(source, strict=False)
-        missing = [
-            k for k in result.missing_keys if ".processor." not in k and "class_embedding" not in k
-        ]
-        if missing or result.unexpected_keys:
-            raise RuntimeError(
-                f"{folder}: this UNet does not fit; missing {missing[:3]}, "
-                f"unexpected {result.unexpected_keys[:3]}"
-            )
+        own = {
+            name: weight
+            for name, weight in self.unet.state_dict().items()
+            if ".processor." not in name and "class_embedding" not in name
+        }
+        check_shapes(own, source, f"{folder}/unet")
+        self.unet.load_state_dict(source, strict=False)

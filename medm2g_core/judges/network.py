@@ -9,7 +9,7 @@ __all__ = ["JudgeNet"]
 
 
 class JudgeNet(nn.Module):
-    """Images (B, 1, H, W) to logits (B, L) and features (B, `FEATURES`).
+    """Images (B, 1, H, W) in -1..1 to logits (B, L) and features (B, `FEATURES`).
 
     Seven 3x3 convolutions after a pixel unshuffle (cheap on a CPU). Two channels of coordinates
     tell it where left is and where a lobe lies; the maximum keeps a small nodule that an average
@@ -38,22 +38,24 @@ class JudgeNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its hints lack the argument
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        h = self.coarse(_with_place(self.fine(_with_place(self.stem(images)))))
-        top = self.last(_with_place(h))
-        logits = self.head(torch.cat([top.mean((2, 3)), top.amax((2, 3))], 1))
-        return logits, (h.mean((2, 3)) - self.feature_shift) / self.feature_scale
+        h = self.stem(images)  # (B, 16, H/2, W/2)
+        h = self.fine(_with_place(h))  # (B, 32, H/4, W/4)
+        h = self.coarse(_with_place(h))  # (B, 64, H/8, W/8)
+        features = (h.mean((2, 3)) - self.feature_shift) / self.feature_scale  # (B, 64)
+        h = self.last(_with_place(h))  # (B, 64, H/16, W/16)
+        pooled = torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1)  # (B, 128)
+        return self.head(pooled), features
 
 
 def _conv(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
+    """A 3 x 3 convolution, batch norm, ReLU."""
     return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
 
 
 def _with_place(h: torch.Tensor) -> torch.Tensor:
-    """Two more channels: row and column, -1..1."""
-    rows = torch.linspace(-1, 1, h.shape[2], device=h.device, dtype=h.dtype)[:, None].expand(
-        h.shape[2:]
-    )
-    columns = torch.linspace(-1, 1, h.shape[3], device=h.device, dtype=h.dtype)[None].expand(
-        h.shape[2:]
-    )
-    return torch.cat([h, torch.stack([rows, columns]).expand(len(h), -1, -1, -1)], 1)
+    """(B, C, H, W) to (B, C + 2, H, W): also row and column, -1..1 (CoordConv, Liu et al. 2018)."""
+    b, _, height, width = h.shape
+    rows = torch.linspace(-1, 1, height, device=h.device, dtype=h.dtype)
+    columns = torch.linspace(-1, 1, width, device=h.device, dtype=h.dtype)
+    place = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))  # (2, H, W)
+    return torch.cat([h, place.expand(b, -1, -1, -1)], 1)

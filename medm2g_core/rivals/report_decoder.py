@@ -48,6 +48,9 @@ WARM_UP = 0.05
 START = 0.1
 """Where the warm-up begins, in parts of itself: a tenth of the learning rate, not nothing."""
 
+IGNORED = -100
+"""Target of padding, which transformers and torch leave out of a loss."""
+
 POOL = 8
 """Batches that are drawn together and sorted by length, to waste little on padding."""
 
@@ -132,32 +135,34 @@ class ReportDecoder(nn.Module):
         # In bf16 on a CPU three times as fast as the fused kernel.
         self.decoder.set_attn_implementation("eager")
 
-    def look(self, images: torch.Tensor) -> Embedding:
-        """What the encoder says of images (B, 1, H, W) in -1..1, on any device."""
+    def encode(self, images: torch.Tensor) -> Embedding:
+        """Embedding of images (B, 1, H, W) in -1..1, on any device."""
         images = images.to(self.place.device)
-        return self.encoder(
-            images,
-            torch.full((len(images),), self.contrast, dtype=torch.long, device=images.device),
-        )
+        contrast = torch.full((len(images),), self.contrast, device=images.device)  # (B,)
+        return self.encoder(images, contrast)
 
     def memory(self, pooled: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Pooled embedding (B, D) and cells (B, N, D) to what the decoder attends to (B, 1 + N,
         width)."""
-        # The pooled embedding has unit length, so all but no variance a number before it is
-        # normalised.
+        # The pooled embedding has unit length, so its numbers are tiny before they are normalised.
         return self.enter(self.norm(torch.cat([pooled[:, None], tokens], 1))) + self.place
 
     def loss(self, ids: torch.Tensor, mask: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy a token of reports: ids and mask (B, L), padded on the right."""
+        """Mean cross-entropy a token of reports, padding left out.
+
+        Args:
+            ids, mask: (B, L), padded on the right; mask is 1 on tokens.
+            memory: (B, 1 + N, width).
+        """
         out = self.decoder(
             input_ids=ids[:, :-1],
             attention_mask=mask[:, :-1],
             encoder_hidden_states=memory,
             use_cache=False,
         )
-        target = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+        target = ids[:, 1:].masked_fill(mask[:, 1:] == 0, IGNORED)  # (B, L - 1)
         return F.cross_entropy(
-            out.logits.float().flatten(0, 1), target.flatten(), ignore_index=-100
+            out.logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED
         )
 
     def write(self, images: torch.Tensor, *, sample: bool = False, seed: int = 0) -> list[str]:
@@ -186,7 +191,7 @@ class ReportDecoder(nn.Module):
         self.eval()
         memories = []
         for x in images.float().split(READ_BATCH):
-            seen = self.look(x)
+            seen = self.encode(x)
             memories.append(self.memory(seen.pooled, seen.tokens))  # (B, 1 + cells, width)
         with torch.random.fork_rng(devices=cuda_devices(self.place.device)):
             torch.manual_seed(seed)  # `generate` knows no generator of its own
@@ -335,7 +340,7 @@ def _train(
         else:
             # The views draw from the global generator, which a resumed training puts back.
             views = augmented_view(images[index].to(device).float(), torch.default_generator)
-            found = decoder.look(views)
+            found = decoder.encode(views)
             pooled, tokens = found.pooled, found.tokens  # (B, D), (B, cells, D)
         own_ids = ids[index, wording, :longest].to(device)  # (B, longest)
         own_mask = mask[index, wording, :longest].to(device)
@@ -386,7 +391,7 @@ def _batches(
 def _features(decoder: ReportDecoder, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Pooled embeddings (N, D) and cells (N, cells, D) of the frozen encoder, half precision."""
     decoder.encoder.eval()
-    seen = [decoder.look(x.float()) for x in images.split(READ_BATCH)]
+    seen = [decoder.encode(x.float()) for x in images.split(READ_BATCH)]
     return torch.cat([s.pooled.half().cpu() for s in seen]), torch.cat(
         [s.tokens.half().cpu() for s in seen]
     )

@@ -4,14 +4,16 @@ with ``--picture`` it draws docs/overview.png as well."""
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.show.blocks import blocks
-from medm2g_core.show.figures import Cell, Figure, Panel, contact_sheet
+from medm2g_core.show.figures import Cell, Panel, contact_sheet
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import STREAMS, Study
 
@@ -66,9 +68,9 @@ def pages(root: Path = ROOT) -> dict[str, str]:
     }
 
 
-def picture(pipe: MedM2GPipeline, chest: Study, brain: Study, seed: int = 0) -> Figure:
-    """Given and truth beside one draw, for each of the five tasks: the first draw of a fixed seed,
-    not a chosen one."""
+def picture(pipe: MedM2GPipeline, chest: Study, brain: Study, seed: int = 0) -> Image.Image:
+    """Given and truth beside one draw, a strip for each of the five tasks: the first draw of a
+    fixed seed, not a chosen one."""
 
     def row(label: str, study: Study, given: list[str], want: list[str]) -> tuple[str, list[Cell]]:
         out = pipe(study.pick(given), want, generator=torch.Generator().manual_seed(seed))
@@ -91,7 +93,15 @@ def picture(pipe: MedM2GPipeline, chest: Study, brain: Study, seed: int = 0) -> 
         row("4 CT to MR", chest, ["ct"], ["mri_t1", "mri_t2"]),
         row("5 CT to X-ray", chest, ["ct"], ["xray"]),
     ]
-    return contact_sheet(rows, text_width=2.6)
+    # A sheet a task, since one sheet would give every column the width of its widest report.
+    sheets = [contact_sheet([each], text_width=2.6).png() for each in rows]
+    strips = [Image.open(io.BytesIO(sheet)).convert("RGB") for sheet in sheets]
+    page = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), "white")
+    below = 0
+    for strip in strips:
+        page.paste(strip, (0, below))
+        below += strip.height
+    return page.quantize(256, dither=Image.Dither.NONE)
 
 
 def main() -> None:
@@ -110,8 +120,8 @@ def main() -> None:
         brain = next(
             s for s in map(brains.__getitem__, range(len(brains))) if len(s.findings or ()) >= 2
         )
-        png = picture(MedM2GPipeline.from_pretrained(), chest, brain).png()
-        atomic_write(ROOT / "docs" / "overview.png", lambda p: p.write_bytes(png))
+        page = picture(MedM2GPipeline.from_pretrained(), chest, brain)
+        atomic_write(ROOT / "docs" / "overview.png", lambda p: page.save(p, "png", optimize=True))
     for name, text in pages().items():
         file = ROOT / name
         if file.read_text(encoding="utf-8") != text:  # a file that is right keeps its time stamp

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from accelerate import PartialState
 
 import medm2g_core
 from medm2g_core.codecs.tokenizer import train_tokenizer
+from medm2g_core.flows.image import ImageFlow
 from medm2g_core.model import PARTS, CheckpointError, MedM2G
 from medm2g_core.profiles import BASE_STAGES, ROUND_STAGES, STAGES, Profile
 from medm2g_core.storage import atomic_write
@@ -84,6 +85,7 @@ def train(
     precision: str = "auto",
     data: TrainingData | None = None,
     start: str | Path | None = None,
+    stable_diffusion: str | Path | None = None,
     progress: bool = True,
 ) -> MedM2G:
     """Train ``stages`` and leave a model in ``folder``.
@@ -100,10 +102,14 @@ def train(
         data: by default the embedded cohort.
         start: folder of a model of the same configuration that training starts from, instead of
             from nothing; every stage can then be trained on its own.
+        stable_diffusion: folder with a ``unet`` and a ``vae`` of Stable Diffusion, whose weights
+            the image flows and the image autoencoder start from; the rest starts from the seed.
 
     Raises:
+        OSError: ``stable_diffusion`` holds no such weights.
         ValueError: an unknown stage, one whose predecessors are not finished, nothing that the data
-            could train, or ``start`` given to a folder that did not start from it, or left out.
+            could train, weights of ``stable_diffusion`` that do not fit, or a start given to a
+            folder that did not start from it, or left out.
         CheckpointError: ``folder`` or ``start`` holds a model of another configuration, or
             ``folder`` one that was trained on other data.
         StageInterrupted: Ctrl-C; the same call goes on.
@@ -125,9 +131,9 @@ def train(
         print(f"{s} is left out: {lacking[s]} in this data")
     chosen = [s for s in _ORDER if s in stages and s not in lacking]
     work = folder / "work"
-    origin = _Origin(profile, seed, start)
+    origin = _Origin(profile, seed, start, stable_diffusion)
     if done:
-        origin.check(folder, summary.get("start", ""), again)
+        origin.check(folder, summary, again)
     # Parts whose weights in the folder are no longer those that training began with.
     moved = set(summary.get("trained parts") or [p for s in done for p in _parts_of(s)])
     unfinished = set(summary.get("again", ())) & set(chosen)
@@ -155,12 +161,15 @@ def train(
         model.profile = profile
     else:
         summary.pop("start", None)
+        summary.pop("stable diffusion", None)
         model = origin.model(reports=data.reports(TOKENIZER_REPORTS, seed))
         if start is None:  # no flow was trained with anything yet
             for m in MODALITIES:
                 model.prompt_projection(m).trained_with.zero_()
     if origin.record:
         summary["start"] = origin.record
+    if origin.ancestor:
+        summary["stable diffusion"] = origin.ancestor
     summary |= {
         "profile": profile.name,
         "seed": seed,
@@ -204,7 +213,7 @@ def train(
             )
             stage = RoundStage(model, latent, name, data.round(name))
         if moved & set(_parts_of(name)):
-            origin.check(folder, summary.get("start", ""), needed=True)
+            origin.check(folder, summary, needed=True)
             _restore(stage, origin)
         if isinstance(stage, RoundStage):
             # From a trained model the flows have learnt more than those that they would start from.
@@ -272,38 +281,66 @@ def _check_order(name: str, finished: set[str], *, started: bool) -> None:
 
 
 class _Origin:
-    """The weights that training begins with: those of a seed, or of a trained model.
+    """The weights that training begins with: those of a seed, perhaps with parts of Stable
+    Diffusion, or of a trained model.
 
     Attributes:
         record: what the folder notes of a trained model that it started from; ``""`` for a seed.
+        ancestor: what it notes of Stable Diffusion's weights; ``""`` without them.
     """
 
-    def __init__(self, profile: Profile, seed: int, start: str | Path | None) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        seed: int,
+        start: str | Path | None,
+        stable_diffusion: str | Path | None,
+    ) -> None:
+        if start is not None and stable_diffusion is not None:
+            raise ValueError("start and stable_diffusion: all weights come from start, give one")
         self.profile, self.seed, self.start, self.record = profile, seed, start, ""
+        self.stable_diffusion, self.ancestor = stable_diffusion, ""
         if start is not None:
             self._base = MedM2G.from_pretrained(start)
             _same_configuration(self._base, profile, start)
             self.record = f"{self._base.profile.name}, {weights_key(self._base, PARTS)}"
+        if stable_diffusion is not None:
+            self.ancestor = Path(stable_diffusion).resolve().name
 
-    def check(self, folder: Path, recorded: str, needed: bool) -> None:
-        """Raise ``ValueError`` if the folder started from something else, or if it started from a
-        model that is ``needed`` now and was not given."""
-        began = f"from the model {recorded}" if recorded else "from nothing"
-        if self.record and self.record != recorded:
+    def check(self, folder: Path, summary: Mapping[str, Any], needed: bool) -> None:
+        """Raise ``ValueError`` if the folder started from something else, or if it started from
+        weights that are ``needed`` now and were not given.
+
+        Args:
+            summary: ``training.json`` of the folder.
+        """
+        recorded = summary.get("start", ""), summary.get("stable diffusion", "")
+        given = self.record, self.ancestor
+        began = f"from {' and '.join(filter(None, recorded)) or 'nothing'}"
+        source = self.start or self.stable_diffusion
+        if any(given) and given != recorded:
             raise ValueError(
-                f"{folder} started {began}, not from {self.start}: train into another folder"
+                f"{folder} started {began}, not from {source}: train into another folder"
             )
-        if needed and recorded and not self.record:
+        if needed and any(recorded) and not any(given):
+            flag = "--start" if recorded[0] else "--start-from-stable-diffusion"
             raise ValueError(
-                f"{folder} started {began}, and a stage is to start there again: name that model's"
-                " folder with --start"
+                f"{folder} started {began}, and a stage is to start there again: name that folder"
+                f" with {flag}"
             )
 
     def model(self, *, like: MedM2G | None = None, reports: Sequence[str] = ()) -> MedM2G:
         """A model with these weights, and the tokenizer of the start, of ``like``, or a new one."""
         if self.start is not None:
             return new_model(self.profile, self.seed, like=self._base, parts=PARTS)
-        return new_model(self.profile, self.seed, like=like, reports=reports)
+        model = new_model(self.profile, self.seed, like=like, reports=reports)
+        if self.stable_diffusion is not None:
+            folder = str(self.stable_diffusion)
+            model.image_codec.load_stable_diffusion(folder)
+            for flow in model.flows.values():
+                if isinstance(flow, ImageFlow):
+                    flow.load_stable_diffusion(folder)
+        return model
 
 
 def _restore(stage: Stage, origin: _Origin) -> None:

@@ -3,6 +3,9 @@
 Everything here works on `Plane`, the anatomy that one slice cuts. Lesions come out as soft
 fractions (H, W) that replace part of the tissue; mass effect and large ventricles come out as
 displacements that the renderer applies.
+
+What is random (where a lesion lies, how lobulated it is) is drawn on `Plane.base`, whatever the
+size of the picture; edges are evaluated at every pixel of the plane itself.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import ndimage
 
 from medm2g_core.data.brain.atlas import LOBES
+from medm2g_core.data.fields import refine
 from medm2g_core.data.findings import FINDINGS, check_finding, size_class
 from medm2g_core.streams import Finding
 
@@ -27,6 +32,7 @@ __all__ = [
     "draw_tumor",
     "draw_white_matter_lesions",
     "push",
+    "refined",
     "sample_findings",
     "smooth_noise",
     "sort_findings",
@@ -55,6 +61,8 @@ class Plane:
         depth: signed distance to the brain hull in mm, negative inside.
         ventricle: signed distance to the ventricle wall in mm, negative inside.
         lobe: index into `LOBES`.
+        coarser: the same slice with larger pixels, where the patient's random choices are made;
+            ``None`` where it is this one.
     """
 
     mm: float
@@ -63,17 +71,38 @@ class Plane:
     depth: np.ndarray
     ventricle: np.ndarray
     lobe: np.ndarray
+    coarser: Plane | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
         return (self.wm.shape[0], self.wm.shape[1])
+
+    @property
+    def base(self) -> Plane:
+        """The plane that random choices are made on."""
+        return self if self.coarser is None else self.coarser
+
+    @property
+    def scale(self) -> int:
+        """How many pixels lie along one of `base`."""
+        return self.shape[0] // self.base.shape[0]
+
+    def offsets(self, centre: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Distance in mm of every pixel from a pixel of `base`, along rows and columns."""
+        rows, cols = np.indices(self.shape)
+        row, col = ((c + 0.5) * self.scale - 0.5 for c in centre)
+        return (rows - row) * self.mm, (cols - col) * self.mm
+
+    def noise(self, scale_px: float, rng: np.random.Generator) -> np.ndarray:
+        """`smooth_noise` of the base plane, (H, W) here; ``scale_px`` in pixels of `base`."""
+        return refined(smooth_noise(self.base.shape, scale_px, rng), self.scale)
 
 
 @dataclass(frozen=True)
 class Tumor:
     """A tumour in a slice: soft fractions of solid tissue and of necrotic or cystic core (H, W),
     heterogeneity of the solid part (H, W, mean 0), signed distance in mm to its edge (H, W), and
-    its centre (row, column).
+    its centre (row, column) in `Plane.base`.
     """
 
     solid: np.ndarray
@@ -150,6 +179,15 @@ def smooth_noise(shape: tuple[int, int], scale_px: float, rng: np.random.Generat
     return (field - field.mean()) / max(float(field.std()), 1e-6)
 
 
+def refined(field: np.ndarray, scale: int) -> np.ndarray:
+    """A smooth field (..., H, W) between its pixels, linearly: (..., scale H, scale W)."""
+    if scale == 1:
+        return field
+    planes = field.reshape(-1, *field.shape[-2:])
+    finer = np.stack([refine(torch.from_numpy(p), scale).numpy() for p in planes])
+    return finer.reshape(*field.shape[:-2], *finer.shape[-2:])
+
+
 def _soft(level: np.ndarray, width: float) -> np.ndarray:
     """Logistic step: 0 far below zero, 1 far above, about 4 ``width`` wide."""
     return 1.0 / (1.0 + np.exp(-np.clip(level / width, -30, 30)))
@@ -202,50 +240,61 @@ def draw_tumor(plane: Plane, finding: Finding, rng: np.random.Generator) -> Tumo
         ValueError: the slice does not cut the finding's lobe.
     """
     size_mm = float(finding.size_mm or 0)
-    row, col = _tumor_centre(plane, finding, rng)
-    rows, cols = np.indices(plane.shape)
-    dy, dx = (rows - row) * plane.mm, (cols - col) * plane.mm
+    base = plane.base
+    centre = _tumor_centre(base, finding, rng)
     angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.3)
-    along, across = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
-    radius = np.hypot(along / stretch, across * stretch) / (size_mm / 2)
-    px = size_mm / plane.mm
-    lobulation = 0.10 * smooth_noise(plane.shape, max(px * 0.16, 2.0), rng)
-    lobulation += 0.05 * smooth_noise(plane.shape, max(px * 0.07, 1.2), rng)
-    level = radius + lobulation * np.clip(radius, 0.0, 1.0)
-
+    px = size_mm / base.mm
+    lobulation = 0.10 * smooth_noise(base.shape, max(px * 0.16, 2.0), rng)
+    lobulation += 0.05 * smooth_noise(base.shape, max(px * 0.07, 1.2), rng)
     sign = _side_sign(finding.side)
-    allowed = _soft(-plane.depth - 1.5, 0.6) * _soft(sign * plane.xyz[0] - 0.5, 0.6)
+
+    def form(p: Plane) -> tuple[np.ndarray, np.ndarray]:
+        """Distance from the centre in radii, lobulated, and where a tumour may be."""
+        dy, dx = p.offsets(centre)
+        along = dx * np.cos(angle) + dy * np.sin(angle)
+        across = dy * np.cos(angle) - dx * np.sin(angle)
+        radius = np.hypot(along / stretch, across * stretch) / (size_mm / 2)
+        level = radius + refined(lobulation, p.scale) * np.clip(radius, 0.0, 1.0)
+        allowed = _soft(-p.depth - 1.5, 0.6) * _soft(sign * p.xyz[0] - 0.5, 0.6)
+        return level, allowed
+
+    base_level, base_allowed = form(base)
+    level, allowed = (base_level, base_allowed) if plane is base else form(plane)
 
     # The threshold that makes the largest diameter of what is left inside skull and falx what the
     # report says.
+    dy, dx = base.offsets(centre)
     probe = np.linspace(0, np.pi, 12, endpoint=False)
     low, high = 0.4, 2.4
     for _ in range(10):
         middle = (low + high) / 2
-        here = (level < middle) & (allowed > 0.5)
+        here = (base_level < middle) & (base_allowed > 0.5)
         py, pxs = dy[here], dx[here]
         extent = (
             max((np.ptp(pxs * np.cos(a) + py * np.sin(a)) for a in probe), default=0.0)
             if py.size
             else 0.0
         )
-        low, high = (middle, high) if extent + plane.mm < size_mm else (low, middle)
-    level = level / ((low + high) / 2)
+        low, high = (middle, high) if extent + base.mm < size_mm else (low, middle)
+    threshold = (low + high) / 2
+    sharpness_mm = rng.uniform(0.35, 0.8)
 
-    edge_mm = (1.0 - level) * size_mm / 2
-    body = _soft(edge_mm, rng.uniform(0.35, 0.8)) * allowed
-    distance = ndimage.distance_transform_edt(body < 0.5) - ndimage.distance_transform_edt(
-        body >= 0.5
+    def body_of(level: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        edge_mm = (1.0 - level / threshold) * size_mm / 2
+        return _soft(edge_mm, sharpness_mm) * allowed
+
+    base_body, body = body_of(base_level, base_allowed), body_of(level, allowed)
+    distance = ndimage.distance_transform_edt(base_body < 0.5) - ndimage.distance_transform_edt(
+        base_body >= 0.5
     )
+    distance = refined(distance * base.mm, plane.scale)
     core = np.zeros(plane.shape)
     if rng.random() < {"small": 0.15, "moderate": 0.5, "large": 0.8}[finding.size]:
         thickness = max(size_mm / 2 * rng.uniform(0.3, 0.55), 4.0)
-        ragged = smooth_noise(plane.shape, max(px * 0.10, 1.5), rng) * size_mm * 0.045
-        core = _soft(-distance * plane.mm - thickness + ragged, 0.6) * allowed
-    texture = 0.7 * smooth_noise(plane.shape, 3.0 / plane.mm, rng) + 0.7 * smooth_noise(
-        plane.shape, 8 / plane.mm, rng
-    )
-    return Tumor(np.clip(body - core, 0, 1), core, texture, distance * plane.mm, (row, col))
+        ragged = plane.noise(max(px * 0.10, 1.5), rng) * size_mm * 0.045
+        core = _soft(-distance - thickness + ragged, 0.6) * allowed
+    texture = 0.7 * plane.noise(3.0 / base.mm, rng) + 0.7 * plane.noise(8 / base.mm, rng)
+    return Tumor(np.clip(body - core, 0, 1), core, texture, distance, centre)
 
 
 def draw_edema(
@@ -255,9 +304,8 @@ def draw_edema(
     around the tumour and spares cortex, which gives it its fingers; it stays on its side."""
     reach = EDEMA_REACH_MM[finding.size] * rng.uniform(0.92, 1.08)
     wm = ndimage.gaussian_filter(plane.wm, 0.6 / plane.mm)
-    uneven = 0.16 * smooth_noise(plane.shape, 7.0 / plane.mm, rng) + 0.08 * smooth_noise(
-        plane.shape, 3.0 / plane.mm, rng
-    )
+    base_mm = plane.base.mm
+    uneven = 0.16 * plane.noise(7.0 / base_mm, rng) + 0.08 * plane.noise(3.0 / base_mm, rng)
     front = reach * (1.0 + uneven) - np.maximum(tumor.distance, 0.0)
     sign = _side_sign(finding.side)
     allowed = (
@@ -269,6 +317,14 @@ def draw_edema(
     return spread * (1.0 - np.clip(tumor.solid + tumor.core, 0.0, 1.0))
 
 
+def _oval(plane: Plane, centre: tuple[int, int], angle: float, stretch: float) -> np.ndarray:
+    """Distance in mm from a pixel of `Plane.base`, longer along ``angle`` and shorter across."""
+    dy, dx = plane.offsets(centre)
+    away = dy * np.cos(angle) + dx * np.sin(angle)
+    along = dx * np.cos(angle) - dy * np.sin(angle)
+    return np.hypot(away * np.sqrt(stretch), along / np.sqrt(stretch))
+
+
 def draw_white_matter_lesions(
     plane: Plane, finding: Finding, rng: np.random.Generator
 ) -> np.ndarray:
@@ -276,15 +332,13 @@ def draw_white_matter_lesions(
     ventricles, drawn out along their wall, half scattered in deep white matter. Many lesions also
     run together into a rim around the ventricles.
     """
-    inner = ndimage.gaussian_filter(plane.wm, 1.0 / plane.mm) * (plane.depth < -9)
+    base = plane.base
+    inner = ndimage.gaussian_filter(base.wm, 1.0 / base.mm) * (base.depth < -9)
     inner = np.where(inner > 0.8, inner, 0.0)
-    near = inner * np.exp(-(((plane.ventricle - 4.0) / 3.0) ** 2)) * (plane.ventricle > 1.0)
-    deep = inner * (plane.ventricle > 9.0)
-    slope = np.stack(np.gradient(ndimage.gaussian_filter(plane.ventricle, 2.0)))
-    rows, cols = np.indices(plane.shape)
-    crumble = 0.45 * smooth_noise(plane.shape, 2.0 / plane.mm, rng) + 0.2 * smooth_noise(
-        plane.shape, 4.5 / plane.mm, rng
-    )
+    near = inner * np.exp(-(((base.ventricle - 4.0) / 3.0) ** 2)) * (base.ventricle > 1.0)
+    deep = inner * (base.ventricle > 9.0)
+    slope = np.stack(np.gradient(ndimage.gaussian_filter(base.ventricle, 2.0)))
+    crumble = 0.45 * plane.noise(2.0 / base.mm, rng) + 0.2 * plane.noise(4.5 / base.mm, rng)
     out = np.zeros(plane.shape)
     low, high = LESION_COUNT[finding.size]
     grow = {"small": 0.85, "moderate": 1.0, "large": 1.1}[finding.size]
@@ -293,7 +347,7 @@ def draw_white_matter_lesions(
         where = near if periventricular and near.any() else deep
         if not where.any():
             continue
-        row, col = _pick(where, rng)
+        row, col = centre = _pick(where, rng)
         radius = grow * (1.3 + rng.gamma(2.0, 0.55))
         stretch = rng.uniform(1.2, 1.9) if periventricular else rng.uniform(1.0, 1.5)
         # Along the ventricle's wall, or any way in deep white matter.
@@ -302,15 +356,11 @@ def draw_white_matter_lesions(
             if periventricular
             else rng.uniform(0, np.pi)
         )
-        dy, dx = (rows - row) * plane.mm, (cols - col) * plane.mm
-        away, along = (
-            dy * np.cos(angle) + dx * np.sin(angle),
-            dx * np.cos(angle) - dy * np.sin(angle),
-        )
-        distance = np.hypot(away * np.sqrt(stretch), along / np.sqrt(stretch))
+        distance = _oval(plane, centre, angle, stretch)
         strength = rng.uniform(0.65, 1.0)
         out = np.maximum(out, strength * _soft(radius - distance + crumble, 0.38))
-        where[distance < radius + 1.5] = 0.0
+        taken = distance if plane is base else _oval(base, centre, angle, stretch)
+        where[taken < radius + 1.5] = 0.0
     if finding.size != "small":
         width = {"moderate": 1.4, "large": 3.2}[finding.size] * rng.uniform(0.85, 1.15)
         rim = (
@@ -324,8 +374,7 @@ def push(plane: Plane, tumor: Tumor, size_mm: float, strength: float) -> np.ndar
     """Mass effect: where in the undisturbed plane each pixel's tissue comes from, as (2, H, W)
     offsets (row, column) in mm. Tissue at distance r from the centre has come from ``(r^3 -
     (strength R)^3)^(1/3)``, fading towards the skull, which does not move."""
-    rows, cols = np.indices(plane.shape)
-    dy, dx = (rows - tumor.centre[0]) * plane.mm, (cols - tumor.centre[1]) * plane.mm
+    dy, dx = plane.offsets(tumor.centre)
     r = np.hypot(dy, dx) + 1e-6
     radius = max(size_mm / 2 * strength, 1e-3)
     came_from = np.cbrt(np.maximum(r**3 - radius**3, (0.15 * r) ** 3))

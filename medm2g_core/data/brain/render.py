@@ -1,5 +1,10 @@
 """A virtual brain study: one axial slice of a deformed MNI152 brain in four MR contrasts.
 
+Pictures are squares of 128 pixels (1.8 mm), 256 (0.9 mm) and so on over the same field of view.
+They are made from one canvas of 0.9 mm, as fine as the template, on which all random choices are
+made; for more than 256 pixels its smooth fields (coordinates, distances, noise) are carried on and
+the tissues are found again at every pixel.
+
 The slice's level, the person's shape, the findings and the noise have random streams of their own.
 So the level tells nothing about the findings, and the same seed with other findings is the same
 person in the same slice.
@@ -10,6 +15,7 @@ There is no ``ct`` stream: in the fixed window of -1000..600 HU grey matter (37 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,25 +31,30 @@ from medm2g_core.data.brain.pathology import (
     draw_tumor,
     draw_white_matter_lesions,
     push,
+    refined,
     sample_findings,
     smooth_noise,
     sort_findings,
 )
+from medm2g_core.data.fields import BASE_PX, scale_of
 from medm2g_core.data.mri import SEQUENCES, TISSUES, Tissue, finish, signal
 from medm2g_core.streams import Finding
 
 __all__ = ["IMAGE_SIZE", "LEVEL_MM", "PERSON", "SPACING_MM", "render_brain", "slice_level"]
 
 PERSON = "mni152"
-IMAGE_SIZE = 128
+IMAGE_SIZE = BASE_PX
 SPACING_MM = 1.8
+"""Pixel of a picture of `IMAGE_SIZE` pixels a side."""
 LEVEL_MM = (15.0, 26.0)
 """MNI z of the slice at the brain's centre, mm: levels that cut the lateral ventricles and all four
 lobes."""
 
-_OVERSAMPLING = (
-    2  # signal is computed at this multiple and averaged, so that tissues mix inside a pixel
-)
+_OVERSAMPLING = 2
+"""Canvas pixels along one of a picture of `IMAGE_SIZE`, which averages the signal over them, so
+that tissues mix inside a pixel."""
+_CANVAS_PX = IMAGE_SIZE * _OVERSAMPLING
+_CANVAS_MM = SPACING_MM / _OVERSAMPLING
 _CENTRE_Y_MM = -17.0  # MNI y of the picture's centre
 _STREAMS = ("level", "shape", "texture", "findings", "lesions", "noise")
 
@@ -60,10 +71,9 @@ def slice_level(seed: int) -> float:
 
 
 def _coordinates(level: float, sex: str, rng: np.random.Generator) -> np.ndarray:
-    """MNI coordinates (3, H, W) of the slice's pixels in one person's head: pose, size and a smooth
-    random warp."""
-    n = IMAGE_SIZE * _OVERSAMPLING
-    mm = SPACING_MM / _OVERSAMPLING
+    """MNI coordinates (3, H, W) of the canvas in one person's head: pose, size and a smooth random
+    warp."""
+    n, mm = _CANVAS_PX, _CANVAS_MM
     offset = (np.arange(n) - (n - 1) / 2) * mm
     # Rows run from anterior to posterior, columns from the patient's right to the left: y and x
     # fall.
@@ -108,7 +118,7 @@ def _grow_ventricles(
     d = atlas.sample("ventricle_mm", xyz)
     if growth_mm <= 0:
         return xyz, d
-    mm = SPACING_MM / _OVERSAMPLING
+    mm = _CANVAS_MM
     x = np.abs(xyz[0])
     # The callosal body and the septum between the ventricles give way least.
     growth = (
@@ -159,21 +169,20 @@ def _tissue_maps(
 
 
 def _head_shells(
-    xyz: np.ndarray, depth: np.ndarray, rng: np.random.Generator
+    xyz: np.ndarray, depth: np.ndarray, scale: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Skull, marrow, muscle, fat and skin fractions (H, W) from the distance to the brain: a model,
     as the template is skull-stripped. Thicknesses vary around the head and between people (choice:
-    anatomical textbook ranges in mm).
+    anatomical textbook ranges in mm). ``scale``: pixels of these arrays along one of the canvas.
     """
     n = depth.shape
-    mm = SPACING_MM / _OVERSAMPLING
+    canvas = (_CANVAS_PX, _CANVAS_PX)
 
     def wavy(mean: float, person: float, around: float, width_mm: float) -> np.ndarray:
-        return np.clip(
-            rng.normal(mean, person) + around * smooth_noise(n, width_mm / mm, rng),
-            0.3 * mean,
-            2.0 * mean,
+        thickness = rng.normal(mean, person) + around * smooth_noise(
+            canvas, width_mm / _CANVAS_MM, rng
         )
+        return refined(np.clip(thickness, 0.3 * mean, 2.0 * mean), scale)
 
     x, y = np.abs(xyz[0]), xyz[1]
     temple = np.exp(-(((x - 66) / 16) ** 2) - (((y - 12) / 26) ** 2))
@@ -204,30 +213,70 @@ def _persons_tissue(name: str, rng: np.random.Generator) -> Tissue:
     return Tissue(name, t.t1_ms * a, t.t2_ms * b, min(t.pd * c, 1.0))
 
 
-def _shrink(image: Tensor) -> Tensor:
-    return torch.nn.functional.avg_pool2d(image[None, None], _OVERSAMPLING)[0, 0]
+@dataclass(frozen=True)
+class _Anatomy:
+    """What a slice shows before lesions are drawn; every array is (..., H, W).
+
+    Attributes:
+        mm: pixel size.
+        maps: as from `_tissue_maps`.
+        xyz: MNI coordinates, mm.
+        wall: signed distance to the ventricle wall, mm.
+    """
+
+    mm: float
+    maps: dict[str, np.ndarray]
+    xyz: np.ndarray
+    wall: np.ndarray
+
+    def plane(self, coarser: Plane | None = None) -> Plane:
+        m = self.maps
+        lobe = lobe_index(self.xyz)
+        return Plane(self.mm, self.xyz, m["wm"], m["depth"], self.wall, lobe, coarser)
+
+    def moved(self, pull: np.ndarray) -> _Anatomy:
+        """Every pixel shows what lies ``pull`` mm (2, H, W) further along rows and columns."""
+        rows, cols = np.indices(self.wall.shape)
+        at = np.stack([rows + pull[0] / self.mm, cols + pull[1] / self.mm])
+
+        def there(field: np.ndarray) -> np.ndarray:
+            return ndimage.map_coordinates(field, at, order=1, mode="nearest")
+
+        maps = {name: there(field) for name, field in self.maps.items()}
+        return _Anatomy(self.mm, maps, np.stack([there(c) for c in self.xyz]), there(self.wall))
 
 
-def render_brain(seed: int, *, findings: tuple[Finding, ...] | None = None) -> dict[str, Any]:
+def _planes(canvas: _Anatomy, fine: _Anatomy) -> Plane:
+    """The plane that is drawn on, with the canvas below it where it is finer."""
+    return canvas.plane() if fine is canvas else fine.plane(canvas.plane())
+
+
+def render_brain(
+    seed: int, *, findings: tuple[Finding, ...] | None = None, size: int = IMAGE_SIZE
+) -> dict[str, Any]:
     """One virtual patient's axial brain slice in four MR contrasts.
 
     Args:
         seed: the patient; the same seed gives the same study.
         findings: what the patient has; drawn by `sample_findings` where ``None``. An empty tuple is
             a normal brain.
+        size: side of the pictures in pixels: 128 times a power of two. Everything else of the study
+            is the same at every size.
 
     Returns:
-        ``images`` (``mri_t1``, ``mri_t2``, ``mri_pd``, ``mri_flair`` -> float32 (1, 128, 128),
+        ``images`` (``mri_t1``, ``mri_t2``, ``mri_pd``, ``mri_flair`` -> float32 (1, size, size),
         -1..1, rows anterior to posterior, columns patient's right to left), ``findings``,
         ``person`` (``"mni152"``), ``age`` in years, ``sex`` and ``spacing_mm``. Age and sex shape
         the brain but are drawn independently of the findings.
 
     Raises:
-        ValueError: findings that the brain cannot have, see
+        ValueError: another size, or findings that the brain cannot have, see
             `medm2g_core.data.brain.pathology.sort_findings`.
         FileNotFoundError: nilearn's template is missing, see
             `medm2g_core.data.brain.atlas.load_atlas`.
     """
+    scale = scale_of(size)
+    finer = max(size // _CANVAS_PX, 1)  # pixels of the arrays below along one of the canvas
     rngs = _rngs(seed)
     level = float(rngs["level"].uniform(*LEVEL_MM))
     drawn = sample_findings(rngs["findings"])
@@ -249,36 +298,36 @@ def render_brain(seed: int, *, findings: tuple[Finding, ...] | None = None) -> d
     base = _coordinates(level, sex, shape)
     growth = healthy_growth
     if "ventriculomegaly" in found:
-        size = found["ventriculomegaly"].size
-        growth = 0.5 * healthy_growth + VENTRICLE_GROWTH_MM[size] * float(
+        most = VENTRICLE_GROWTH_MM[found["ventriculomegaly"].size]
+        growth = 0.5 * healthy_growth + most * float(
             lesion_rng["ventriculomegaly"].uniform(0.9, 1.1)
         )
     xyz, wall = _grow_ventricles(base, atlas, growth, lesion_rng["ventriculomegaly"])
-    maps = _tissue_maps(xyz, wall, atlas, atrophy)
-    shells = _head_shells(base, atlas.sample("depth_mm", base), shape)
-    mm = SPACING_MM / _OVERSAMPLING
+    canvas = _Anatomy(_CANVAS_MM, _tissue_maps(xyz, wall, atlas, atrophy), xyz, wall)
+    fine, head = canvas, refined(base, finer)
+    if finer > 1:
+        xyz, wall = refined(xyz, finer), refined(wall, finer)
+        maps = _tissue_maps(xyz, wall, atlas, atrophy)
+        fine = _Anatomy(_CANVAS_MM / finer, maps, xyz, wall)
+    shells = _head_shells(head, atlas.sample("depth_mm", head), finer, shape)
 
-    def plane(m: dict[str, np.ndarray], coordinates: np.ndarray, ventricle: np.ndarray) -> Plane:
-        return Plane(mm, coordinates, m["wm"], m["depth"], ventricle, lobe_index(coordinates))
-
-    now = plane(maps, xyz, wall)
+    now = _planes(canvas, fine)
     tumor = edema = lesions = None
     if "tumor" in found:
         rng = lesion_rng["tumor"]
         tumor = draw_tumor(now, found["tumor"], rng)
-        pull = push(now, tumor, float(found["tumor"].size_mm or 0), float(rng.uniform(0.35, 0.7)))
-        rows, cols = np.indices(now.shape)
-        at = np.stack([rows + pull[0] / mm, cols + pull[1] / mm])
-        maps = {k: ndimage.map_coordinates(v, at, order=1, mode="nearest") for k, v in maps.items()}
-        wall = ndimage.map_coordinates(wall, at, order=1, mode="nearest")
-        xyz = np.stack([ndimage.map_coordinates(c, at, order=1, mode="nearest") for c in xyz])
-        now = plane(maps, xyz, wall)
+        size_mm, strength = float(found["tumor"].size_mm or 0), float(rng.uniform(0.35, 0.7))
+        moved = canvas.moved(push(now.base, tumor, size_mm, strength))
+        fine = moved if fine is canvas else fine.moved(push(now, tumor, size_mm, strength))
+        canvas = moved
+        now = _planes(canvas, fine)
         if "vasogenic_edema" in found:
             edema = draw_edema(now, tumor, found["vasogenic_edema"], lesion_rng["vasogenic_edema"])
     if "white_matter_lesions" in found:
         lesions = draw_white_matter_lesions(
             now, found["white_matter_lesions"], lesion_rng["white_matter_lesions"]
         )
+    maps = fine.maps
 
     # Fractions: a lesion replaces its share of whatever healthy tissue is there.
     fractions: dict[str, np.ndarray] = {k: maps[k] for k in ("gm", "wm", "csf")}
@@ -292,11 +341,11 @@ def render_brain(seed: int, *, findings: tuple[Finding, ...] | None = None) -> d
     fractions |= shells
 
     texture_rng = rngs["texture"]
-    fine = 0.012 * smooth_noise(now.shape, 2.5 / mm, texture_rng) + 0.012 * smooth_noise(
-        now.shape, 8 / mm, texture_rng
+    grain = 0.012 * now.noise(2.5 / _CANVAS_MM, texture_rng) + 0.012 * now.noise(
+        8 / _CANVAS_MM, texture_rng
     )
     # Brighter on the T1 template means a shorter T1 and less free water.
-    ratio = np.clip(maps["texture"], 0.8, 1.2) + fine
+    ratio = np.clip(maps["texture"], 0.8, 1.2) + grain
     t1_factor = {"gm": ratio**-1.4, "wm": ratio**-1.2}
     pd_factor = {"gm": ratio**-0.25, "wm": ratio**-0.25}
     t2_factor = {"gm": ratio**-0.5, "wm": ratio**-0.5}
@@ -304,9 +353,9 @@ def render_brain(seed: int, *, findings: tuple[Finding, ...] | None = None) -> d
         uneven = np.exp(0.2 * tumor.texture)
         t1_factor["tumor"] = t2_factor["tumor"] = uneven
     for name in ("edema", "wm_lesion"):
-        t2_factor[name] = np.exp(4.0 * fine)
+        t2_factor[name] = np.exp(4.0 * grain)
     for name in ("scalp", "muscle", "marrow"):
-        pd_factor[name] = 1.0 + 5.0 * fine
+        pd_factor[name] = 1.0 + 5.0 * grain
 
     tissues = {n: _persons_tissue(n, texture_rng) for n in sorted(TISSUES)}
     noise = rngs["noise"]
@@ -322,12 +371,15 @@ def render_brain(seed: int, *, findings: tuple[Finding, ...] | None = None) -> d
             clean = clean + torch.from_numpy(fraction.astype(np.float32)) * signal(
                 t1, t2, pd, contrast
             )
-        images[f"mri_{contrast}"] = finish(_shrink(clean), contrast, noise)[None]
+        shrink = clean.shape[0] // size
+        if shrink > 1:
+            clean = torch.nn.functional.avg_pool2d(clean[None, None], shrink)[0, 0]
+        images[f"mri_{contrast}"] = finish(clean, contrast, noise, scale=scale)[None]
     return {
         "images": images,
         "findings": tuple(found.values()),
         "person": PERSON,
         "age": age,
         "sex": sex,
-        "spacing_mm": (SPACING_MM, SPACING_MM),
+        "spacing_mm": (SPACING_MM / scale, SPACING_MM / scale),
     }

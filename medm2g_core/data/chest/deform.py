@@ -25,7 +25,16 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from medm2g_core.data.chest.atlas import CHANNELS, GRID, LOBES, SPACING_MM, ChestAtlas
+from medm2g_core.data.chest.atlas import (
+    CHANNELS,
+    DETAIL_HU,
+    DETAIL_SCALE,
+    GRID,
+    LOBES,
+    SPACING_MM,
+    ChestAtlas,
+)
+from medm2g_core.data.fields import refine
 
 __all__ = [
     "COARSE",
@@ -34,6 +43,8 @@ __all__ = [
     "Warp",
     "anatomy_of",
     "cardiothoracic_ratio",
+    "detailed_hu",
+    "finer_grid",
     "jacobian",
     "locate",
     "normalised",
@@ -114,11 +125,26 @@ class Body:
 
 @dataclass(frozen=True)
 class Warp:
-    """A patient's backward map: normalised `grid_sample` coordinates, (1, *COARSE, 3) and (1,
-    *GRID, 3)."""
+    """A patient's backward map: normalised `grid_sample` coordinates.
+
+    Attributes:
+        coarse: (1, *COARSE, 3).
+        full: (1, *GRID, 3).
+        fine: (1, *finer_grid(scale), 3); `full` itself at scale 1.
+    """
 
     coarse: Tensor
     full: Tensor
+    fine: Tensor
+
+
+def finer_grid(scale: int) -> tuple[int, int, int]:
+    """Voxels (z, y, x) of a patient who is drawn ``scale`` times as finely as on `GRID`.
+
+    Only z and x, the axes of the pictures, are finer: a finer film has smaller pixels and a finer
+    slice the same thickness, and the work grows with the pixels.
+    """
+    return (GRID[0] * scale, GRID[1], GRID[2] * scale)
 
 
 def _axes(shape: tuple[int, int, int]) -> list[Tensor]:
@@ -129,9 +155,13 @@ def _axes(shape: tuple[int, int, int]) -> list[Tensor]:
     ]
 
 
-def points(shape: tuple[int, int, int]) -> Tensor:
-    """(*shape, 3) mm, order x, y, z."""
-    z, y, x = torch.meshgrid(*_axes(shape), indexing="ij")
+def points(shape: tuple[int, int, int], box: tuple[slice, ...] | None = None) -> Tensor:
+    """Centres of the voxels of a grid of that shape, or of a box of it: (..., 3) mm, order x, y,
+    z."""
+    axes = _axes(shape)
+    if box is not None:
+        axes = [axis[part] for axis, part in zip(axes, box, strict=True)]
+    z, y, x = torch.meshgrid(*axes, indexing="ij")
     return torch.stack([x, y, z], -1)
 
 
@@ -245,6 +275,20 @@ def anatomy_of(atlas: ChestAtlas) -> Anatomy:
     return replace(
         base_anatomy, cardiac=(np.array(_CARDIAC_SCALES), np.maximum.accumulate(np.array(ratios)))
     )
+
+
+def detailed_hu(atlas: ChestAtlas) -> Tensor:
+    """HU of an atlas as finely as its detail goes: float32 (1, 1, Z, Y, X), on `GRID` where it has
+    none; air around it as in `Anatomy.volume`."""
+    volume = torch.from_numpy(atlas.hu.astype(np.float32))
+    around = 1
+    if atlas.detail is not None:
+        detail = torch.from_numpy(atlas.detail.astype(np.float32)) * DETAIL_HU
+        volume, around = refine(volume, DETAIL_SCALE) + detail, DETAIL_SCALE
+    volume[:, (0, -1)] = -1024.0
+    volume[..., :around] = -1024.0
+    volume[..., -around:] = -1024.0
+    return volume[None, None]
 
 
 def cardiothoracic_ratio(coarse: Tensor) -> float:
@@ -406,17 +450,22 @@ def _map(anatomy: Anatomy, body: Body) -> Tensor:
     return normalised(q + u)[None]
 
 
-def warp(anatomy: Anatomy, body: Body) -> Warp:
-    """The backward map of a patient on both grids."""
+def warp(anatomy: Anatomy, body: Body, scale: int = 1) -> Warp:
+    """The backward map of a patient; ``scale`` is that of `finer_grid`."""
     coarse = _map(anatomy, body)
+    full = _interpolated(coarse, GRID)
+    return Warp(coarse, full, full if scale == 1 else _interpolated(coarse, finer_grid(scale)))
+
+
+def _interpolated(coarse: Tensor, shape: tuple[int, int, int]) -> Tensor:
     full = functional.interpolate(
-        torch.movedim(coarse, -1, 1), size=GRID, mode="trilinear", align_corners=False
+        torch.movedim(coarse, -1, 1), size=shape, mode="trilinear", align_corners=False
     )
     # above and below the grid the body goes on: reflect, or its last slice would be drawn out into
     # stripes
     z = full[:, 2]
     full[:, 2] = torch.where(z.abs() > 1, z.sign() * 2 - z, z)
-    return Warp(coarse, torch.movedim(full, 1, -1))
+    return torch.movedim(full, 1, -1)
 
 
 def locate(warp_: Warp, place: np.ndarray) -> np.ndarray:

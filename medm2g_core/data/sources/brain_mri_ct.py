@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from medm2g_core.data.files import check_hu, mr_to_unit
+from medm2g_core.data.intensity import check_hu, mr_to_unit
 from medm2g_core.data.sources.base import (
     SPLITS,
     DataCard,

@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -25,7 +24,13 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from scipy import ndimage
 
-from medm2g_core.data.files import check_hu, mr_to_unit
+from medm2g_core.data.intensity import check_hu, mr_to_unit
+from medm2g_core.data.sources.archives import (
+    member_names,
+    open_member,
+    opened,
+    patient_places,
+)
 from medm2g_core.data.sources.base import (
     DataCard,
     Entry,
@@ -46,7 +51,6 @@ PADDING_HU = (-1, -1025)
 or as stored."""
 MIN_SEEN = 0.05
 """A slice of which less than this part is seen by all streams is no picture."""
-MAX_ARCHIVE_BYTES = 8_000_000_000
 
 _T1, _T2 = re.compile(r"t1", re.IGNORECASE), re.compile(r"t2", re.IGNORECASE)
 _DEFORMED = re.compile(r"deform|warp|regist|elastix|\breg\b|_reg|dir\b", re.IGNORECASE)
@@ -137,7 +141,7 @@ class GoldAtlas(Source):
     def scan(self, root: Path) -> Found:
         skips: list[Skip] = []
         places: dict[str, Path] = {}
-        for place in _places(root):
+        for place in patient_places(root):
             name = place.name if place.is_dir() else place.stem
             if name in places:
                 skips.append(
@@ -219,76 +223,18 @@ def _step(depths: Sequence[float] | np.ndarray) -> float:
     return float(np.median(np.diff(depths))) if len(depths) > 1 else 1.0
 
 
-def _places(root: Path) -> list[Path]:
-    """Archives and folders of patients; wrapper folders are passed, a folder with DICOM files in it
-    is one patient."""
-    while True:
-        inside = sorted(p for p in root.iterdir() if not p.name.startswith((".", "__MACOSX")))
-        if len(inside) == 1 and inside[0].is_dir() and any(p.is_dir() for p in inside[0].iterdir()):
-            root = inside[0]
-            continue
-        break
-    heads = {p: _head(p) for p in inside if p.is_file()}
-    if any(head[128:132] == b"DICM" for head in heads.values()):
-        return [root]
-    return [
-        p for p in inside if p.is_dir() or heads[p][:4] == b"PK\x03\x04"
-    ]  # a cut-off archive too
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        return stream.read(132)
-
-
-@contextmanager
-def _opened(place: Path) -> Iterator[zipfile.ZipFile | None]:
-    """The archive, or ``None`` for a folder.
-
-    Raises:
-        FileError: a broken archive, one with names that lead out of it, or one that is far too
-            large.
-    """
-    if place.is_dir():
-        yield None
-        return
-    with blame(place, "opening the archive"):
-        archive = zipfile.ZipFile(place)
-    with archive:
-        for info in archive.infolist():
-            name = PurePosixPath(info.filename.replace("\\", "/"))
-            if name.is_absolute() or ".." in name.parts or re.match(r"[A-Za-z]:", info.filename):
-                raise FileError(
-                    f"{place}: the member {info.filename!r} leads out of the archive; it is not"
-                    " trusted"
-                )
-        if sum(i.file_size for i in archive.infolist()) > MAX_ARCHIVE_BYTES:
-            raise FileError(
-                f"{place}: unpacks to more than {MAX_ARCHIVE_BYTES} bytes, which no patient of the"
-                " set does"
-            )
-        yield archive
-
-
-def _names(place: Path, archive: zipfile.ZipFile | None) -> list[str]:
-    if archive is None:
-        return sorted(str(p.relative_to(place)) for p in place.rglob("*") if p.is_file())
-    return sorted(i.filename for i in archive.infolist() if not i.is_dir())
-
-
-def _open(place: Path, archive: zipfile.ZipFile | None, name: str) -> IO[bytes]:
-    return (place / name).open("rb") if archive is None else archive.open(name)
-
-
 def _groups(place: Path) -> tuple[list[_Series], list[tuple[str, str]]]:
     """The image series of a patient, from headers alone, and the files that are no DICOM with the
     reason."""
     found: dict[tuple, list[tuple[float, str, Dataset]]] = defaultdict(list)
     broken = []
-    with _opened(place) as archive:
-        for name in _names(place, archive):
+    with opened(place) as archive:
+        for name in member_names(place, archive):
             try:
-                with blame(Path(name), "reading the header"), _open(place, archive, name) as stream:
+                with (
+                    blame(Path(name), "reading the header"),
+                    open_member(place, archive, name) as stream,
+                ):
                     ds = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
                     position, orientation = (
                         ds.get("ImagePositionPatient"),
@@ -403,7 +349,7 @@ def _image(place: Path, archive: zipfile.ZipFile | None, names: Sequence[str]) -
     slices, positions = [], []
     first: Dataset | None = None
     for name in names:
-        with blame(place / name, "reading the slice"), _open(place, archive, name) as stream:
+        with blame(place / name, "reading the slice"), open_member(place, archive, name) as stream:
             ds = pydicom.dcmread(stream)
             first = first if first is not None else ds
             if (
@@ -455,7 +401,7 @@ def _volumes(
 ) -> tuple[dict[str, np.ndarray], np.ndarray, tuple[float, float], tuple[str, ...]]:
     """Stream -> (S, A, R) in -1..1 on the reference's grid; what all see (bool); (row, column)
     spacing; notes."""
-    with _opened(place) as archive:
+    with opened(place) as archive:
         images = {stream: _image(place, archive, names) for stream, names in series}
     reference = _reference(images)
     target = sitk.DICOMOrient(images[reference], "LPI")  # index 0: head, front, patient's right

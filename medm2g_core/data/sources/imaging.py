@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from medm2g_core.data.files import square_picture, xray_to_unit
+from medm2g_core.data.files import square_picture
+from medm2g_core.data.intensity import xray_to_unit
 from medm2g_core.data.volumes import FileError, Volume
 from medm2g_core.streams import hu_to_unit
 
@@ -16,8 +17,8 @@ __all__ = ["ct_to_unit", "film", "paired_slices"]
 
 
 def ct_to_unit(hu: np.ndarray) -> np.ndarray:
-    """`hu_to_unit` for arrays. Check with `medm2g_core.data.files.check_hu` first; padding of any
-    depth becomes air."""
+    """`hu_to_unit` for arrays. Check with `medm2g_core.data.intensity.check_hu` first; padding of
+    any depth becomes air."""
     return hu_to_unit(torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))).numpy()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medm2g_core.data.files import mr_to_unit
+from medm2g_core.data.intensity import mr_to_unit
 from medm2g_core.data.sources.base import (
     DataCard,
     Entry,

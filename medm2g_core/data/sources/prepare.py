@@ -11,15 +11,13 @@ made again while its key, a hash of all it depends on, and its SHA-256 are right
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
-import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +28,9 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm.auto import tqdm
 
-from medm2g_core import __version__
 from medm2g_core.data.sources import SOURCES
 from medm2g_core.data.sources.base import SPLITS, Entry, Skip, Source, SourceDataset, SourceError
+from medm2g_core.data.sources.depends import code_digest, entry_facts, versions
 from medm2g_core.data.sources.shards import (
     FORMAT,
     MANIFEST,
@@ -51,29 +49,6 @@ SHARD_SIZE = 256
 EXAMPLES = 3
 """So many examples of each kind of skip are kept in the manifest."""
 
-_CODE = (
-    "../dicom.py",
-    "../files.py",
-    "../volumes.py",
-    "base.py",
-    "grids.py",
-    "imaging.py",
-    "radiographs.py",
-    "registration.py",
-    "shards.py",
-    "tables.py",
-)
-"""Files besides the source's own whose text decides on the bytes of a shard."""
-_LIBRARIES = (
-    "numpy",
-    "torch",
-    "pillow",
-    "scipy",
-    "scikit-image",
-    "SimpleITK",
-    "nibabel",
-    "pydicom",
-)
 _LOCK = ".lock"
 
 
@@ -207,7 +182,7 @@ def _plan(dataset: SourceDataset, root: Path, out: Path, shard_size: int) -> lis
         "format": FORMAT,
         "source": dataset.source.name,
         "size": dataset.size,
-        "code": _code(dataset.source),
+        "code": code_digest(dataset.source),
     }
     tasks = []
     for split in SPLITS:
@@ -215,65 +190,12 @@ def _plan(dataset: SourceDataset, root: Path, out: Path, shard_size: int) -> lis
         for number, start in enumerate(range(0, len(own), shard_size)):
             entries = tuple(own[start : start + shard_size])
             facts = json.dumps(
-                [common, split, [_facts(entry, root) for entry in entries]], sort_keys=True
+                [common, split, [entry_facts(entry, root) for entry in entries]], sort_keys=True
             )
             key = hashlib.sha256(facts.encode()).hexdigest()
             path = out / f"{split}-{number:05d}.tar"
             tasks.append(_Task(dataset.source, entries, split, root, path, dataset.size, key))
     return tasks
-
-
-def _code(source: Source) -> str:
-    """A hash of the program text that reads this data set; line ends do not count."""
-    here = Path(__file__).resolve().parent
-    own = sys.modules[type(source).__module__].__file__
-    digest = hashlib.sha256()
-    for path in (*((here / name).resolve() for name in _CODE), *((Path(own),) if own else ())):
-        digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
-    return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    python = ".".join(map(str, sys.version_info[:3]))
-    return {"medm2g_core": __version__, "python": python} | {
-        n: importlib.metadata.version(n) for n in _LIBRARIES
-    }
-
-
-def _facts(entry: Entry, root: Path) -> Any:
-    """All that a scan found out about a study, and the sizes of its files, independent of where the
-    tree is."""
-    return [_plain(value, root) for value in vars(entry).values()] + [
-        _bytes(p) for p in entry.files.values()
-    ]
-
-
-def _plain(value: Any, root: Path) -> Any:
-    """As JSON values; a path relative to the tree, and of unknown objects only their type."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Path):
-        return (
-            value.relative_to(root).as_posix() if value.is_relative_to(root) else value.as_posix()
-        )
-    if isinstance(value, Mapping):
-        return [[str(k), _plain(v, root)] for k, v in value.items()]
-    if isinstance(value, Sequence):
-        return [_plain(v, root) for v in value]
-    if is_dataclass(value):
-        return _plain(vars(value), root)
-    return type(value).__name__
-
-
-def _bytes(path: Path) -> int:
-    """Size of a file, or of the files in a folder; -1 where nothing is (reading it then says
-    so)."""
-    try:
-        if path.is_dir():
-            return sum(p.stat().st_size for p in path.iterdir() if p.is_file())
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def _prepare(
@@ -300,7 +222,7 @@ def _prepare(
     manifest["versions"] = list(before["versions"]) if before else []
     if todo:
         print(f"{out}: {len(todo)} shards to make, {len(done)} finished before")
-        now = _versions()
+        now = versions()
         manifest["versions"] = [v for v in manifest["versions"] if v != now] + [now]
         _save(out, manifest, done)
         total, left = (sum(len(t.entries) for t in some) for some in (tasks, todo))
@@ -331,9 +253,9 @@ def _earlier(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     """The manifest of an earlier call with the same parameters; shards of other parameters are
     never overwritten."""
     if not (out / MANIFEST).is_file():
-        if strangers := [p.name for p in out.iterdir() if p.name != _LOCK]:
+        if others := [p.name for p in out.iterdir() if p.name != _LOCK]:
             raise SourceError(
-                f"{out}: not empty ({strangers[0]} ...) and no prepared data set; choose another"
+                f"{out}: not empty ({others[0]} ...) and no prepared data set; choose another"
                 " folder"
             )
         return None

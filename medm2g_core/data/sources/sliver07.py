@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medm2g_core.data.files import check_hu
+from medm2g_core.data.intensity import check_hu
 from medm2g_core.data.sources.base import (
     DataCard,
     Entry,

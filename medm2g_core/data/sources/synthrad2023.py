@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medm2g_core.data.files import check_hu, mr_to_unit, read_volume
+from medm2g_core.data.files import read_volume
+from medm2g_core.data.intensity import check_hu, mr_to_unit
 from medm2g_core.data.sources.base import (
     DataCard,
     Entry,
