@@ -31,7 +31,7 @@ from medm2g_core.show.data_cards import page
 from medm2g_core.show.diagram import HEIGHT, WIDTH, diagram, never_together, state
 from medm2g_core.show.readme import PAGES, fill, pages
 from medm2g_core.streams import MODALITIES, STREAMS
-from medm2g_core.training.stages import ROUNDS
+from medm2g_core.training.rounds import ROUNDS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -301,7 +301,7 @@ def test_a_flow_trains_before_it_is_frozen_and_from_one_that_trained() -> None:
     for name in ROUND_STAGES:
         plan = ROUNDS[name]
         assert set(plan.frozen) <= trained
-        assert {source for _, source in plan.inherits} <= trained
+        assert {source for _, source in plan.initialised_from} <= trained
         trained |= set(plan.trained)
     assert trained == set(MODALITIES)
     assert ("xray", "ct") in never_together() and ("text", "ct") not in never_together()

@@ -146,7 +146,7 @@ def test_a_round_of_other_pairs_adds_them(model):
 
 
 def test_no_round_pairs_what_must_emerge():
-    """text-MRI, X-ray-CT and X-ray-MRI never meet in rounds 1 to 3."""
+    """text-MRI, X-ray-CT and X-ray-MRI are in no mix of rounds 1 to 3."""
     pairs = set()
     for name in ("round1", "round2", "round3"):
         for streams in (each.streams for each in ROUNDS[name].mixes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ class FewStudies:
         return self._corpora if split == "train" else []
 
     def reports(self, n: int, seed: int, split: str = "train") -> list[str]:
-        return reports(min(n, 60), seed=seed) if split == "train" else []
+        if split != "train":
+            return []
+        return (reports(60, seed=seed) + reports(30, "brain", seed=seed))[:n]
 
     def fit(self, model: MedM2G) -> None: ...
 
@@ -60,8 +63,6 @@ def trained(short, corpora, tmp_path_factory) -> Path:
 @pytest.fixture
 def folder(trained, tmp_path) -> Path:
     """A copy of it."""
-    import shutil
-
     return Path(shutil.copytree(trained, tmp_path / "model"))
 
 

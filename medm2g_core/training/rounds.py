@@ -1,7 +1,7 @@
-"""The rounds of multi-flow training: which flows meet in which, and how a round begins.
+"""The rounds of multi-flow training: which flows train together, and how a round begins.
 
 Text is the centre. Round 1 trains text with X-ray; round 2 the CT flow with text, which stays as it
-is; round 3 the MR flow with CT. Pairs that never train together meet through the aligned prompt.
+is; round 3 the MR flow with CT. All other pairs are joined by the aligned prompt alone.
 """
 
 from __future__ import annotations

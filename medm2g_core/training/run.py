@@ -21,7 +21,7 @@ from medm2g_core.streams import MODALITIES
 from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports, weights_key
 from medm2g_core.training.data import EmbeddedData, TrainingData
 from medm2g_core.training.loop import run_stage, state_file
-from medm2g_core.training.rounds import ROUNDS, begin_round, trained_with
+from medm2g_core.training.rounds import ROUNDS, Round, begin_round, initialise_flows, trained_with
 from medm2g_core.training.stages import (
     AlignmentStage,
     ImageCodecStage,
@@ -214,7 +214,9 @@ def train(
             stage = RoundStage(model, latent, name, data.round(name))
         if moved & set(_parts_of(name)):
             origin.check(folder, summary, needed=True)
-            _restore(stage, origin)
+            earlier = ROUND_STAGES[: ROUND_STAGES.index(name)] if name in ROUND_STAGES else ()
+            plans = [data.round(s) for s in earlier if "start" not in summary]
+            _restore(stage, origin, plans)
         if isinstance(stage, RoundStage):
             # From a trained model the flows have learnt more than those that they would start from.
             begin_round(model, stage.round, continued="start" in summary)
@@ -343,11 +345,19 @@ class _Origin:
         return model
 
 
-def _restore(stage: Stage, origin: _Origin) -> None:
+def _restore(stage: Stage, origin: _Origin, earlier: Sequence[Round]) -> None:
     """Give what a stage trains, and has trained before in this folder, the weights that it began
-    with."""
+    with.
+
+    Args:
+        earlier: rounds before it. Flows that they initialise brought the entries of later sources
+            from there.
+    """
     model = stage.model
-    first = origin.model(like=model).state_dict()
+    begun = origin.model(like=model)
+    for plan in earlier:
+        initialise_flows(begun, plan)
+    first = begun.state_dict()
     names = {key for part in stage.parts for key in model.part(part)}
     names |= {name for name, _ in stage.trainable()}
     model.load_state_dict({n: first[n] for n in names}, strict=False)
