@@ -132,17 +132,24 @@ class EmbeddedData:
     def __init__(
         self, profile: Profile, persons: Sequence[str] | None = None, workers: int | None = None
     ) -> None:
-        self.persons, self.workers = persons, workers
-        self.corpora: Callable[[str], list[Corpus]] = (
-            cache(  # nothing is drawn before a stage asks for pictures
-                lambda split: load_corpora(profile, split=split, persons=persons, workers=workers)
-            )
-        )
+        self.profile, self.persons, self.workers = profile, persons, workers
+        self._reader: Reader | None = None
+        # nothing is drawn before a stage asks for pictures
+        self.corpora: Callable[[str], list[Corpus]] = cache(self._corpora)
+
+    def _corpora(self, split: str) -> list[Corpus]:
+        whole = load_corpora(self.profile, split=split, persons=self.persons, workers=self.workers)
+        if self._reader is None:
+            return whole
+        return [replace(c, reports=[self._reader.fitted(r) for r in c.reports]) for c in whole]
 
     def reports(self, n: int, seed: int, split: str = "train") -> list[str]:
-        return random_reports(n, seed if split == "train" else 2**31 + seed)
+        texts = random_reports(n, seed if split == "train" else 2**31 + seed)
+        return texts if self._reader is None else self._reader.fitted(texts)
 
-    def fit(self, model: MedM2G) -> None: ...
+    def fit(self, model: MedM2G) -> None:
+        self._reader = Reader(model)
+        self.corpora = cache(self._corpora)
 
     def lacks(self, stage: str) -> str:
         return ""
@@ -152,6 +159,29 @@ class EmbeddedData:
 
     def facts(self) -> dict[str, Any]:
         return {"persons": list(self.persons) if self.persons else "all"}
+
+
+class Reader:
+    """What a model can read of a report: CLIP reads 77 tokens, a report may have more.
+
+    Attributes:
+        limit: most tokens of a report.
+    """
+
+    def __init__(self, model: MedM2G) -> None:
+        self.limit = min(model.profile.text_codec.max_length, model.alignment.text.max_tokens)
+        self._tokenizer = model.tokenizer
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text."""
+        return [len(ids) for ids in self._tokenizer(list(texts))["input_ids"]]
+
+    def fitted(self, texts: Sequence[str]) -> list[str]:
+        """The texts, each `shortened` if it is too long."""
+        return [
+            text if n <= self.limit else shortened(text, self.lengths, self.limit)
+            for text, n in zip(texts, self.lengths(texts), strict=True)
+        ]
 
 
 # ---- real data sets
@@ -217,8 +247,7 @@ class SourceData:
                 f"{root}: the preparation was interrupted; start it again, it goes on where it"
                 " stopped"
             )
-        self._longest: Callable[[Sequence[str]], list[int]] | None = None
-        self._limit = 0
+        self._reader: Reader | None = None
         self._whole: dict[str, str] = {}
         self.corpora: Callable[[str], list[Corpus]] = cache(self._corpora)
         self._raw: Callable[[str], list[Corpus]] = cache(
@@ -226,31 +255,25 @@ class SourceData:
         )
 
     def fit(self, model: MedM2G) -> None:
-        self._limit = min(model.profile.text_codec.max_length, model.alignment.text.max_tokens)
-        self._longest = lambda texts: [
-            len(ids) for ids in model.tokenizer(list(texts))["input_ids"]
-        ]
+        self._reader = Reader(model)
         self.corpora = cache(self._corpora)
 
     def _corpora(self, split: str) -> list[Corpus]:
         raw = self._raw(split)
-        return raw if self._longest is None else [self._fitted(c, split) for c in raw]
+        return raw if self._reader is None else [self._fitted(c, split) for c in raw]
 
     def _fitted(self, corpus: Corpus, split: str) -> Corpus:
         """The corpus with reports that the model can read; the pictures stay where they are."""
         if not corpus.has_text:
             return corpus
-        assert self._longest is not None
+        assert self._reader is not None
         texts = [r[0] for r in corpus.reports]
-        short = [
-            t if n <= self._limit else shortened(t, self._longest, self._limit)
-            for t, n in zip(texts, self._longest(texts), strict=True)
-        ]
+        short = self._reader.fitted(texts)
         self._whole |= {new: old for new, old in zip(short, texts, strict=True) if new != old}
         if cut := sum(new != old for new, old in zip(short, texts, strict=True)):
             print(
-                f"{self.name}, {split}: {cut} of {len(texts)} reports have more than {self._limit}"
-                " tokens and end earlier, most after a whole sentence"
+                f"{self.name}, {split}: {cut} of {len(texts)} reports have more than"
+                f" {self._reader.limit} tokens and end earlier, most after a whole sentence"
             )
         return replace(corpus, reports=[[t] for t in short])
 
