@@ -10,7 +10,7 @@ from conftest import EDEMA, EFFUSION, NODULE
 
 from medm2g_core.data.reports import write_report
 from medm2g_core.evaluation import report_rows as rows_module
-from medm2g_core.evaluation.report_generation import consensus, reworded
+from medm2g_core.evaluation.report_generation import minimum_risk, reworded
 from medm2g_core.evaluation.report_rows import Truth, report_rows
 from medm2g_core.evaluation.table import Row
 from medm2g_core.metrics import report_scores
@@ -128,7 +128,7 @@ def test_without_java_meteor_is_left_out_and_the_rest_is_there(
     assert len(rows) > 15
 
 
-def test_consensus_picks_the_majority_and_leaves_the_odd_one_out() -> None:
+def test_minimum_risk_picks_the_majority_and_leaves_the_odd_one_out() -> None:
     rng = np.random.default_rng(0)
 
     def write(*findings: Finding) -> str:
@@ -141,7 +141,7 @@ def test_consensus_picks_the_majority_and_leaves_the_odd_one_out() -> None:
         [write(EFFUSION), write()],
         [write(EFFUSION), write(NODULE)],
     ]
-    assert consensus(draws, "chest") == [draws[1][0], draws[0][1]]
+    assert minimum_risk(draws, "chest") == [draws[1][0], draws[0][1]]
 
 
 def test_reworded_reports_say_the_same_in_other_words() -> None:
