@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from medm2g_core.alignment.encoders import N_CONTRASTS, AlignedEncoders, Embedding
 from medm2g_core.codecs.image import ImageCodec
 from medm2g_core.codecs.text import TextCodec
-from medm2g_core.codecs.tokenizer import encode_texts
+from medm2g_core.codecs.tokenizer import encode_texts, tokenizer_text
 from medm2g_core.flows.environment import ImageEnvironment, TextEnvironment
 from medm2g_core.flows.guidance import Guide
 from medm2g_core.flows.image import ImageFlow
@@ -352,7 +352,7 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
             atomic_write(
                 folder / f"{name}.safetensors", lambda p, t=tensors, m=meta: save_file(t, p, m)
             )
-        tokenizer = self.tokenizer.backend_tokenizer.to_str()
+        tokenizer = tokenizer_text(self.tokenizer)
         atomic_write(folder / "tokenizer.json", lambda p: p.write_text(tokenizer, encoding="utf-8"))
         config = json.dumps(self.config, indent=1)
         atomic_write(folder / "config.json", lambda p: p.write_text(config, encoding="utf-8"))

@@ -214,3 +214,13 @@ def test_an_offloaded_pipeline_draws_on_the_gpu_and_goes_back(pipe):
     )
     assert devices == ["cuda"] * STEPS and offloaded.model.device.type == "cpu"
     assert torch.allclose(out["xray"].cpu(), pipe(**inputs())["xray"], atol=2e-2)
+
+
+def test_a_saved_tokenizer_does_not_depend_on_what_was_encoded_with_it(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "before")
+    pipe.model.tokenizer(
+        ["short", "a longer text"], padding="max_length", max_length=20, truncation=True
+    )
+    pipe.save_pretrained(tmp_path / "after")
+    before, after = ((tmp_path / n / "tokenizer.json").read_bytes() for n in ("before", "after"))
+    assert before == after

