@@ -133,11 +133,16 @@ def test_ctrl_c_saves_and_stops_after_the_step(tmp_path: Path) -> None:
         return net(X[index]).square().mean()
 
     options = {"budget": Budget(steps=9), "schedule": lambda step, part: None, "progress": False}
-    with pytest.raises(StageInterrupted, match="stopped at step 1"):
-        fit(net, loss, batches(), optimizer, state=state, **options)
-    assert state.load_tensors()[1]["steps"] == 1
-    with pytest.raises(KeyboardInterrupt):  # nothing to go on from, so it is any program's
-        fit(net, loss, batches(), optimizer, **options)
+    # a program that a shell started in the background ignores Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(StageInterrupted, match="stopped at step 1"):
+            fit(net, loss, batches(), optimizer, state=state, **options)
+        assert state.load_tensors()[1]["steps"] == 1
+        with pytest.raises(KeyboardInterrupt):  # nothing to go on from, so it is any program's
+            fit(net, loss, batches(), optimizer, **options)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_work_in_progress_is_saved_now_and_then(
