@@ -43,8 +43,8 @@ _LEXICON: Mapping[str, Mapping[str, str]] = {
     "chest": {
         "pleural_effusion": (
             r"(?<!pericardial )(?<!joint )\beffusions?\b|\bpleural fluid\b|\bhydrothorax\b"
-            r"|\bblunt(?:ing|ed) (?:of"
-            rf" )?{_GAP}(?:costophrenic|cp|sulc\w+)|(?:costophrenic|\bcp\b|sulc\w+) {_GAP}blunt\w+"
+            rf"|\bblunt(?:ing|ed) (?:of )?{_GAP}(?:costophrenic|cp|sulc\w+)"
+            rf"|(?:costophrenic|\bcp\b|sulc\w+) {_GAP}blunt\w+"
         ),
         "pneumothorax": r"\b(?:hydro)?pneumothora(?:x|ces)\b|\bpneumothoraxes\b",
         "cardiomegaly": (
@@ -65,12 +65,12 @@ _LEXICON: Mapping[str, Mapping[str, str]] = {
             r"|\bcollapse of (?:\w+ ){0,5}(?:lobe|lung)\b"
         ),
         "nodule": (
-            r"\bnodul(?:e|es)\b|\bnodular (?:opacit\w+|densit\w+)|\bgranulomas?\b|\brounded"
-            r" opacit\w+"
+            r"\bnodul(?:e|es)\b|\bnodular (?:opacit\w+|densit\w+)|\bgranulomas?\b"
+            r"|\brounded opacit\w+"
         ),
         "mass": (
-            r"(?<!thyroid )(?<!wall )(?<!mediastinal )(?<!breast )(?<!pericardial )(?<!tissue"
-            r" )\bmass(?:es)?\b"
+            r"(?<!thyroid )(?<!wall )(?<!mediastinal )(?<!breast )(?<!pericardial )"
+            r"(?<!tissue )\bmass(?:es)?\b"
         ),
     },
     "brain": {
@@ -157,8 +157,8 @@ DIAMETER = re.compile(
 )
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 AGE = re.compile(
-    r"\b(\d{1,3})[ -]?(?:years?|yrs?|y)[ -]?/?(?:old|o)\b|\baged?:? (\d{1,3})\b|\b(\d{1,3}) years"
-    r" of age\b"
+    r"\b(\d{1,3})[ -]?(?:years?|yrs?|y)[ -]?/?(?:old|o)\b|\baged?:? (\d{1,3})\b"
+    r"|\b(\d{1,3}) years of age\b"
 )
 SEX = re.compile(r"\b(?P<female>woman|female|lady|girl)\b|\b(?P<male>man|male|gentleman|boy)\b")
 
@@ -179,23 +179,22 @@ NEUTRAL = tuple(
         (r"\b(?:left|right) (?=heart|atri|ventric|hemidiaphragm|paratracheal)", ""),
         (r"\b(?:no|without|not) (?:any )?(?:doubt|only)\b", ""),
         (
-            r"\b(?:no|without|nor)(?: any| evidence of)? (?:significant |interval |appreciable"
-            r" |substantial |definite "
-            r"|major |marked"
-            r" )*(?:change|increase|decrease|improvement|worsening|resolution|difference"
-            r"|progression)s?\b",
+            r"\b(?:no|without|nor)(?: any| evidence of)? "
+            r"(?:significant |interval |appreciable |substantial |definite |major |marked )*"
+            r"(?:change|increase|decrease|improvement|worsening|resolution|difference|progression)"
+            r"s?\b",
             "stable",
         ),
         (
-            r"\b(?:not|never)(?: been| yet| fully| completely| significantly| substantially|"
-            r" entirely)* "
+            r"\b(?:not|never)"
+            r"(?: been| yet| fully| completely| significantly| substantially| entirely)* "
             r"(?:changed|improved|resolved|decreased|increased|cleared|progressed|worsened)\b",
             "stable",
         ),
         (
             (
-                r"\b(?:unresolved|(?:partial|incomplete|near)(?:ly)?[- ](?:complete"
-                r" )?(?:resolved|resolution))\b"
+                r"\b(?:unresolved"
+                r"|(?:partial|incomplete|near)(?:ly)?[- ](?:complete )?(?:resolved|resolution))\b"
             ),
             "residual",
         ),
@@ -220,38 +219,36 @@ SECTION = re.compile(
 SENTENCE = re.compile(r"\.(?=\s|$|[a-z])|[;!?\n]")
 
 CUE = re.compile(
-    r"\b(?:no|not|without|w/o|negative for|free (?:of|from)|clear of|absence of|absent(?!"
-    r" \w*$)|lack of|nor|neither"
-    r"|never|denies|(?:to )?(?:exclude|rule out|evaluate for)|r/o|nothing to"
-    r" suggest|isn't|aren't|resolution of"
-    r"|rather than|(?<!has )(?<!have )(?<!had )(?<!is )(?<!are )(?<!been )(?<!now )(?<!ly"
-    r" )resolved(?= \w))\b"
+    r"\b(?:no|not|without|w/o|negative for|free (?:of|from)|clear of|absence of|absent(?! \w*$)"
+    r"|lack of|nor|neither|never|denies|(?:to )?(?:exclude|rule out|evaluate for)|r/o"
+    r"|nothing to suggest|isn't|aren't|resolution of|rather than"
+    r"|(?<!has )(?<!have )(?<!had )(?<!is )(?<!are )(?<!been )(?<!now )(?<!ly )resolved(?= \w))\b"
 )
 HEDGE = re.compile(
     r"\b(?:(?:may|might|could|can)(?: also)?"
     r" (?:be|represent|reflect|indicate|include|have|relate|suggest)|possib\w+"
-    r"|question(?:able|ably)?|questioned|suspicious for|suspicion (?:of|for)|concern(?:ing)?"
-    r" (?:for|of)|differential"
-    r"|evaluation for|favor(?:s|ed|ing)?|clinical(?:ly)? correlat\w+|consider)\b"
+    r"|question(?:able|ably)?|questioned|suspicious for|suspicion (?:of|for)"
+    r"|concern(?:ing)? (?:for|of)|differential|evaluation for"
+    r"|favor(?:s|ed|ing)?|clinical(?:ly)? correlat\w+|consider)\b"
 )
 STOP = re.compile(
-    r"\b(?:but|however|although|though|except|aside from|apart from|other"
-    r" than|besides|which|yet|while|whereas"
-    r"|otherwise|because|(?<!to )suggest\w*|consistent with|there (?:is|are)|(?:is|are) again)\b|:"
-    r"|\b(?:and|with) (?:also"
-    r" )?(?=(?:an?|there|the|unchanged|stable|persistent|residual|left|right|bilateral"
+    r"\b(?:but|however|although|though|except|aside from|apart from|other than|besides|which|yet"
+    r"|while|whereas|otherwise|because|(?<!to )suggest\w*|consistent with|there (?:is|are)"
+    r"|(?:is|are) again)\b|:"
+    r"|\b(?:and|with) (?:also )?"
+    r"(?=(?:an?|there|the|unchanged|stable|persistent|residual|left|right|bilateral"
     r"|(?:small|mild|moderate|large|minimal) (?:left|right|bilateral))\b)"
 )
 FRESH = re.compile(
     r", (?:and |with )?(?:(?=(?:an?|there|stable|unchanged|again|persistent)\b)"
-    r"|(?=(?:[\w-]+"
-    r" ){0,2}(?:left|right|bilateral|mildly|moderately|severely)\b(?!.*\b(?:or|nor)\b)))"
+    r"|(?=(?:[\w-]+ ){0,2}"
+    r"(?:left|right|bilateral|mildly|moderately|severely)\b(?!.*\b(?:or|nor)\b)))"
 )
 AFTER = re.compile(
     r"\b(?:(?:has|have|had|is|are|was|were|been|now|completely|fully|since) )+"
-    r"(?:resolved|cleared|ruled out|excluded|absent|unlikely|negative|not"
-    r" (?:seen|identified|present|evident"
-    r"|visuali[sz]ed|demonstrated|appreciated|detected|noted|visible|apparent))\b"
+    r"(?:resolved|cleared|ruled out|excluded|absent|unlikely|negative"
+    r"|not (?:seen|identified|present|evident|visuali[sz]ed|demonstrated|appreciated|detected|noted"
+    r"|visible|apparent))\b"
     r"|\bruled out\b|\bnot (?:seen|identified)\b|: (?:no|none|absent)\b|\bresolved(?= *$)"
 )
 CLAUSE = re.compile(
