@@ -312,6 +312,16 @@ def speed_table(rows: Mapping[str, Mapping[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def left_out(outcomes: Mapping[str, SectionResult]) -> list[str]:
+    """What each section says that it could not measure, a line each."""
+    names = titles(ALL_SECTIONS)
+    return [
+        f"{names[name]}: {said}\n"
+        for name, outcome in outcomes.items()
+        if (said := outcome.facts.get("left out"))
+    ]
+
+
 def blocks(root: Path) -> dict[str, str]:
     """Name of each block -> its text; a block whose measurements are not there is left out.
 
@@ -325,6 +335,7 @@ def blocks(root: Path) -> dict[str, str]:
         out["headline"] = headline(outcomes)
         rows = summary_rows(outcomes)
         said = [compact(rows), below_simple(rows), f"{handicap(outcomes, ALL_SECTIONS)}\n"]
+        said += left_out(outcomes)
         out["results"] = "\n".join(said)
         out["bars"] = bar_summary(verdicts(outcomes), titles(ALL_SECTIONS))
     if "translation" in outcomes:
