@@ -235,7 +235,7 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
         modality = stream(name).modality
         encoder = cast(ImageEnvironment | TextEnvironment, self.environments[modality])
         tokens, fine = encoder(z, level, self.contrast(name, len(z)))
-        return Guide(modality, tokens, encoder.token_grid, present, fine)
+        return Guide(modality, tokens, encoder.token_grid, present, fine, name)
 
     def prompt_projection(self, modality: str) -> PromptProjection:
         """Where prompts enter the flow of a modality; its ``trained_with`` says what that flow was

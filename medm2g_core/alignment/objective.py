@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.nn import functional as F
 
 from medm2g_core.profiles import AlignmentConfig
 
-__all__ = ["augmented_view", "central_alignment_loss", "info_nce", "visual_invariant_loss"]
+__all__ = [
+    "augmented_view",
+    "central_alignment_loss",
+    "info_nce",
+    "normal",
+    "visual_invariant_loss",
+]
 
 MAX_LOGIT_SCALE = 100.0
 """Sharper similarities than 1/100 make training unstable (Radford et al. 2021)."""
@@ -22,6 +28,16 @@ SCALES = (0.9, 1.1)
 MAX_SHIFT = 0.08  # of half the picture
 GAMMAS = (0.8, 1.25)
 VIEW_NOISE = 0.04  # deviation, of the range -1..1
+
+
+def normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> torch.Tensor:
+    """Normal numbers. On a GPU they are drawn there, from a seed that ``generator`` gives: millions
+    of numbers from the CPU's generator would take as long as the rest of the step."""
+    if device.type == "cpu":
+        return torch.randn(*shape, generator=generator)
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    there = torch.Generator(device).manual_seed(seed)
+    return torch.randn(*shape, generator=there, device=device)
 
 
 def info_nce(a: torch.Tensor, b: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
@@ -124,5 +140,5 @@ def augmented_view(image: torch.Tensor, generator: torch.Generator) -> torch.Ten
     x = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
     gamma = uniform(*GAMMAS).to(image)[:, None, None, None]
     x = ((x + 1) / 2).clamp(1e-4, 1) ** gamma * 2 - 1
-    noise = torch.randn(image.shape, generator=generator).to(image)
+    noise = normal(image.shape, generator, image.device).to(image)
     return (x + VIEW_NOISE * noise).clamp(-1, 1)

@@ -31,7 +31,7 @@ from medm2g_core.data.study_cache import (
 from medm2g_core.data.wheels import cache_dir as default_cache_dir
 from medm2g_core.streams import Finding, StreamError, Study, stream
 
-__all__ = ["VirtualCohort", "collate"]
+__all__ = ["VirtualCohort", "cache_plan", "collate"]
 
 
 class VirtualCohort(Dataset[Study]):
@@ -106,14 +106,7 @@ class VirtualCohort(Dataset[Study]):
             return []
         persons = self.persons if region == "chest" else None
         drawn = max(self.resolution, BASE_PX)
-        folder = (
-            self._root
-            / f"{region}-{drawn}px-{cohort_version(region)}"
-            / "-".join([self.split, f"seed{self.seed}", *(persons or ())])
-        )
-        tasks = [
-            StudyTask(self.seed, self.split, region, index, persons, drawn) for index in range(size)
-        ]
+        folder, tasks = cache_plan(self.split, region, size, self.seed, drawn, persons, self._root)
         records = fill_cache(folder, tasks, workers)
         return records if self.resolution == drawn else [self._shrunk(record) for record in records]
 
@@ -214,6 +207,26 @@ class VirtualCohort(Dataset[Study]):
         if not len(chosen):
             return torch.empty(0, 1, self.resolution, self.resolution)
         return to_float(np.stack([self._records[i].images[name] for i in chosen]))
+
+
+def cache_plan(
+    split: str,
+    region: str,
+    size: int,
+    seed: int = 0,
+    resolution: int = BASE_PX,
+    persons: Iterable[str] | None = None,
+    root: Path | None = None,
+) -> tuple[Path, list[StudyTask]]:
+    """Folder of a cohort's cache, and what is drawn into it; arguments as of `VirtualCohort`."""
+    chosen = _check_persons(persons, region)
+    folder = (
+        (root or default_cache_dir() / "cohort")
+        / f"{region}-{resolution}px-{cohort_version(region)}"
+        / "-".join([split, f"seed{seed}", *(chosen or ())])
+    )
+    tasks = [StudyTask(seed, split, region, i, chosen, resolution) for i in range(size)]
+    return folder, tasks
 
 
 def _findings(record: StudyRecord) -> tuple[Finding, ...]:

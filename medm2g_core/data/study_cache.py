@@ -46,7 +46,9 @@ __all__ = [
     "CohortError",
     "StudyRecord",
     "StudyTask",
+    "cached",
     "cohort_version",
+    "extend_cache",
     "fill_cache",
     "study_seed",
     "to_float",
@@ -323,6 +325,40 @@ def _load(path: Path, limit: int) -> list[StudyRecord]:
     ]
 
 
+def _shards(
+    folder: Path, tasks: Sequence[StudyTask]
+) -> tuple[list[Sequence[StudyTask]], list[Path]]:
+    """The tasks of each shard, and its file."""
+    shards = [tasks[i : i + SHARD] for i in range(0, len(tasks), SHARD)]
+    return shards, [folder / f"{number:05d}.safetensors" for number in range(len(shards))]
+
+
+def cached(folder: Path, most: int) -> int:
+    """How many studies, from the first on and at most ``most``, lie there in whole shards."""
+    number = 0
+    while number * SHARD < most and (folder / f"{number:05d}.safetensors").is_file():
+        number += 1
+    return min(number * SHARD, most)
+
+
+def extend_cache(
+    folder: Path, tasks: Sequence[StudyTask], workers: int, go_on: Callable[[], bool]
+) -> None:
+    """Draw what is not cached, shard by shard, as long as ``go_on`` says so; nothing is kept in
+    memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _warm(tasks[0].region, tasks[0].size)
+    with _drawing(workers) as draw:
+        for shard, path in zip(*_shards(folder, tasks), strict=True):
+            if not go_on():
+                return
+            if path.is_file():
+                continue
+            with _locked(path, f"draws {shard[0].region} studies from {shard[0].index + 1} on"):
+                if not path.is_file():
+                    _save(path, list(draw(shard)))
+
+
 def fill_cache(folder: Path, tasks: Sequence[StudyTask], workers: int | None) -> list[StudyRecord]:
     """All records of the tasks, read from the cache or drawn into it shard by shard.
 
@@ -337,8 +373,7 @@ def fill_cache(folder: Path, tasks: Sequence[StudyTask], workers: int | None) ->
     Raises:
         CohortError: a damaged shard.
     """
-    shards = [tasks[i : i + SHARD] for i in range(0, len(tasks), SHARD)]
-    paths = [folder / f"{number:05d}.safetensors" for number in range(len(shards))]
+    shards, paths = _shards(folder, tasks)
     known = [_load(path, len(shard)) for path, shard in zip(paths, shards, strict=True)]
     missing = len(tasks) - sum(len(have) for have in known)
     if missing == 0:

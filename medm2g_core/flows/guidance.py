@@ -53,6 +53,7 @@ class Guide:
         present: (B,) 1 where the guide is there, 0 where it is dropped; a dropped guide contributes
             exactly 0.
         map: (B, W, h, w) of an image at the resolution of its latent, or ``None``.
+        stream: whose it is, among those of its modality; picks the entry of the map.
     """
 
     modality: str
@@ -60,6 +61,7 @@ class Guide:
     grid: tuple[int, int] | None
     present: torch.Tensor
     map: torch.Tensor | None = None
+    stream: str = ""
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -43,8 +43,9 @@ class ImageFlow(nn.Module):
 
     With ``aligned_map`` the maps of image guides enter at the first convolution. conv(z) + sum_n
     W_n map_n is a convolution of the channels of z and all maps together: channel concatenation,
-    with a matrix of its own for every modality (which starts at 0), so any set of guides may be
-    there and the UNet keeps the shape of Stable Diffusion's.
+    with a matrix of its own for every modality or, with ``map_entries="stream"``, every stream. It
+    starts at 0, and its bias says that the guide is there: any set of guides may be, and the UNet
+    keeps the shape of Stable Diffusion's.
     """
 
     def __init__(
@@ -81,15 +82,24 @@ class ImageFlow(nn.Module):
             first.in_channels, first.out_channels, first.kernel_size, padding=first.padding
         )
         install(self.unet, config, is_grid=True)
-        self.maps = nn.ModuleDict()
-        for m in (
-            dict.fromkeys(stream(n).modality for n in IMAGE_STREAMS) if config.aligned_map else ()
-        ):
+        self.maps, self.per_stream = nn.ModuleDict(), config.map_entries == "stream"
+        for key in dict.fromkeys(map(self._entry, IMAGE_STREAMS)) if config.aligned_map else ():
             entry = nn.Conv2d(map_width(config), config.channels[0], 1)
             nn.init.zeros_(entry.weight)
             nn.init.zeros_(cast(torch.Tensor, entry.bias))
-            self.maps[m] = entry
+            self.maps[key] = entry
         self.prompt = PromptProjection(alignment)
+
+    def _entry(self, name: str) -> str:
+        """Where the map of a stream enters, in ``maps``."""
+        return name if self.per_stream else stream(name).modality
+
+    def entries(self, modality: str) -> Iterator[nn.Module]:
+        """The entries of the maps of a modality."""
+        keys = dict.fromkeys(
+            self._entry(n) for n in IMAGE_STREAMS if stream(n).modality == modality
+        )
+        return (self.maps[key] for key in keys if key in self.maps)
 
     def forward(
         self,
@@ -102,9 +112,12 @@ class ImageFlow(nn.Module):
         context, bias = self.prompt(prompt)  # (B, N, D), (B, N)
         size = (z.shape[-2], z.shape[-1])
         maps = [
-            g.present[:, None, None, None] * self.maps[g.modality](g.map)  # (B, channels[0], h, w)
+            g.present[:, None, None, None]
+            * self.maps[g.stream if self.per_stream else g.modality](
+                g.map
+            )  # (B, channels[0], h, w)
             for g in guides
-            if g.map is not None and g.modality in self.maps
+            if g.map is not None and len(self.maps)
         ]
         return self.unet(
             torch.cat([z, torch.stack(maps).sum(0).to(z.dtype)], 1) if maps else z,

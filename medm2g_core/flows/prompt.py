@@ -13,7 +13,7 @@ from medm2g_core.alignment.encoders import Embedding
 from medm2g_core.profiles import AlignmentConfig
 from medm2g_core.streams import MODALITIES, stream
 
-__all__ = ["Prompt", "PromptProjection", "mix", "null_prompt"]
+__all__ = ["Prompt", "PromptProjection", "mix", "null_prompt", "weighted_prompt"]
 
 _GONE = -1e4  # as a logit: no attention, yet finite in half precision
 
@@ -82,7 +82,15 @@ def mix(
     )  # (S, B)
     if (w < 0).any() or (w.sum(0) <= 0).any():
         raise ValueError("prompt weights must not be negative and must not all be 0")
-    w = w / w.sum(0)
+    return weighted_prompt(embeddings, w / w.sum(0))
+
+
+def weighted_prompt(embeddings: Mapping[str, Embedding], w: torch.Tensor) -> Prompt:
+    """`mix` without its checks, which wait for a GPU.
+
+    Args:
+        w: (S, B) weights of the S streams in their order, not negative, of sum 1 a sample.
+    """
     pooled = sum(wi[:, None] * e.pooled for wi, e in zip(w, embeddings.values(), strict=True))
     details = tuple(
         (
@@ -125,6 +133,7 @@ class PromptProjection(nn.Module):
         self.pooled = nn.Linear(d, d)
         self.details = nn.ModuleDict({m: nn.Linear(d, d) for m in MODALITIES})
         self.register_buffer("trained_with", torch.ones(len(MODALITIES)))
+        self._read: tuple[tuple[int, int], tuple[bool, ...]] | None = None
 
     def was_trained_with(self, modality: str) -> bool:
         """Whether this flow was trained with that modality.
@@ -132,7 +141,14 @@ class PromptProjection(nn.Module):
         Details and guides of any other would enter through untrained weights; only the pooled
         embedding, which lives in the aligned space, may cross to it.
         """
-        return bool(self.trained_with[MODALITIES.index(modality)])
+        flags = self.trained_with
+        if flags.is_inference():  # such a tensor keeps no count of its changes
+            return bool(flags[MODALITIES.index(modality)])
+        # Read once until it changes: each reading waits for a GPU, and a graph cannot hold it.
+        state = (flags.data_ptr(), flags._version)
+        if self._read is None or self._read[0] != state:
+            self._read = (state, tuple(bool(x) for x in flags.tolist()))
+        return self._read[1][MODALITIES.index(modality)]
 
     def forward(self, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
         there = prompt.present[:, None]

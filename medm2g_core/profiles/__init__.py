@@ -2,6 +2,7 @@
 
 from medm2g_core.profiles.config import (
     BASE_STAGES,
+    FLOW_STAGES,
     ROUND_STAGES,
     STAGES,
     AlignmentConfig,
@@ -18,6 +19,7 @@ from medm2g_core.profiles.ready import PROFILES, profile
 
 __all__ = [
     "BASE_STAGES",
+    "FLOW_STAGES",
     "PROFILES",
     "ROUND_STAGES",
     "STAGES",

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 __all__ = [
     "BASE_STAGES",
+    "FLOW_STAGES",
     "ROUND_STAGES",
     "STAGES",
     "AlignmentConfig",
@@ -148,6 +149,9 @@ class FlowConfig:
     gate_start: float = 1.0
     aligned_map: bool = True
     """Image guides also enter place by place, as a map at the resolution of the latent."""
+    map_entries: Literal["modality", "stream"] = "modality"
+    """Whose matrix a map enters through. With one a modality the contrasts of MR share it and are
+    *added*, so T1 and T2 of a brain arrive as one sum; one a stream keeps them apart."""
     guidance_heads: int = 4
     env_contrast: float = 0.02
     """Weight of the contrastive term between the environments of paired streams (CoDi)."""
@@ -260,7 +264,12 @@ BASE_STAGES: tuple[str, ...] = ("image_codec", "text_codec", "alignment")
 """What the flows build on; each can be trained on its own."""
 
 ROUND_STAGES: tuple[str, ...] = ("round1", "round2", "round3")
-STAGES: tuple[str, ...] = (*BASE_STAGES, *ROUND_STAGES)
+"""The rounds of the paper."""
+
+FLOW_STAGES: tuple[str, ...] = (*ROUND_STAGES, "joint")
+"""Those that train flows: after the paper's rounds one in which all of them meet."""
+
+STAGES: tuple[str, ...] = (*BASE_STAGES, *FLOW_STAGES)
 """The stages of training, in their order."""
 
 

@@ -15,12 +15,12 @@ import torch
 from torch.nn import functional as F
 
 from medm2g_core.alignment.encoders import Embedding
-from medm2g_core.alignment.objective import augmented_view
-from medm2g_core.flows.prompt import Prompt, mix
+from medm2g_core.alignment.objective import augmented_view, normal
+from medm2g_core.flows.prompt import Prompt, weighted_prompt
 from medm2g_core.profiles import ConditioningConfig
 from medm2g_core.streams import stream
 from medm2g_core.training.corpus import Corpus, LatentCorpus
-from medm2g_core.training.rounds import Round
+from medm2g_core.training.rounds import Mix, Round
 
 __all__ = [
     "AlignmentBatch",
@@ -58,13 +58,10 @@ def _integer(high: int, generator: torch.Generator) -> int:
     return int(_integers(high, 1, generator))
 
 
-def normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> torch.Tensor:
-    """Normal numbers. On a GPU they are drawn there, from a seed that ``generator`` gives: millions
-    of numbers from the CPU's generator would take as long as the rest of the step."""
-    if device.type == "cpu":
-        return torch.randn(*shape, generator=generator)
-    there = torch.Generator(device).manual_seed(_integer(2**31, generator))
-    return torch.randn(*shape, generator=there, device=device)
+def _there(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``x`` on the device. A GPU takes small tensors along with its commands: it is not waited
+    for."""
+    return x.to(device, non_blocking=True)
 
 
 # ---- codecs
@@ -90,12 +87,15 @@ class ImageBatches:
         self.latent_shape = tuple(latent_shape)
 
     def draw(self, n: int, generator: torch.Generator, device: torch.device) -> ImageBatch:
-        which = _integers(len(self.pools), n, generator).tolist()
-        image = torch.stack(
-            [self.pools[p][_integer(len(self.pools[p]), generator)].float() for p in which]
-        )  # (B, 1, H, W)
+        # As many of each stream as of the others; where that does not divide, chance decides.
+        share = torch.full((len(self.pools),), n // len(self.pools))
+        share[torch.randperm(len(self.pools), generator=generator)[: n % len(self.pools)]] += 1
+        images = []
+        for pool, k in zip(self.pools, share.tolist(), strict=True):
+            index = _there(_integers(len(pool), k, generator), pool.device)
+            images.append(pool[index].to(device).float())
         noise = normal((n, *self.latent_shape), generator, device)  # (B, C, h, w)
-        return ImageBatch(image.to(device), noise)
+        return ImageBatch(torch.cat(images), noise)
 
 
 @dataclass
@@ -281,7 +281,7 @@ class RoundBatches:
         corpus = self.corpora[chosen.corpus]
         index = _integers(len(corpus), batch, generator)
         wording = _integers(corpus.wordings, batch, generator)
-        targets = draw_targets(streams, chosen.targets, generator)
+        targets = draw_targets(chosen, generator)
         latents = {s: corpus.latent(s, index, wording).to(device) for s in streams}
         embeddings = {s: corpus.embedding(s, index, wording).to(device) for s in streams}
         level = self.levels(batch, generator)  # (B,)
@@ -291,14 +291,14 @@ class RoundBatches:
         for m in targets:
             guides = [s for s in streams if s != m]
             sets, prompted = draw_guide_sets(len(guides), batch, self.config, generator)
-            present[m] = {s: row.to(device) for s, row in zip(guides, sets, strict=True)}
+            present[m] = dict(zip(guides, _there(sets, device), strict=True))
             prompts[m] = self.draw_prompt(m, embeddings, prompted, generator)
         return RoundBatch(
             targets,
             latents,
             noise,
-            level.to(device),
-            {s: x.to(device) for s, x in guide_levels.items()},
+            _there(level, device),
+            {s: _there(x, device) for s, x in guide_levels.items()},
             present,
             prompts,
         )
@@ -343,7 +343,7 @@ class RoundBatches:
         config, like = self.config, embeddings[target].pooled  # (B, D)
         batch, device = len(like), like.device
         others = {n: e for n, e in embeddings.items() if n != target}
-        keep = prompted.to(device)
+        keep = _there(prompted, device)
         details = torch.rand(batch, generator=generator) >= config.drop_details
         itself = torch.rand(batch, generator=generator) < config.self_prompt
         noise = normal(like.shape, generator, device) / like.shape[1] ** 0.5  # length about 1
@@ -352,24 +352,20 @@ class RoundBatches:
             return Prompt(own, torch.ones(batch, device=device)).drop(keep)
         weights = (torch.rand(len(others), batch, generator=generator) >= 0.5).float()
         weights[_integer(len(others), generator)] = 1.0  # at least one
-        prompt = mix(others, {n: w.to(device) for n, w in zip(others, weights, strict=True)})
-        itself, details = itself.to(device), details.to(device)
+        prompt = weighted_prompt(others, _there(weights / weights.sum(0), device))
+        itself, details = _there(itself, device), _there(details, device)
         pooled = torch.where(itself[:, None], own, prompt.pooled)  # (B, D)
         return Prompt(pooled, prompt.present, prompt.details).drop(
             keep, (details & ~itself).float()
         )
 
 
-def draw_targets(
-    streams: Sequence[str], wanted: Sequence[str], generator: torch.Generator
-) -> tuple[str, ...]:
-    """Streams with a loss this step: one a modality; a modality with several streams takes turns.
-
-    Args:
-        wanted: modalities or streams to choose from; all if empty.
-    """
+def draw_targets(mix: Mix, generator: torch.Generator) -> tuple[str, ...]:
+    """Streams with a loss this step, of those that the mix wants: all of them, or one a modality,
+    when a modality with several streams takes turns."""
+    wanted = mix.targets
     able: dict[str, list[str]] = {}
-    for s in streams:
+    for s in mix.streams:
         if not wanted or s in wanted or stream(s).modality in wanted:
-            able.setdefault(stream(s).modality, []).append(s)
+            able.setdefault(s if mix.every else stream(s).modality, []).append(s)
     return tuple(own[_integer(len(own), generator)] for own in able.values())

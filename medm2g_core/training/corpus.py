@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +68,14 @@ class Corpus:
     def streams(self) -> tuple[str, ...]:
         """Streams that every study has, in the order of `STREAMS`."""
         return tuple(n for n in STREAMS if n in self.images or (n == "text" and self.has_text))
+
+    def bytes(self) -> int:
+        """Memory that all pictures take together."""
+        return sum(x.nbytes for x in self.images.values())
+
+    def to(self, device: torch.device | str) -> Corpus:
+        """The same studies with their pictures in the memory of ``device``."""
+        return replace(self, images={n: x.to(device) for n, x in self.images.items()})
 
     def fingerprint(self) -> str:
         """Changes when a picture or a report does."""
@@ -156,11 +164,13 @@ class LatentCorpus:
         return (z[index, wording] if name == "text" else z[index]).float()
 
     def embedding(self, name: str, index: torch.Tensor, wording: torch.Tensor) -> Embedding:
-        """Embeddings of studies ``index`` (B,), see `latent`."""
+        """Embeddings of studies ``index`` (B,), see `latent`. Text is cut to the longest of the
+        batch, but on a GPU, where one shape for all batches is worth more."""
         index, wording = index.to(self.mask.device), wording.to(self.mask.device)
         if name == "text":
             mask = self.mask[index, wording]
-            longest = int(mask.sum(1).max())
+            on_cpu = mask.device.type == "cpu"
+            longest = int(mask.sum(1).max()) if on_cpu else mask.shape[1]
             return Embedding(
                 self.pooled[name][index, wording].float(),
                 self.tokens[name][index, wording, :longest].float(),

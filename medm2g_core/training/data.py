@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -32,6 +33,7 @@ from medm2g_core.storage import atomic_write
 from medm2g_core.streams import STREAMS, stream
 from medm2g_core.training.batches import can_align
 from medm2g_core.training.corpus import Corpus, random_reports, wordings
+from medm2g_core.training.endless import studies_there
 from medm2g_core.training.rounds import ROUNDS, Mix, Round
 
 __all__ = [
@@ -59,6 +61,10 @@ class TrainingData(Protocol):
 
     def fit(self, model: MedM2G) -> None:
         """Called once before training: the model says how long a report may be."""
+        ...
+
+    def grow(self) -> bool:
+        """Called before a stage: whether there are more training studies now than before."""
         ...
 
     def lacks(self, stage: str) -> str:
@@ -127,15 +133,48 @@ class EmbeddedData:
     Args:
         persons: restrict the chest studies to these people's anatomy (leave-one-person-out).
         workers: processes that draw the virtual patients.
+        endless: take all training studies that are drawn when a stage begins, if these are more
+            than the profile's; see `medm2g_core.training.endless`.
     """
 
     def __init__(
-        self, profile: Profile, persons: Sequence[str] | None = None, workers: int | None = None
+        self,
+        profile: Profile,
+        persons: Sequence[str] | None = None,
+        workers: int | None = None,
+        *,
+        endless: bool = False,
     ) -> None:
         self.profile, self.persons, self.workers = profile, persons, workers
+        self.endless = endless
         self._reader: Reader | None = None
         # nothing is drawn before a stage asks for pictures
         self.corpora: Callable[[str], list[Corpus]] = cache(self._corpora)
+
+    def grow(self) -> bool:
+        """Take up the studies that were drawn since; whether there are any."""
+        if not self.endless:
+            return False
+        d = self.profile.data
+        there = {
+            region: max(
+                size,
+                studies_there(
+                    region,
+                    sys.maxsize,
+                    seed=d.seed,
+                    resolution=self.profile.resolution,
+                    persons=self.persons,
+                ),
+            )
+            for region, size in (("chest", d.chest_train), ("brain", d.brain_train))
+        }
+        grown = replace(d, chest_train=there["chest"], brain_train=there["brain"])
+        if grown == d:
+            return False
+        self.profile = self.profile.replace(data=grown)
+        self.corpora = cache(self._corpora)
+        return True
 
     def _corpora(self, split: str) -> list[Corpus]:
         whole = load_corpora(self.profile, split=split, persons=self.persons, workers=self.workers)
@@ -257,6 +296,9 @@ class SourceData:
     def fit(self, model: MedM2G) -> None:
         self._reader = Reader(model)
         self.corpora = cache(self._corpora)
+
+    def grow(self) -> bool:
+        return False
 
     def _corpora(self, split: str) -> list[Corpus]:
         raw = self._raw(split)

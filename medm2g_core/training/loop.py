@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tqdm.auto import tqdm
 from medm2g_core.model import CheckpointError
 from medm2g_core.profiles import StageConfig
 from medm2g_core.storage import atomic_write
+from medm2g_core.training.captured import CapturedSteps
 from medm2g_core.training.optimizer import Optimizer
 from medm2g_core.training.stages import Stage
 
@@ -46,6 +48,9 @@ SAVE_SECONDS = 120.0
 """Time between two saves of the state: what a power cut costs."""
 
 LOG_EVERY = 20
+CLIP = 1.0
+"""Largest norm of the gradient."""
+
 LOWEST_RATE = 0.05
 """Where the cosine ends, relative to the highest learning rate."""
 
@@ -164,16 +169,29 @@ class _State:
 
 
 @contextmanager
-def _step_context(device: torch.device, precision: str, seed: int) -> Iterator[torch.Generator]:
-    """Autocast, attention and seeds of one step; the generator of its batch. Torch's own generators
-    are as they were afterwards."""
+def _seeded(device: torch.device, seed: int) -> Iterator[torch.Generator]:
+    """The seeds of one step; the generator of its batch. Torch's own generators are as they were
+    afterwards."""
+    with torch.random.fork_rng(devices=cuda_devices(device)):
+        torch.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def _forward_context(device: torch.device, precision: str) -> Iterator[None]:
+    """Autocast and attention of a forward pass."""
     with (
-        torch.random.fork_rng(devices=cuda_devices(device)),
         training_attention(device),
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
     ):
-        torch.manual_seed(seed)
-        yield torch.Generator().manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _step_context(device: torch.device, precision: str, seed: int) -> Iterator[torch.Generator]:
+    """Both."""
+    with _seeded(device, seed) as generator, _forward_context(device, precision):
+        yield generator
 
 
 class _Forward(nn.Module):
@@ -215,6 +233,7 @@ def run_stage(
     precision: str = "auto",
     stop_after: int | None = None,
     progress: bool = True,
+    capture: bool | None = None,
 ) -> dict[str, Any]:
     """Train one stage to its last step, resuming from ``folder`` if it was begun there; EMA weights
     end in the model.
@@ -225,6 +244,8 @@ def run_stage(
         precision: ``"fp32"``, ``"bf16"`` or ``"auto"`` (measured at the start, then kept for the
             stage).
         stop_after: stop (saved, as by Ctrl-C) after so many steps of this call; for tests.
+        capture: run the steps as CUDA graphs (`medm2g_core.training.captured`); by default on a GPU
+            where one process trains alone.
 
     Returns:
         summary with steps, seconds, precision, world size and the last logged values.
@@ -281,6 +302,16 @@ def run_stage(
         ema.optimization_step = extra["averaged"]
         optimizer.load_state_tensors(tensors)
     wrapped = accelerator.prepare(stage)
+    alone = accelerator.num_processes == 1
+    captured = None
+    if alone and (place.type == "cuda" if capture is None else capture):
+        captured = CapturedSteps(
+            partial(stage.objective, stage.model),
+            params,
+            CLIP,
+            lambda: _forward_context(place, precision),
+            capture=place.type == "cuda",
+        )
 
     def save(step: int) -> None:
         if not accelerator.is_main_process:
@@ -309,19 +340,26 @@ def run_stage(
                 optimizer = Optimizer(named, stage.model, config)
                 ema = EMAModel(params, decay=config.ema, foreach=True)
             step_seed = _step_seed(seed, stage.name, step, accelerator.process_index)
-            with _step_context(place, precision, step_seed) as generator:
-                loss, logs = wrapped(config.batch, generator)
-            if not torch.isfinite(loss):
+            log_now = step % LOG_EVERY == 0 or step == config.steps - 1
+            if captured is not None:
+                with _seeded(place, step_seed) as generator:
+                    loss, logs = captured(stage.batches.draw(config.batch, generator, place))
+            else:
+                with _step_context(place, precision, step_seed) as generator:
+                    loss, logs = wrapped(config.batch, generator)
+            # A GPU works behind the host's back: it is asked only where the host waits anyway.
+            if (log_now or place.type == "cpu") and not torch.isfinite(loss):
                 raise FloatingPointError(f"{stage.name}: the loss is {loss.item()} at step {step}")
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(params, 1.0)
+            if captured is None:
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(params, CLIP)
             optimizer.set_lr(learning_rate(config, step))
             optimizer.step()
             optimizer.zero_grad()
             ema.step(params)
             bar.update()
             seconds = before + time.monotonic() - began
-            if step % LOG_EVERY == 0 or step == config.steps - 1:
+            if log_now:
                 last = {"loss": round(loss.item(), 5)} | {
                     k: round(v.item(), 5) for k, v in logs.items()
                 }

@@ -112,5 +112,5 @@ def _environments(model: MedM2G, batch: RoundBatch) -> dict[str, Guide]:
 def _environment_contrast(guides: Mapping[str, Guide]) -> torch.Tensor:
     """L_env: InfoNCE between the mean environments of the first stream and of each other (CoDi)."""
     first, *rest = (F.normalize(g.tokens.float().mean(1), dim=-1) for g in guides.values())
-    scale = torch.tensor(ENVIRONMENT_LOGIT_SCALE, device=first.device)
+    scale = torch.full((), ENVIRONMENT_LOGIT_SCALE, device=first.device)
     return torch.stack([info_nce(first, other, scale) for other in rest]).mean()

@@ -73,23 +73,23 @@ class BatchedMuon(torch.optim.Muon):
                 if p.grad is not None:
                     shapes[p.shape].append(p)
             for (rows, columns), own in shapes.items():
-                grads = torch.stack([cast(torch.Tensor, p.grad) for p in own])  # (n, rows, columns)
-                before = [self.state[p].get("momentum_buffer") for p in own]
-                moments = torch.stack(
-                    [
-                        torch.zeros_like(p) if b is None else b
-                        for p, b in zip(own, before, strict=True)
-                    ]
-                )
-                moments.lerp_(grads, 1 - group["momentum"])
-                x = grads.lerp(moments, group["momentum"])  # Nesterov
+                grads = [cast(torch.Tensor, p.grad) for p in own]
+                moments = [self._momentum(p) for p in own]
+                torch._foreach_lerp_(moments, grads, 1 - group["momentum"])
+                x = torch.stack(torch._foreach_lerp(grads, moments, group["momentum"]))  # Nesterov
                 x = x if rows <= columns else x.mT  # (n, short, long)
-                x = _orthogonal(x, group).to(grads.dtype)
+                x = _orthogonal(x, group).to(grads[0].dtype)
                 x = x * (-group["lr"] * 0.2 * max(rows, columns) ** 0.5)  # match_rms_adamw
                 x = x if rows <= columns else x.mT.contiguous()  # laid out as the parameters
-                for p, moment, update in zip(own, moments, x, strict=True):
-                    self.state[p]["momentum_buffer"] = moment
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update)
+                torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(own, list(x.unbind(0)))
+
+    def _momentum(self, p: torch.Tensor) -> torch.Tensor:
+        """Running mean of the gradient of ``p``, in ``p``'s shape."""
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        return state["momentum_buffer"]
 
 
 def _orthogonal(x: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor:
@@ -124,6 +124,7 @@ class Optimizer:
         # moves the other.
         self._view = {n: nn.Parameter(p.data.view(p.shape[0], -1)) for n, p in self._matrix.items()}
         self._all: list[torch.optim.Optimizer] = []
+        self._on_gpu = any(p.is_cuda for p in named.values())
         if self._plain:
             groups: list[dict[str, Any]] = [
                 {"params": [p for p in self._plain.values() if decays(p)]},
@@ -134,6 +135,7 @@ class Optimizer:
                 config.lr,
                 betas=(0.9, 0.99),
                 weight_decay=config.weight_decay,
+                fused=self._on_gpu,  # one kernel for all of them
             )
             self._all.append(self._adamw)
         if self._view:
@@ -186,7 +188,7 @@ class Optimizer:
         for n, p in self._plain.items():
             if f"m.{n}" in tensors:
                 self._adamw.state[p] = {
-                    "step": tensors[f"n.{n}"].clone(),
+                    "step": tensors[f"n.{n}"].clone().to(p.device if self._on_gpu else "cpu"),
                     "exp_avg": tensors[f"m.{n}"].to(p.device),
                     "exp_avg_sq": tensors[f"v.{n}"].to(p.device),
                 }

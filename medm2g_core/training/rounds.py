@@ -1,7 +1,9 @@
 """The rounds of multi-flow training: which flows train together, and how a round begins.
 
 Text is the centre. Round 1 trains text with X-ray; round 2 the CT flow with text, which stays as it
-is; round 3 the MR flow with CT. All other pairs are joined by the aligned prompt alone.
+is; round 3 the MR flow with CT. All other pairs are joined by the aligned prompt alone: that is the
+paper's claim, and the weights after round 3 are kept to measure it. Then comes a round of our own,
+``joint``, in which all flows and all streams of a study meet.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ class Mix:
         weight: how often, relative to the other mixes of the round.
         targets: modalities, or streams, with a loss; all of the streams' if empty.
         batch: studies relative to the stage's batch.
+        every: every stream that ``targets`` allows has a loss in every step; otherwise the streams
+            of one modality take turns.
     """
 
     corpus: str
@@ -41,6 +45,7 @@ class Mix:
     weight: float
     targets: tuple[str, ...] = ()
     batch: int = 1
+    every: bool = False
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         """(modality, modality of a stream that may guide it) for all streams that take part."""
@@ -60,12 +65,14 @@ class Round:
         mixes: what a step can be made of.
         initialised_from: (modality, the one whose trained flow and environment encoder it starts
             from) pairs, see `initialise_flows`.
+        continues: its flows go on from the weights that the rounds before left.
     """
 
     trained: tuple[str, ...]
     frozen: tuple[str, ...]
     mixes: tuple[Mix, ...]
     initialised_from: tuple[tuple[str, str], ...] = ()
+    continues: bool = False
 
 
 _CHEST_MR = ("mri_t1", "mri_t2")
@@ -95,6 +102,18 @@ ROUNDS: Mapping[str, Round] = {
             Mix("brain", _BRAIN_MR, 0.5),
         ),
         (("mri", "ct"),),
+    ),
+    # The four contrasts of a brain are cheap beside each other (their guides are encoded once), and
+    # each alone would be the target too rarely. Reports need more examples than pictures.
+    "joint": Round(
+        ("text", "xray", "ct", "mri"),
+        (),
+        (
+            Mix("chest", ("text", "xray", "ct", *_CHEST_MR), 0.45),
+            Mix("chest", ("text", "xray", "ct", *_CHEST_MR), 0.15, targets=("text",), batch=2),
+            Mix("brain", ("text", *_BRAIN_MR), 0.4, every=True),
+        ),
+        continues=True,
     ),
     # Ablation: everything with everything at once.
     "all_pairs": Round(
@@ -148,6 +167,7 @@ def begin_round(model: MedM2G, plan: Round, *, continued: bool = False) -> None:
         continued: the flows have learnt this already (from other data, say) and go on from their
             own weights; otherwise new flows start from trained ones (`initialise_flows`).
     """
+    continued = continued or plan.continues
     if not continued:
         initialise_flows(model, plan)
     record_trained_with(model, plan, continued=continued)

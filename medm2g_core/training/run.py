@@ -6,7 +6,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -15,7 +15,7 @@ import medm2g_core
 from medm2g_core.codecs.tokenizer import train_tokenizer
 from medm2g_core.flows.image import ImageFlow
 from medm2g_core.model import PARTS, CheckpointError, MedM2G
-from medm2g_core.profiles import BASE_STAGES, ROUND_STAGES, STAGES, Profile
+from medm2g_core.profiles import BASE_STAGES, FLOW_STAGES, ROUND_STAGES, STAGES, Profile
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import MODALITIES
 from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports, weights_key
@@ -33,7 +33,12 @@ from medm2g_core.training.validate import validate
 
 __all__ = ["near_device", "new_model", "train"]
 
+Near = TypeVar("Near", Corpus, LatentCorpus)
+
 TOKENIZER_REPORTS = 4000
+ROUNDS_FOLDER = "rounds"
+"""Below the model's folder: the model as the paper's rounds left it. ``joint`` goes on from there,
+and what pairs that never trained together can do is measured with it."""
 
 
 def new_model(
@@ -180,7 +185,6 @@ def train(
         **facts,
     }
     data.fit(model)
-    corpora = data.corpora
 
     def record() -> None:
         summary["trained parts"] = sorted(moved)
@@ -199,20 +203,25 @@ def train(
         if name in done:
             continue
         _check_order(name, {*done, *lacking}, started="start" in summary)
+        if name in _GROWS and data.grow():
+            latent = None
         stage: Stage
         if name == "image_codec":
-            stage = ImageCodecStage(model, corpora("train"))
+            stage = ImageCodecStage(model, near_device(device, data.corpora("train")))
         elif name == "text_codec":
             stage = TextCodecStage(model, data.reports)
         elif name == "alignment":
-            stage = AlignmentStage(model, corpora("train"))
+            stage = AlignmentStage(model, near_device(device, data.corpora("train")))
         else:
             model.to(device)
             latent = latent or near_device(
-                device, [LatentCorpus.build(model, c, work) for c in corpora("train")]
+                device, [LatentCorpus.build(model, c, work) for c in data.corpora("train")]
             )
             stage = RoundStage(model, latent, name, data.round(name))
-        if moved & set(_parts_of(name)):
+        rounds_left = folder / ROUNDS_FOLDER
+        if name == "joint" and (rounds_left / "config.json").is_file():
+            _go_on_from(rounds_left, model)
+        elif moved & set(_parts_of(name)):
             origin.check(folder, summary, needed=True)
             earlier = ROUND_STAGES[: ROUND_STAGES.index(name)] if name in ROUND_STAGES else ()
             plans = [data.round(s) for s in earlier if "start" not in summary]
@@ -230,17 +239,19 @@ def train(
             progress=progress,
         )
         if name == "image_codec":
-            model.fit_standardisation(_raw_latents(model, corpora("train")))
+            model.fit_standardisation(_raw_latents(model, data.corpora("train")))
         _forget(name, done, work)
         done[name] = result | {"validation": validate(model, name, data)}
         moved |= set(_parts_of(name))
         unfinished.discard(name)
         if name != "text_codec":
             summary["cohort"] = {
-                c.name: f"{len(c)} studies, {c.fingerprint()}" for c in corpora("train")
+                c.name: f"{len(c)} studies, {c.fingerprint()}" for c in data.corpora("train")
             }
         if processes.is_main_process:
             model.save_pretrained(folder)
+            if name in ROUND_STAGES:
+                model.save_pretrained(rounds_left)
             record()
             state_file(work, name).unlink(missing_ok=True)
         processes.wait_for_everyone()
@@ -250,6 +261,8 @@ def train(
 
 
 _ORDER = (*STAGES, "all_pairs")
+_GROWS = (*BASE_STAGES, "round1", "joint")
+"""Stages that take up studies drawn since; the other rounds go on with the latents of the first."""
 
 
 def _parts_of(stage: str) -> tuple[str, ...]:
@@ -260,11 +273,11 @@ def _parts_of(stage: str) -> tuple[str, ...]:
 def _forget(stage: str, done: dict[str, Any], work: Path) -> None:
     """Take a stage, and what was built on it, off the finished and the interrupted ones.
 
-    The rounds stand on the base and on earlier rounds; ``all_pairs`` trains the same flows as the
-    three rounds.
+    The rounds stand on the base and on earlier rounds, and ``joint`` on all of them; ``all_pairs``
+    trains the same flows.
     """
-    rounds = [*ROUND_STAGES, "all_pairs"]
-    later = rounds[rounds.index(stage) + 1 :] if stage in ROUND_STAGES else rounds
+    rounds = [*FLOW_STAGES, "all_pairs"]
+    later = rounds[rounds.index(stage) + 1 :] if stage in FLOW_STAGES else rounds
     done.pop(stage, None)
     for each in later:
         done.pop(each, None)
@@ -274,7 +287,7 @@ def _forget(stage: str, done: dict[str, Any], work: Path) -> None:
 
 def _check_order(name: str, finished: set[str], *, started: bool) -> None:
     """Raise ``ValueError`` for a round whose predecessors are not finished."""
-    if name not in ROUND_STAGES or started:
+    if name not in FLOW_STAGES or started:
         return
     if needed := [s for s in STAGES[: STAGES.index(name)] if s not in finished]:
         raise ValueError(
@@ -363,14 +376,22 @@ def _restore(stage: Stage, origin: _Origin, earlier: Sequence[Round]) -> None:
     model.load_state_dict({n: first[n] for n in names}, strict=False)
 
 
-def near_device(device: str, latent: Sequence[LatentCorpus]) -> list[LatentCorpus]:
+def _go_on_from(folder: Path, model: MedM2G) -> None:
+    """Give the model the flows, environment encoders and notes of another one, of the same
+    configuration."""
+    before = MedM2G.from_pretrained(folder)
+    for m in MODALITIES:
+        model.load_state_dict(before.part(m), strict=False)
+
+
+def near_device(device: str, corpora: Sequence[Near]) -> list[Near]:
     """The studies in the GPU's memory, if they take at most a quarter of what is free; else as they
     are."""
     if torch.device(device).type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        if sum(c.bytes() for c in latent) <= free / 4:
-            return [c.to(device) for c in latent]
-    return list(latent)
+        if sum(c.bytes() for c in corpora) <= free / 4:
+            return [c.to(device) for c in corpora]
+    return list(corpora)
 
 
 def _same_configuration(model: MedM2G, profile: Profile, folder: str | Path) -> None:

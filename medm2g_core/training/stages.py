@@ -147,5 +147,6 @@ def source_entries(flow: nn.Module, source: str) -> Iterator[nn.Parameter]:
         if isinstance(site, CrossGuidedAttnProcessor) and site.mode != "off":
             yield site.gate[source]
     yield from flow.prompt.details[source].parameters()  # type: ignore[union-attr, index]
-    if isinstance(flow, ImageFlow) and source in flow.maps:
-        yield from flow.maps[source].parameters()
+    if isinstance(flow, ImageFlow):
+        for entry in flow.entries(source):
+            yield from entry.parameters()
