@@ -37,7 +37,17 @@ from torch.nn import functional
 from medm2g_core.data.fields import BASE_PX
 from medm2g_core.streams import StreamError, hu_to_unit, stream, unit_to_hu
 
-__all__ = ["RANGES", "CTRanges", "FieldOfView", "FilmRanges", "MRRanges", "Ranges", "acquire"]
+__all__ = [
+    "RANGES",
+    "CTRanges",
+    "FieldOfView",
+    "FilmRanges",
+    "MRRanges",
+    "Ranges",
+    "acquire",
+    "move",
+    "random_views",
+]
 
 
 @dataclass(frozen=True)
@@ -61,8 +71,8 @@ class FilmRanges:
     gamma: tuple[float, float] = (0.6, 1.6)
     """Probability, and largest exponent of the film curve (its inverse the smallest)."""
     contrast: tuple[float, float] = (0.5, 1.25)
-    """Probability, and largest factor about mid-grey: width of the display window."""
-    brightness: tuple[float, float] = (0.5, 0.1)
+    """Probability, and largest factor about the film's mean: width of the display window."""
+    brightness: tuple[float, float] = (0.5, 0.08)
     """Probability, and largest offset: its level, and the exposure (a factor of photons is an
     offset after the logarithm)."""
     curve: tuple[float, float] = (0.5, 1.2)
@@ -80,7 +90,7 @@ class FilmRanges:
     edges: tuple[float, float] = (0.3, 0.8)
     """Probability, and largest share of detail (what a blur of `DETAIL_PX` takes away) that is
     added once more: edge enhancement."""
-    noise: tuple[float, float] = (0.5, 0.03)
+    noise: tuple[float, float] = (0.5, 0.022)
     """Probability, and largest deviation in white; half as much in black, where more photons
     came."""
     frame: tuple[float, float] = (0.15, 0.06)
@@ -106,7 +116,7 @@ class CTRanges:
     thickness_px: tuple[float, float] = (0.3, 1.5)
     """Probability, and by how much more than one pixel the slices are thick and apart. Slices of a
     coronal picture are its rows: up to 7 mm at 2.8 mm a pixel, as older chest protocols have."""
-    noise_hu: tuple[float, float] = (0.6, 35.0)
+    noise_hu: tuple[float, float] = (0.6, 28.0)
     """Probability, and largest deviation; thin slices at low dose have more, but a pixel here is an
     average of several of theirs."""
     noise_px: float = 0.8
@@ -131,16 +141,16 @@ class MRRanges:
     gamma: tuple[float, float] = (0.5, 1.35)
     """Probability, and largest exponent: how strongly weighted the picture is."""
     gain: tuple[float, float] = (0.6, 1.2)
-    """Probability, and largest factor: signal has no unit, and scaling a file by its percentiles
-    errs by about that."""
-    bias: tuple[float, float] = (0.6, 0.25)
+    """Probability, and largest factor of the bright end, which curve, exponent and bias field leave
+    where it was: signal has no unit, and scaling a file by its percentiles errs by about that."""
+    bias: tuple[float, float] = (0.6, 0.22)
     """Probability, and largest deviation of the logarithm of a smooth field: coils' sensitivity."""
     blur: tuple[float, float] = (0.3, 0.6)
     """Probability, and largest sigma in pixels: small matrix, filters."""
     thickness_px: tuple[float, float] = (0.35, 1.5)
     """Probability, and by how much more than one pixel voxels are long along one axis, rows or
     columns by chance: 5 mm slices of a reformatted head, at 1.8 mm a pixel."""
-    noise: tuple[float, float] = (0.6, 0.05)
+    noise: tuple[float, float] = (0.6, 0.04)
     """Probability, and largest deviation of each of the two channels (Rician)."""
     strip: float = 0.1
     """Probability that a *head* comes without scalp and skull, as public data sets often do."""
@@ -166,20 +176,24 @@ RANGES = Ranges()
 
 DETAIL_PX = 1.2
 """Sigma in pixels of the blur that tells detail from the rest when edges are enhanced."""
-FIELD_KNOTS = 4
+FIELD_KNOTS = 3
 """Smooth fields are cubic between a grid of so many random knots along each side."""
 HEAD_FROM = 0.05
 """Signal, 0..1, above which a smoothed MR picture of a head is no air: the noise floor lies near
 0.02, the dark scalp of a FLAIR near 0.1."""
+BRIGHT_POWER = 8
+"""The bright end of a picture is its power mean of this exponent: near the 95th percentile, and
+without sorting."""
 SMALLEST = 1e-6
+"""Keeps a divisor off 0."""
 
 
 class _Draws:
     """Random numbers, one a sample, shaped (B, 1, 1, 1); amounts are 0 (nothing changes) at
     strength 0 and grow in proportion to it."""
 
-    def __init__(self, like: Tensor, generator: torch.Generator, strength: float) -> None:
-        self.shape, self.device = like.shape, like.device
+    def __init__(self, shape: tuple[int, ...], generator: torch.Generator, strength: float) -> None:
+        self.shape, self.device = shape, generator.device
         self.generator, self.strength = generator, strength
 
     def share(self) -> Tensor:
@@ -225,7 +239,7 @@ def acquire(
     generator: torch.Generator,
     strength: float = 1.0,
     *,
-    geometry: bool = True,
+    geometry: bool | Tensor = True,
     head: Tensor | bool = False,
     ranges: Ranges = RANGES,
 ) -> Tensor:
@@ -237,19 +251,19 @@ def acquire(
     none.
 
     Args:
-        image: (B, 1, H, W), -1..1.
+        image: (B, 1, H, H), -1..1.
         stream_name: image stream of all of them; decides what is varied.
         generator: on the device of ``image``.
         strength: factor of all ranges; 0 gives ``image`` itself back, 1 the ranges as they stand.
-        geometry: whether the field of view varies too. Without it every structure stays on its
-            pixels. With it, pictures of one study move apart unless their generators are in the
-            same state: the field of view is drawn first.
+        geometry: ``True`` varies the field of view of every picture on its own; ``False`` leaves
+            every structure on its pixels; views (B, 2, 3) from `random_views` move the pictures by
+            these, so that those of one study stay on each other while all else is drawn anew.
         head: which pictures are axial heads, bool (B,) or one for all: only these may lose scalp
             and skull. Nothing in a picture is asked for that.
         ranges: how far, at strength 1.
 
     Returns:
-        (B, 1, H, W) of the dtype of ``image``, -1..1.
+        (B, 1, H, H) of the dtype of ``image``, -1..1.
 
     Raises:
         StreamError: not an image stream, or a tensor of another shape or of integers.
@@ -257,9 +271,10 @@ def acquire(
         RuntimeError: (torch) the generator is on another device.
     """
     modality = stream(stream_name).modality
-    if modality == "text" or image.ndim != 4 or image.shape[1] != 1:
+    square = image.ndim == 4 and image.shape[1] == 1 and image.shape[2] == image.shape[3]
+    if modality == "text" or not square:
         raise StreamError(
-            f"{stream_name}, shape {tuple(image.shape)}: needed an image stream (B, 1, H, W)"
+            f"{stream_name}, shape {tuple(image.shape)}: needed an image stream, (B, 1, H, H)"
         )
     if not image.is_floating_point():
         raise StreamError(f"{stream_name}: got {image.dtype}; needed floats, -1..1")
@@ -268,11 +283,13 @@ def acquire(
     if strength == 0:
         return image
     with torch.autocast(image.device.type, enabled=False):  # positions need more than 8 bits
+        draws = _Draws(tuple(image.shape), generator, strength)
+        views = _views(draws, ranges.view)
+        if isinstance(geometry, Tensor):
+            image = move(image, geometry)
         out = image.float()
-        draws = _Draws(out, generator, strength)
-        moved = _moved(out, draws, ranges.view)
-        if geometry:
-            out = moved
+        if geometry is True:
+            out = move(out, views)
         touched = ~draws.coin(ranges.untouched)
         if modality == "xray":
             out = _film(out, draws, ranges.film)
@@ -283,21 +300,36 @@ def acquire(
         return torch.where(touched, out.clamp(-1, 1).to(image.dtype), image)
 
 
-def _moved(image: Tensor, draws: _Draws, view: FieldOfView) -> Tensor:
-    """Zoomed, rotated about the middle and shifted; the outermost pixels go on outside."""
-    height, width = image.shape[-2:]
-    zoom = draws.factor(view.zoom)
-    angle = draws.around(math.radians(view.rotation_deg))
-    shift_x, shift_y = 2 * draws.around(view.shift), 2 * draws.around(view.shift)
+def random_views(
+    batch: int,
+    generator: torch.Generator,
+    strength: float = 1.0,
+    view: FieldOfView = RANGES.view,
+) -> Tensor:
+    """Fields of view for `acquire` and `move`, one a study: (B, 2, 3) on the generator's device,
+    affine maps from places in the new picture to places in the old one, both -1..1 from edge to
+    edge."""
+    return _views(_Draws((batch,), generator, strength), view)
+
+
+def _views(draws: _Draws, view: FieldOfView) -> Tensor:
+    changed = draws.coin(view.chance).float()
+    zoom = torch.exp(changed * draws.around(math.log(view.zoom)))
+    angle = changed * draws.around(math.radians(view.rotation_deg))
+    shift_x, shift_y = (changed * 2 * draws.around(view.shift) for _ in range(2))
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-    first = torch.cat([cos, -sin * (height / width), shift_x], -1)
-    second = torch.cat([sin * (width / height), cos, shift_y], -1)
-    theta = torch.cat([first, second], -2)[:, 0]
-    grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
+    first, second = torch.cat([cos, -sin, shift_x], -1), torch.cat([sin, cos, shift_y], -1)
+    return torch.cat([first, second], -2)[:, 0]
+
+
+def move(image: Tensor, views: Tensor) -> Tensor:
+    """Pictures (B, 1, H, H), -1..1, seen in other fields of view from `random_views`; the outermost
+    pixels go on outside. For a target too, where it is to follow what is given."""
+    grid = functional.affine_grid(views.to(image.dtype), list(image.shape), align_corners=False)
     moved = functional.grid_sample(
         image, grid, mode="bicubic", padding_mode="border", align_corners=False
     )
-    return torch.where(draws.coin(view.chance), moved.clamp(-1, 1), image)
+    return moved.clamp(-1, 1)
 
 
 def _film(image: Tensor, draws: _Draws, ranges: FilmRanges) -> Tensor:
@@ -317,7 +349,7 @@ def _film(image: Tensor, draws: _Draws, ranges: FilmRanges) -> Tensor:
     chance, most = ranges.edges
     x = torch.where(draws.coin(chance), x + draws.amount(most) * _detail(x), x)
     chance, most = ranges.curve
-    steep = draws.amount(most).clamp_min(SMALLEST ** 0.5)
+    steep = draws.amount(most).clamp_min(SMALLEST**0.5)
     signed, full = 2 * x.clamp(0, 1) - 1, torch.tanh(steep)
     sigmoid = torch.tanh(steep * signed) / full
     linear = torch.atanh(full * signed) / steep
@@ -326,7 +358,8 @@ def _film(image: Tensor, draws: _Draws, ranges: FilmRanges) -> Tensor:
     chance, most = ranges.gamma
     x = torch.where(draws.coin(chance), x.clamp(0, 1) ** draws.factor(most), x)
     chance, most = ranges.contrast
-    x = torch.where(draws.coin(chance), 0.5 + draws.factor(most) * (x - 0.5), x)
+    mean = x.mean((-2, -1), keepdim=True)
+    x = torch.where(draws.coin(chance), mean + draws.factor(most) * (x - mean), x)
     chance, most = ranges.brightness
     x = torch.where(draws.coin(chance), x + draws.around(most), x)
     chance, most = ranges.frame
@@ -383,6 +416,7 @@ def _mr(image: Tensor, draws: _Draws, ranges: MRRanges, head: Tensor | bool) -> 
     if head is not False:  # a Python value or a tensor's presence, not what a tensor holds
         kept = (_depth_in_head(x, math.ceil(px * most)) - depth + 0.5).clamp(0, 1)
         x = torch.where(strip, x * kept, x)
+    bright = _bright_end(x)
     chance, *amplitudes = ranges.curve
     curved = x
     for k, most in enumerate(amplitudes, start=1):
@@ -401,6 +435,7 @@ def _mr(image: Tensor, draws: _Draws, ranges: MRRanges, head: Tensor | bool) -> 
     x = torch.where(draws.coin(chance), coarse, x)
     chance, most = ranges.bias
     x = torch.where(draws.coin(chance), x * torch.exp(draws.amount(most) * draws.smooth()), x)
+    x = x * (bright / _bright_end(x).clamp_min(SMALLEST))
     chance, most = ranges.gain
     x = torch.where(draws.coin(chance), x * draws.factor(most), x)
     chance, most = ranges.noise
@@ -410,9 +445,14 @@ def _mr(image: Tensor, draws: _Draws, ranges: MRRanges, head: Tensor | bool) -> 
     return 2 * x - 1
 
 
+def _bright_end(signal: Tensor) -> Tensor:
+    """How bright the bright parts of each picture are, (B, 1, 1, 1)."""
+    return signal.pow(BRIGHT_POWER).mean((-2, -1), keepdim=True).pow(1 / BRIGHT_POWER)
+
+
 def _px(image: Tensor) -> float:
     """Pixels of this picture along one pixel of the base picture."""
-    return min(image.shape[-2:]) / BASE_PX
+    return image.shape[-1] / BASE_PX
 
 
 def _positions(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -474,6 +514,7 @@ def _depth_in_head(signal: Tensor, most: int) -> Tensor:
         inside = inside * (before > 0) * (after > 0)
     depth = inside
     for _ in range(most):
-        inside = -functional.max_pool2d(-inside, 3, stride=1, padding=1)
+        ringed = functional.pad(inside, (1, 1, 1, 1))  # a head that is cut off ends at the edge
+        inside = -functional.max_pool2d(-ringed, 3, stride=1)
         depth = depth + inside
     return depth
