@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medm2g_core.data.blurring import blurred, slice_matrices
 from medm2g_core.data.fields import BASE_PX
 from medm2g_core.streams import StreamError, hu_to_unit, stream, unit_to_hu
 
@@ -254,7 +255,8 @@ def acquire(
         image: (B, 1, H, H), -1..1.
         stream_name: image stream of all of them; decides what is varied.
         generator: on the device of ``image``.
-        strength: factor of all ranges; 0 gives ``image`` itself back, 1 the ranges as they stand.
+        strength: factor of all ranges; 0 gives ``image`` itself back (moved, where views are
+            given), 1 the ranges as they stand.
         geometry: ``True`` varies the field of view of every picture on its own; ``False`` leaves
             every structure on its pixels; views (B, 2, 3) from `random_views` move the pictures by
             these, so that those of one study stay on each other while all else is drawn anew.
@@ -281,7 +283,7 @@ def acquire(
     if strength < 0:
         raise ValueError(f"strength {strength}: needed 0 or more")
     if strength == 0:
-        return image
+        return move(image, geometry) if isinstance(geometry, Tensor) else image
     with torch.autocast(image.device.type, enabled=False):  # positions need more than 8 bits
         draws = _Draws(tuple(image.shape), generator, strength)
         views = _views(draws, ranges.view)
@@ -325,11 +327,11 @@ def _views(draws: _Draws, view: FieldOfView) -> Tensor:
 def move(image: Tensor, views: Tensor) -> Tensor:
     """Pictures (B, 1, H, H), -1..1, seen in other fields of view from `random_views`; the outermost
     pixels go on outside. For a target too, where it is to follow what is given."""
-    grid = functional.affine_grid(views.to(image.dtype), list(image.shape), align_corners=False)
+    grid = functional.affine_grid(views.float(), list(image.shape), align_corners=False)
     moved = functional.grid_sample(
-        image, grid, mode="bicubic", padding_mode="border", align_corners=False
+        image.float(), grid, mode="bicubic", padding_mode="border", align_corners=False
     )
-    return moved.clamp(-1, 1)
+    return moved.clamp(-1, 1).to(image.dtype)
 
 
 def _film(image: Tensor, draws: _Draws, ranges: FilmRanges) -> Tensor:
@@ -337,10 +339,10 @@ def _film(image: Tensor, draws: _Draws, ranges: FilmRanges) -> Tensor:
     x = (image + 1) / 2
     chance, most = ranges.blur
     sigma = px * draws.amount(most)
-    x = torch.where(draws.coin(chance), _blurred(x, sigma, sigma), x)
+    x = torch.where(draws.coin(chance), blurred(x, sigma, sigma), x)
     chance, most = ranges.scatter
     share, wide = draws.around(most), torch.full_like(sigma, px * ranges.scatter_px)
-    x = torch.where(draws.coin(chance), x + share * (_blurred(x, wide, wide) - x), x)
+    x = torch.where(draws.coin(chance), x + share * (blurred(x, wide, wide) - x), x)
     chance, most = ranges.shading
     x = torch.where(draws.coin(chance), x + draws.amount(most) * draws.smooth(), x)
     chance, most = ranges.noise
@@ -381,16 +383,16 @@ def _ct(image: Tensor, draws: _Draws, ranges: CTRanges) -> Tensor:
     hu = torch.where(draws.coin(chance), hu + draws.around(most), hu)
     chance, most = ranges.soft_px
     sigma = px * draws.amount(most)
-    hu = torch.where(draws.coin(chance), _blurred(hu, sigma, sigma), hu)
+    hu = torch.where(draws.coin(chance), blurred(hu, sigma, sigma), hu)
     chance, most = ranges.noise_hu
     grain = px * draws.amount(ranges.noise_px)
-    noise = _blurred(draws.white(), grain, grain)
+    noise = blurred(draws.white(), grain, grain)
     noise = noise / noise.std((-3, -2, -1), keepdim=True)
     hu = torch.where(draws.coin(chance), hu + draws.amount(most) * noise, hu)
     chance, most = ranges.sharp  # after the noise, which a sharp kernel raises too
     hu = torch.where(draws.coin(chance), hu + draws.amount(most) * _detail(hu), hu)
     chance, most = ranges.thickness_px
-    slices = _thick(image.shape[-2], 1 + px * draws.amount(most), draws.share())
+    slices = slice_matrices(image.shape[-2], 1 + px * draws.amount(most), draws.share())
     hu = torch.where(draws.coin(chance), slices @ hu, hu)
     x = hu_to_unit(hu)
     rows, columns = _positions(image)
@@ -426,11 +428,11 @@ def _mr(image: Tensor, draws: _Draws, ranges: MRRanges, head: Tensor | bool) -> 
     x = torch.where(draws.coin(chance), x ** draws.factor(most), x)
     chance, most = ranges.blur
     sigma = px * draws.amount(most)
-    x = torch.where(draws.coin(chance), _blurred(x, sigma, sigma), x)
+    x = torch.where(draws.coin(chance), blurred(x, sigma, sigma), x)
     chance, most = ranges.thickness_px
     long, start = 1 + px * draws.amount(most), draws.share()
-    of_rows = _thick(image.shape[-2], long, start) @ x
-    of_columns = x @ _thick(image.shape[-1], long, start).mT
+    of_rows = slice_matrices(image.shape[-2], long, start) @ x
+    of_columns = x @ slice_matrices(image.shape[-1], long, start).mT
     coarse = torch.where(draws.coin(0.5), of_rows, of_columns)
     x = torch.where(draws.coin(chance), coarse, x)
     chance, most = ranges.bias
@@ -463,51 +465,17 @@ def _positions(image: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:, None], columns[None, :]
 
 
-def _gaussian(n: int, sigma: Tensor) -> Tensor:
-    """Matrices (B, 1, n, n) that blur along an axis of n pixels, a sigma for each sample; rows sum
-    to 1, so edges neither darken nor mirror. Sigma 0 is the identity."""
-    at = torch.arange(n, device=sigma.device)
-    weights = torch.exp(-0.5 * ((at[:, None] - at) / sigma.clamp_min(SMALLEST)).square())
-    return weights / weights.sum(-1, keepdim=True)
-
-
-def _blurred(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Gaussian blur with each sample's own sigma in pixels, down the rows and along the columns."""
-    height, width = image.shape[-2:]
-    return _gaussian(height, rows) @ image @ _gaussian(width, columns).mT
-
-
 def _detail(image: Tensor) -> Tensor:
     """What a blur of `DETAIL_PX` takes away."""
     sigma = image.new_full((1, 1, 1, 1), DETAIL_PX * _px(image))
-    return image - _blurred(image, sigma, sigma)
-
-
-def _thick(n: int, thickness: Tensor, start: Tensor) -> Tensor:
-    """Matrices (B, 1, n, n): means over slices side by side along an axis of n pixels, and linear
-    interpolation between their centres back to the pixels.
-
-    Args:
-        thickness: (B, 1, 1, 1) in pixels, from 1, which is the identity.
-        start: (B, 1, 1, 1), 0..1: how much of the first slice that the rest allows lies outside.
-    """
-    at = torch.arange(n, device=thickness.device)
-    centres = (at[:, None] + 0.5) * thickness - start * (thickness - 1)
-    upper = torch.minimum(at + 1.0, centres + thickness / 2)
-    lower = torch.maximum(at + 0.0, centres - thickness / 2)
-    covered = (upper - lower).clamp_min(0)  # (B, 1, slice, pixel)
-    whole = covered.sum(-1, keepdim=True)
-    means = covered / whole.clamp_min(SMALLEST)
-    near = (1 - (at + 0.5 - centres).abs() / thickness).clamp_min(0) * (whole > SMALLEST)
-    back = (near / near.sum(-2, keepdim=True)).mT  # (B, 1, pixel, slice)
-    return back @ means
+    return image - blurred(image, sigma, sigma)
 
 
 def _depth_in_head(signal: Tensor, most: int) -> Tensor:
     """How many pixels, up to ``most``, each pixel lies below the outline of the head, the outline
     being the outermost signal from left, right, front and back."""
     sigma = signal.new_full((1, 1, 1, 1), _px(signal))
-    above = (_blurred(signal, sigma, sigma) > HEAD_FROM).float()
+    above = (blurred(signal, sigma, sigma) > HEAD_FROM).float()
     inside = torch.ones_like(above)
     for axis in (-2, -1):
         before, after = above.cumsum(axis), above.flip(axis).cumsum(axis).flip(axis)
