@@ -211,6 +211,20 @@ def test_only_heads_are_stripped_and_only_of_their_shell() -> None:
     torch.testing.assert_close(out[1], image[1])
 
 
+def test_the_curve_of_a_contrast_keeps_the_order_of_tissues() -> None:
+    off, same = (0.0, 0.0), (0.0, 1.0)
+    curve = (1.0, *RANGES.mr.curve[1:])
+    mr = dataclasses.replace(
+        RANGES.mr, curve=curve, gamma=(1.0, 1.35), gain=same, bias=off, blur=off, noise=off,
+        thickness_px=off,
+    )  # fmt: skip
+    ramp = torch.linspace(-1, 0.8, SIZE).expand(64, 1, SIZE, SIZE)
+    only = dataclasses.replace(EVERY, mr=mr)
+    out = acquire(ramp, "mri_t1", seeded(), geometry=False, ranges=only)
+    assert (out.diff(dim=-1) > 0).all()
+    assert (out - ramp).abs().amax((1, 2, 3)).median() > 0.1
+
+
 def test_a_picture_of_any_size_gets_the_same_blur() -> None:
     off = (0.0, 0.0)
     ct = dataclasses.replace(

@@ -85,7 +85,8 @@ class FilmRanges:
     scatter_px: float = 16.0
     """Gaussian sigma of that blur in pixels; scatter of a chest spreads some centimetres."""
     shading: tuple[float, float] = (0.5, 0.06)
-    """Probability, and deviation of a smooth additive field: heel effect, grid cut-off."""
+    """Probability, and largest factor of a smooth additive field (deviation 0.7): heel effect, grid
+    cut-off."""
     blur: tuple[float, float] = (0.3, 0.7)
     """Probability, and largest sigma in pixels: focal spot, scanned film, resizing."""
     edges: tuple[float, float] = (0.3, 0.8)
@@ -137,15 +138,16 @@ class MRRanges:
 
     curve: tuple[float, float, float, float] = (0.6, 0.12, 0.05, 0.03)
     """Probability, and largest amplitudes a_k of the intensity curve u + sum a_k sin(k pi u),
-    k = 1..3: TR, TE, TI and field strength shift tissues against each other. Its slope stays above
-    0.02 with any one of them and can fall below 0 (not monotone, mildly) only with all three."""
+    k = 1..3: TR, TE, TI and field strength shift tissues against each other. At strength 1 its
+    slope stays above 0, so no two tissues change places; beyond that it can fall below, mildly."""
     gamma: tuple[float, float] = (0.5, 1.35)
     """Probability, and largest exponent: how strongly weighted the picture is."""
     gain: tuple[float, float] = (0.6, 1.2)
     """Probability, and largest factor of the bright end, which curve, exponent and bias field leave
     where it was: signal has no unit, and scaling a file by its percentiles errs by about that."""
     bias: tuple[float, float] = (0.6, 0.22)
-    """Probability, and largest deviation of the logarithm of a smooth field: coils' sensitivity."""
+    """Probability, and largest factor of a smooth field (deviation 0.7) whose exponential multiplies
+    the signal: coils' sensitivity."""
     blur: tuple[float, float] = (0.3, 0.6)
     """Probability, and largest sigma in pixels: small matrix, filters."""
     thickness_px: tuple[float, float] = (0.35, 1.5)
@@ -183,8 +185,8 @@ HEAD_FROM = 0.05
 """Signal, 0..1, above which a smoothed MR picture of a head is no air: the noise floor lies near
 0.02, the dark scalp of a FLAIR near 0.1."""
 BRIGHT_POWER = 8
-"""The bright end of a picture is its power mean of this exponent: near the 95th percentile, and
-without sorting."""
+"""The bright end of a picture is its power mean of this exponent: the level of its
+bright tissues, without sorting."""
 SMALLEST = 1e-6
 """Keeps a divisor off 0."""
 
@@ -221,7 +223,7 @@ class _Draws:
         return torch.randn(self.shape, generator=self.generator, device=self.device)
 
     def smooth(self) -> Tensor:
-        """A smooth field (B, 1, H, W) of mean 0 and a deviation near 1 over the samples."""
+        """A smooth field (B, 1, H, W) of mean 0 and a deviation of about 0.7."""
         knots = torch.randn(
             (self.shape[0], 1, FIELD_KNOTS, FIELD_KNOTS),
             generator=self.generator,
