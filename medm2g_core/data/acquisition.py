@@ -146,8 +146,8 @@ class MRRanges:
     """Probability, and largest factor of the bright end, which curve, exponent and bias field leave
     where it was: signal has no unit, and scaling a file by its percentiles errs by about that."""
     bias: tuple[float, float] = (0.6, 0.22)
-    """Probability, and largest factor of a smooth field (deviation 0.7) whose exponential multiplies
-    the signal: coils' sensitivity."""
+    """Probability, and largest factor of a smooth field (deviation 0.7) whose exponential
+    multiplies the signal: coils' sensitivity."""
     blur: tuple[float, float] = (0.3, 0.6)
     """Probability, and largest sigma in pixels: small matrix, filters."""
     thickness_px: tuple[float, float] = (0.35, 1.5)
