@@ -106,7 +106,9 @@ def test_the_joint_round_reaches_every_entry_of_every_map(stage):
     kept, reached = steps(stage), set()
     for seed in range(40):
         kept(drawn(stage, seed))
-        reached |= {n for n, p in stage.trainable() if p.grad is not None and p.grad.abs().sum() > 0}
+        reached |= {
+            n for n, p in stage.trainable() if p.grad is not None and p.grad.abs().sum() > 0
+        }
     entries = {n for n, _ in stage.trainable() if ".maps." in n and n.endswith("weight")}
     never = {n for n in entries if n not in reached}
     # No study has both a film or a CT and the contrasts of a brain, and none guides itself.

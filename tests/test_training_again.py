@@ -36,6 +36,9 @@ class FewStudies:
 
     def fit(self, model: MedM2G) -> None: ...
 
+    def grow(self) -> bool:
+        return False
+
     def lacks(self, stage: str) -> str:
         return ""
 

@@ -200,6 +200,10 @@ class ConditioningConfig:
     guides_alike: float = 0.2
     """All guides are as noisy as the target: all are drawn together. In the remaining studies each
     guide is one of these, with the same shares, or at a level of its own."""
+    acquired: float = 0.3
+    """A given picture is shown as another scanner or protocol would show it, see
+    `medm2g_core.data.acquisition`; what is drawn always is the cohort's own kind. The encoders see
+    the same share of such pictures. Without, no network knows a real scan from noise."""
     level_mean: float = 0.5
     level_std: float = 1.2
     """Mean and deviation of the log-odds of the noise level (objective ``flow``). Above 0, denser
@@ -225,6 +229,9 @@ class DataConfig:
     brain_train: int = 704
     chest_val: int = 128
     brain_val: int = 64
+    acquisitions: int = 1
+    """Other acquisitions of each training picture that the flows' studies hold; 0 switches them
+    off."""
     seed: int = 0
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from medm2g_core.alignment.encoders import Embedding
 from medm2g_core.alignment.objective import augmented_view, normal
+from medm2g_core.data.acquisition import acquire
 from medm2g_core.flows.prompt import Prompt, weighted_prompt
 from medm2g_core.profiles import ConditioningConfig
 from medm2g_core.streams import stream
@@ -58,6 +59,22 @@ def _integer(high: int, generator: torch.Generator) -> int:
     return int(_integers(high, 1, generator))
 
 
+def _other_scanner(
+    image: torch.Tensor, name: str, share: float, generator: torch.Generator
+) -> torch.Tensor:
+    """A share of the pictures (B, 1, H, W) of a stream as other scanners would show them."""
+    k = int((torch.rand(len(image), generator=generator) < share).sum())
+    if not k:
+        return image
+    draw = torch.Generator(image.device).manual_seed(_integer(2**31, generator))
+    return torch.cat([acquire(image[:k], name, draw), image[k:]])
+
+
+def _where(chosen: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """``a`` (B, ...) where ``chosen`` (B,), else ``b``."""
+    return torch.where(chosen.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+
 def _there(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     """``x`` on the device. A GPU takes small tensors along with its commands: it is not waited
     for."""
@@ -80,20 +97,24 @@ class ImageBatches:
 
     Args:
         latent_shape: (C, h, w) of one latent.
+        acquired: share of pictures that are shown as another scanner would show them.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], latent_shape: Sequence[int]) -> None:
-        self.pools = [images for c in corpora for images in c.images.values()]
-        self.latent_shape = tuple(latent_shape)
+    def __init__(
+        self, corpora: Sequence[Corpus], latent_shape: Sequence[int], acquired: float = 0.0
+    ) -> None:
+        self.pools = [item for c in corpora for item in c.images.items()]
+        self.latent_shape, self.acquired = tuple(latent_shape), acquired
 
     def draw(self, n: int, generator: torch.Generator, device: torch.device) -> ImageBatch:
         # As many of each stream as of the others; where that does not divide, chance decides.
         share = torch.full((len(self.pools),), n // len(self.pools))
         share[torch.randperm(len(self.pools), generator=generator)[: n % len(self.pools)]] += 1
         images = []
-        for pool, k in zip(self.pools, share.tolist(), strict=True):
+        for (name, pool), k in zip(self.pools, share.tolist(), strict=True):
             index = _there(_integers(len(pool), k, generator), pool.device)
-            images.append(pool[index].to(device).float())
+            image = pool[index].to(device).float()  # (k, 1, H, W)
+            images.append(_other_scanner(image, name, self.acquired, generator))
         noise = normal((n, *self.latent_shape), generator, device)  # (B, C, h, w)
         return ImageBatch(torch.cat(images), noise)
 
@@ -147,13 +168,14 @@ class AlignmentBatches:
 
     Args:
         second_view: whether the visual invariant is trained.
+        acquired: share of pictures that are shown as another scanner would show them.
 
     Raises:
         ValueError: no corpus can be aligned.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], second_view: bool) -> None:
-        self.corpora = [c for c in corpora if can_align(c)]
+    def __init__(self, corpora: Sequence[Corpus], second_view: bool, acquired: float = 0.0) -> None:
+        self.corpora, self.acquired = [c for c in corpora if can_align(c)], acquired
         self.second_view = second_view
         if not self.corpora:
             raise ValueError(
@@ -185,14 +207,15 @@ class AlignmentBatches:
             chosen += [mr[_integer(len(mr), generator)]] if mr else []
             for s in chosen:
                 m = stream(s).modality
-                images.setdefault(m, []).append(corpus.images[s][index].float())
+                image = corpus.images[s][index].to(device).float()
+                images.setdefault(m, []).append(_other_scanner(image, s, self.acquired, generator))
                 contrasts.setdefault(m, []).append(torch.full((len(index),), stream(s).contrast))
                 rows.setdefault(m, []).append(torch.arange(first, len(texts)))
         modalities = list(images)
         looked = modalities[_integer(len(modalities), generator)] if self.second_view else None
         views, second = {}, None
         for m in modalities:
-            image = torch.cat(images[m]).to(device)  # (B_m, 1, H, W)
+            image = torch.cat(images[m])  # (B_m, 1, H, W)
             views[m] = augmented_view(image, generator)
             if m == looked:
                 second = (m, augmented_view(image, generator))
@@ -217,6 +240,8 @@ class RoundBatch:
         latents: stream -> z_0 (B, ...).  noise: stream -> eps in the same shape.
         level: (B,) noise level t of all targets of a study, as in joint sampling (and in CoDi).
         guide_levels: stream -> (B,) noise level s at which it guides; empty for a single stream.
+        guide_latents: stream -> clean latent (B, ...) of what guides: z_0, or where the guide is
+            given that of another acquisition.
         present: target -> guide -> (B,) 1 where the guide is there for this target, else 0.
         prompts: target -> its prompt.
     """
@@ -226,6 +251,7 @@ class RoundBatch:
     noise: dict[str, torch.Tensor]
     level: torch.Tensor
     guide_levels: dict[str, torch.Tensor]
+    guide_latents: dict[str, torch.Tensor]
     present: dict[str, dict[str, torch.Tensor]]
     prompts: dict[str, Prompt]
 
@@ -284,9 +310,19 @@ class RoundBatches:
         targets = draw_targets(chosen, generator)
         latents = {s: corpus.latent(s, index, wording).to(device) for s in streams}
         embeddings = {s: corpus.embedding(s, index, wording).to(device) for s in streams}
+        others = self.draw_acquisitions(corpus, streams, index, embeddings, generator)
         level = self.levels(batch, generator)  # (B,)
         noise = {s: normal(z.shape, generator, device) for s, z in latents.items()}
-        guide_levels = self.draw_guide_levels(streams, level, generator)
+        guide_levels = {
+            s: _there(x, device)
+            for s, x in self.draw_guide_levels(streams, level, generator).items()
+        }
+        guide_latents = {
+            s: _where(others[s][0] & (guide_levels[s] == 0), others[s][1], latents[s])
+            if s in others
+            else latents[s]
+            for s in guide_levels
+        }
         present, prompts = {}, {}
         for m in targets:
             guides = [s for s in streams if s != m]
@@ -298,10 +334,44 @@ class RoundBatches:
             latents,
             noise,
             _there(level, device),
-            {s: _there(x, device) for s, x in guide_levels.items()},
+            guide_levels,
+            guide_latents,
             present,
             prompts,
         )
+
+    def draw_acquisitions(
+        self,
+        corpus: LatentCorpus,
+        streams: Sequence[str],
+        index: torch.Tensor,
+        embeddings: dict[str, Embedding],
+        generator: torch.Generator,
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Pictures that were taken by another scanner, in a share ``acquired`` of the studies.
+
+        ``embeddings`` get theirs in place.
+
+        Returns:
+            stream -> (B,) bool where, and latents (B, ...) of such a picture for every study.
+        """
+        out = {}
+        for s in streams:
+            chosen = torch.rand(len(index), generator=generator) < self.config.acquired
+            which = _integers(2**15, len(index), generator)
+            found = corpus.other_acquisition(s, index, which)
+            if found is None:
+                continue
+            like = embeddings[s]
+            z, e = found[0].to(like.pooled.device), found[1].to(like.pooled.device)
+            chosen = _there(chosen, like.pooled.device)
+            embeddings[s] = Embedding(
+                _where(chosen, e.pooled, like.pooled),
+                _where(chosen, e.tokens, like.tokens),
+                like.mask,
+            )
+            out[s] = (chosen, z)
+        return out
 
     def draw_guide_levels(
         self, streams: Sequence[str], level: torch.Tensor, generator: torch.Generator

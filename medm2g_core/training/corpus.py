@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from medm2g_core.alignment.encoders import Embedding
+from medm2g_core.data.acquisition import acquire
 from medm2g_core.data.reports import write_report
 from medm2g_core.model import MedM2G
 from medm2g_core.profiles import BASE_STAGES
@@ -124,6 +125,9 @@ class LatentCorpus:
         latents: image stream -> (N, C, h, w); ``"text"`` -> (N, W, K, d) for W wordings.
         pooled, tokens: stream -> the fields of `Embedding`, with the W axis for text.
         mask: of text; empty where there are no reports.
+        acquired: the same studies as other scanners would show them: latents, pooled embeddings and
+            tokens of the image streams, each with an axis of V acquisitions after the studies';
+            empty without any.
     """
 
     name: str
@@ -131,22 +135,31 @@ class LatentCorpus:
     pooled: dict[str, torch.Tensor]
     tokens: dict[str, torch.Tensor]
     mask: torch.Tensor
+    acquired: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.latents.values())))
 
     def bytes(self) -> int:
         """Memory that all tensors take together."""
-        parts = (self.latents, self.pooled, self.tokens, {"mask": self.mask})
+        parts = (
+            self.latents,
+            self.pooled,
+            self.tokens,
+            {"mask": self.mask},
+            *self.acquired.values(),
+        )
         return sum(x.nbytes for part in parts for x in part.values())
 
     def to(self, device: torch.device | str) -> LatentCorpus:
         """The same studies in the memory of ``device``: a GPU then gathers its batches itself."""
-        latents, pooled, tokens = (
-            {n: x.to(device) for n, x in part.items()}
-            for part in (self.latents, self.pooled, self.tokens)
-        )
-        return LatentCorpus(self.name, latents, pooled, tokens, self.mask.to(device))
+
+        def there(part: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {n: x.to(device) for n, x in part.items()}
+
+        latents, pooled, tokens = there(self.latents), there(self.pooled), there(self.tokens)
+        acquired = {kind: there(part) for kind, part in self.acquired.items()}
+        return LatentCorpus(self.name, latents, pooled, tokens, self.mask.to(device), acquired)
 
     @property
     def wordings(self) -> int:
@@ -180,9 +193,28 @@ class LatentCorpus:
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return Embedding(self.pooled[name][index].float(), tokens, mask)
 
+    def other_acquisition(
+        self, name: str, index: torch.Tensor, which: torch.Tensor
+    ) -> tuple[torch.Tensor, Embedding] | None:
+        """Latents and embeddings of studies ``index`` (B,) in acquisition ``which`` (B,) of an
+        image stream; ``None`` where there is none."""
+        if name not in self.acquired.get("z", {}):
+            return None
+        z, pooled, tokens = (self.acquired[kind][name] for kind in ("z", "pooled", "tokens"))
+        index = index.to(z.device, non_blocking=True)
+        which = which.to(z.device, non_blocking=True) % z.shape[1]
+        cells = tokens[index, which].float()
+        mask = torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
+        return z[index, which].float(), Embedding(pooled[index, which].float(), cells, mask)
+
     @classmethod
     def build(
-        cls, model: MedM2G, corpus: Corpus, cache: Path | None = None, batch: int = 64
+        cls,
+        model: MedM2G,
+        corpus: Corpus,
+        cache: Path | None = None,
+        batch: int = 64,
+        acquisitions: int = 0,
     ) -> LatentCorpus:
         """Encode everything once.
 
@@ -193,15 +225,22 @@ class LatentCorpus:
 
         Args:
             batch: pictures or reports encoded together.
+            acquisitions: how many others of each picture are encoded too.
         """
         if cache is None:
             flat = {
-                k: torch.zeros(f.shape, dtype=f.dtype) for k, f in _fields(model, corpus).items()
+                k: torch.zeros(f.shape, dtype=f.dtype)
+                for k, f in _fields(model, corpus, acquisitions).items()
             }
             for shard in _shards(len(corpus)):
                 _encode(model, corpus, shard, flat, batch)
             return cls._from_flat(corpus.name, flat, len(corpus))
-        key = digest(corpus=corpus.fingerprint(), weights=weights_key(model), layout=1)
+        key = digest(
+            corpus=corpus.fingerprint(),
+            weights=weights_key(model),
+            acquisitions=acquisitions,
+            layout=2,
+        )
         prefix = f"latents_{re.sub('[^A-Za-z0-9]+', '_', corpus.name)}-"
         folder, processes = cache / (prefix + key), PartialState()
         layout = CacheFile(folder / "layout.json", key)
@@ -209,7 +248,7 @@ class LatentCorpus:
             for stale in cache.glob(f"{prefix}*"):
                 shutil.rmtree(stale, ignore_errors=True)
             folder.mkdir(parents=True)
-            fields = _fields(model, corpus)
+            fields = _fields(model, corpus, acquisitions)
             for name, field in fields.items():
                 with (folder / name).open("wb") as f:
                     f.truncate(field.bytes())
@@ -241,7 +280,9 @@ class LatentCorpus:
             return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
 
         mask = flat.get("mask", torch.zeros(studies, 0, dtype=torch.bool))
-        return cls(name, group("z."), group("pooled."), group("tokens."), mask)
+        others = {k: group(f"other.{k}.") for k in ("z", "pooled", "tokens")}
+        acquired = others if others["z"] else {}
+        return cls(name, group("z."), group("pooled."), group("tokens."), mask, acquired)
 
 
 def weights_key(model: MedM2G, parts: Sequence[str] = BASE_STAGES) -> str:
@@ -279,7 +320,7 @@ def _shards(n: int) -> Iterator[range]:
 
 
 @torch.no_grad()
-def _fields(model: MedM2G, corpus: Corpus) -> dict[str, _Field]:
+def _fields(model: MedM2G, corpus: Corpus, acquisitions: int) -> dict[str, _Field]:
     """What is kept of a corpus, and in which shape."""
     n, width = len(corpus), model.profile.alignment.embed_dim
     out: dict[str, _Field] = {}
@@ -288,6 +329,9 @@ def _fields(model: MedM2G, corpus: Corpus) -> dict[str, _Field]:
         out[f"z.{name}"] = _Field(torch.float16, (n, *model.latent_shape(name)))
         out[f"pooled.{name}"] = _Field(torch.float16, (n, width))
         out[f"tokens.{name}"] = _Field(torch.float16, (n, cells, width))
+        for kind in ("z", "pooled", "tokens") if acquisitions else ():
+            first, *rest = out[f"{kind}.{name}"].shape
+            out[f"other.{kind}.{name}"] = _Field(torch.float16, (first, acquisitions, *rest))
     if corpus.has_text:
         w = len(corpus.reports[0])
         longest = max(
@@ -308,11 +352,22 @@ def _encode(
     for name, images in corpus.images.items():
         for i in range(studies.start, studies.stop, batch):
             rows = slice(i, min(i + batch, studies.stop))
-            x = images[rows].float()  # (b, 1, H, W)
+            x = images[rows].to(model.device).float()  # (b, 1, H, W)
             e = model.embed({name: x})[name]
             out[f"z.{name}"][rows] = model.encode(name, x).half().cpu()
             out[f"pooled.{name}"][rows] = e.pooled.half().cpu()
             out[f"tokens.{name}"][rows] = e.tokens.half().cpu()
+            others = out.get(f"other.z.{name}")
+            for v in range(0 if others is None else others.shape[1]):
+                # Of these studies alone: the same whatever the other shards hold.
+                seed = int(digest(corpus=corpus.name, stream=name, first=i, version=v)[:8], 16)
+                draw = torch.Generator(x.device).manual_seed(seed)
+                # Nothing moves: the flows learn to map place to place.
+                y = acquire(x, name, draw, geometry=False, head=corpus.region == "brain")
+                e = model.embed({name: y})[name]
+                out[f"other.z.{name}"][rows, v] = model.encode(name, y).half().cpu()
+                out[f"other.pooled.{name}"][rows, v] = e.pooled.half().cpu()
+                out[f"other.tokens.{name}"][rows, v] = e.tokens.half().cpu()
     if not corpus.has_text:
         return
     w = len(corpus.reports[0])

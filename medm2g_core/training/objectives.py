@@ -104,7 +104,7 @@ def _environments(model: MedM2G, batch: RoundBatch) -> dict[str, Guide]:
     """V_n(z^n_s, s) of every stream that guides, at the guide's own noise level s."""
     guides = {}
     for n, s in batch.guide_levels.items():  # s: (B,)
-        zs = model.schedule.add_noise(batch.latents[n], batch.noise[n], s)  # (B, ...)
+        zs = model.schedule.add_noise(batch.guide_latents[n], batch.noise[n], s)  # (B, ...)
         guides[n] = model.environment(n, zs, s, torch.ones_like(s))
     return guides
 

@@ -215,7 +215,17 @@ def train(
         else:
             model.to(device)
             latent = latent or near_device(
-                device, [LatentCorpus.build(model, c, work) for c in data.corpora("train")]
+                device,
+                [
+                    LatentCorpus.build(
+                        model,
+                        c,
+                        None if fits(device, c) else work,
+                        64 if torch.device(device).type == "cpu" else 256,
+                        profile.data.acquisitions,
+                    )
+                    for c in data.corpora("train")
+                ],
             )
             stage = RoundStage(model, latent, name, data.round(name))
         rounds_left = folder / ROUNDS_FOLDER
@@ -387,11 +397,15 @@ def _go_on_from(folder: Path, model: MedM2G) -> None:
 def near_device(device: str, corpora: Sequence[Near]) -> list[Near]:
     """The studies in the GPU's memory, if they take at most a quarter of what is free; else as they
     are."""
-    if torch.device(device).type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if sum(c.bytes() for c in corpora) <= free / 4:
-            return [c.to(device) for c in corpora]
-    return list(corpora)
+    return [c.to(device) for c in corpora] if fits(device, *corpora) else list(corpora)
+
+
+def fits(device: str, *corpora: Corpus | LatentCorpus) -> bool:
+    """Whether ``device`` is a GPU of whose free memory the studies take at most a quarter."""
+    if torch.device(device).type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(c.bytes() for c in corpora) <= free / 4
 
 
 def _same_configuration(model: MedM2G, profile: Profile, folder: str | Path) -> None:

@@ -80,11 +80,18 @@ class Stage(nn.Module):
         return self.objective(self.model, drawn)
 
 
+def _acquired(model: MedM2G) -> float:
+    """Share of the encoders' pictures that another scanner took."""
+    on = model.profile.data.acquisitions > 0
+    return model.profile.conditioning.acquired if on else 0.0
+
+
 class ImageCodecStage(Stage):
     """The image codec, on all image streams alike."""
 
     def __init__(self, model: MedM2G, corpora: Sequence[Corpus]) -> None:
-        batches = ImageBatches(corpora, model.latent_shape("xray"))
+        acquired = _acquired(model)
+        batches = ImageBatches(corpora, model.latent_shape("xray"), acquired)
         super().__init__("image_codec", model, ["image_codec"], batches, image_codec_objective)
 
 
@@ -102,7 +109,8 @@ class AlignmentStage(Stage):
     """Central alignment plus the visual invariant."""
 
     def __init__(self, model: MedM2G, corpora: Sequence[Corpus]) -> None:
-        batches = AlignmentBatches(corpora, model.profile.alignment.invariant != "off")
+        second = model.profile.alignment.invariant != "off"
+        batches = AlignmentBatches(corpora, second, _acquired(model))
         super().__init__("alignment", model, ["alignment"], batches, alignment_objective)
 
 
