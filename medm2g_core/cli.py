@@ -137,7 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
         "train",
         "Train the stages of a profile; an interrupted or partly finished training goes on.",
     )
-    train.add_argument("--profile", default="cpu", help="smoke, cpu (default), gpu or paper")
+    train.add_argument("--profile", default="cpu", help="smoke, cpu (default), base, gpu or paper")
     train.add_argument(
         "--stage",
         nargs="+",
@@ -170,6 +170,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument(
         "--workers", type=_natural, metavar="N", help="processes that draw or prepare the studies"
+    )
+    train.add_argument(
+        "--endless",
+        type=_natural,
+        metavar="N",
+        help="go on drawing virtual patients while training, up to N chests and half as many"
+        " brains; each stage takes what is there",
     )
     train.add_argument(
         "--set",

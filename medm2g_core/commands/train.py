@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -103,6 +105,7 @@ def run_training(args: argparse.Namespace) -> int:
     from medm2g_core.data.chest.atlas import PERSONS
     from medm2g_core.training.card import export_model
     from medm2g_core.training.data import EmbeddedData, TrainingData
+    from medm2g_core.training.endless import EndlessPatients
     from medm2g_core.training.loop import StageInterrupted
     from medm2g_core.training.run import train
 
@@ -114,6 +117,8 @@ def run_training(args: argparse.Namespace) -> int:
         raise ValueError(
             "--persons chooses virtual patients, --source a real data set: use one of them"
         )
+    if args.source is not None and args.endless is not None:
+        raise ValueError("--endless draws virtual patients, --source is a real data set: use one")
     if args.start and args.start_from_stable_diffusion:
         raise ValueError(
             "--start takes all weights from a model, --start-from-stable-diffusion some from"
@@ -125,7 +130,19 @@ def run_training(args: argparse.Namespace) -> int:
     if args.export is not None:
         writable_folder(args.export)
     print(f"profile {chosen.name}, device {device}, into {out}", flush=True)
-    data: TrainingData = EmbeddedData(chosen, args.persons, args.workers)
+    data: TrainingData = EmbeddedData(
+        chosen, args.persons, args.workers, endless=args.endless is not None
+    )
+    patients: AbstractContextManager[object] = nullcontext()
+    if args.endless is not None:
+        patients = EndlessPatients(
+            {"chest": args.endless, "brain": args.endless // 2},
+            args.workers or max(2, (os.cpu_count() or 2) - 1),  # one core stays with training
+            val={"chest": chosen.data.chest_val, "brain": chosen.data.brain_val},
+            seed=chosen.data.seed,
+            resolution=chosen.resolution,
+            persons=args.persons,
+        )
     if args.source is not None:
         with PartialState(
             cpu=device == "cpu"
@@ -134,18 +151,19 @@ def run_training(args: argparse.Namespace) -> int:
             for split in ("train", "val"):
                 data.corpora(split)
     try:
-        model = train(
-            chosen,
-            out,
-            stages=args.stage or STAGES,
-            again=args.again,
-            seed=args.seed,
-            device=device,
-            precision=args.precision,
-            data=data,
-            start=args.start,
-            stable_diffusion=args.start_from_stable_diffusion,
-        )
+        with patients:
+            model = train(
+                chosen,
+                out,
+                stages=args.stage or STAGES,
+                again=args.again,
+                seed=args.seed,
+                device=device,
+                precision=args.precision,
+                data=data,
+                start=args.start,
+                stable_diffusion=args.start_from_stable_diffusion,
+            )
     except StageInterrupted as stopped:
         print(stopped, file=sys.stderr)
         return 130

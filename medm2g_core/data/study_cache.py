@@ -346,6 +346,8 @@ def extend_cache(
 ) -> None:
     """Draw what is not cached, shard by shard, as long as ``go_on`` says so; nothing is kept in
     memory."""
+    if not tasks:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     _warm(tasks[0].region, tasks[0].size)
     with _drawing(workers) as draw:

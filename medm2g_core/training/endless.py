@@ -45,8 +45,9 @@ class EndlessPatients:
     """Draws training studies in the background until it is closed, or there are enough.
 
     Args:
-        most: studies of each region after which it stops.
+        most: training studies of each region after which it stops.
         workers: processes together, at least 2.
+        val: validation studies of each region, which come first.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class EndlessPatients:
         most: dict[str, int],
         workers: int,
         *,
+        val: dict[str, int],
         seed: int = 0,
         resolution: int = BASE_PX,
         persons: Sequence[str] | None = None,
@@ -69,6 +71,7 @@ class EndlessPatients:
                     __name__,
                     str(os.getpid()),
                     region,
+                    str(val[region]),
                     str(most[region]),
                     str(max(1, round(share * workers))),
                     str(seed),
@@ -102,12 +105,11 @@ class EndlessPatients:
 
 
 def _draw(arguments: Sequence[str]) -> None:
-    parent, region, most, workers, seed, resolution, *persons = arguments
+    parent, region, val, most, workers, seed, resolution, *persons = arguments
     os.nice(5)  # training comes first
-    folder, tasks = cache_plan(
-        "train", region, int(most), int(seed), int(resolution), persons or None
-    )
-    extend_cache(folder, tasks, int(workers), lambda: os.getppid() == int(parent))
+    for split, size in (("val", int(val)), ("train", int(most))):
+        plan = cache_plan(split, region, size, int(seed), int(resolution), persons or None)
+        extend_cache(*plan, int(workers), lambda: os.getppid() == int(parent))
 
 
 if __name__ == "__main__":

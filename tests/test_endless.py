@@ -1,0 +1,74 @@
+"""Patients that are drawn while a model trains."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from medm2g_core.data.cohort import VirtualCohort, cache_plan
+from medm2g_core.data.study_cache import SHARD, StudyRecord, cached, extend_cache
+from medm2g_core.profiles import profile
+from medm2g_core.training.data import EmbeddedData
+from medm2g_core.training.endless import EndlessPatients, studies_there
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path) -> Path:
+    """A cache of its own, and studies that are copies of one: drawing 64 of them takes a minute."""
+    first = VirtualCohort("train", "brain", 1)._records[0]
+    monkeypatch.setenv("MEDM2G_DATA", str(tmp_path))
+    monkeypatch.setattr(
+        "medm2g_core.data.study_cache._render",
+        lambda task: StudyRecord(first.images, first.facts | {"index": task.index}),
+    )
+    monkeypatch.setattr("medm2g_core.data.study_cache._warm", lambda region, size: None)
+    return tmp_path
+
+
+def test_what_was_drawn_in_the_background_is_what_the_cohort_reads(quick):
+    folder, tasks = cache_plan("train", "brain", 2 * SHARD)
+    assert cached(folder, 1000) == 0
+    extend_cache(folder, tasks, 0, lambda: True)
+    assert cached(folder, 1000) == 2 * SHARD == studies_there("brain", 1000)
+    records = VirtualCohort("train", "brain", 2 * SHARD, workers=0)._records
+    assert [r.facts["index"] for r in records] == list(range(2 * SHARD))
+
+
+def test_drawing_ends_between_two_shards_when_it_is_told_to(quick):
+    folder, tasks = cache_plan("train", "brain", 3 * SHARD)
+    asked = iter([True, False])
+    extend_cache(folder, tasks, 0, lambda: next(asked))
+    assert cached(folder, 1000) == SHARD
+
+
+def test_a_shard_that_is_missing_in_the_middle_ends_what_counts_as_drawn(quick):
+    folder, tasks = cache_plan("train", "brain", 3 * SHARD)
+    extend_cache(folder, tasks, 0, lambda: True)
+    (folder / "00001.safetensors").unlink()
+    assert cached(folder, 1000) == SHARD
+
+
+def test_a_stage_takes_up_what_was_drawn_since_and_no_more(quick):
+    small = profile("smoke").replace(data={"chest_train": 4, "brain_train": 8})
+    data, fixed = EmbeddedData(small, endless=True), EmbeddedData(small)
+    assert not data.grow()
+    folder, tasks = cache_plan("train", "brain", SHARD)
+    extend_cache(folder, tasks, 0, lambda: True)
+    assert data.grow() and data.profile.data.brain_train == SHARD
+    assert data.profile.data.chest_train == 4
+    assert not data.grow(), "nothing new"
+    assert not fixed.grow() and fixed.profile.data.brain_train == 8
+
+
+def test_the_processes_draw_and_are_gone_after_closing(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDM2G_DATA", str(tmp_path))
+    few = {"chest": 0, "brain": 0}
+    with EndlessPatients(few, 2, val=few) as patients:
+        for process in patients._processes:
+            assert process.wait(60) == 0, "nothing to draw: they end by themselves"
+    endless = EndlessPatients({"chest": 10**6, "brain": 10**6}, 2, val=few)
+    time.sleep(1.0)
+    endless.close()
+    assert all(process.returncode is not None for process in endless._processes)
