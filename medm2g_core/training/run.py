@@ -229,9 +229,12 @@ def train(
             )
             stage = RoundStage(model, latent, name, data.round(name))
         rounds_left = folder / ROUNDS_FOLDER
-        if name == "joint" and (rounds_left / "config.json").is_file():
+        left = name in FLOW_STAGES and bool(done.keys() & set(ROUND_STAGES))
+        if left and not (rounds_left / "config.json").is_file():  # rounds of an earlier version
+            model.save_pretrained(rounds_left)
+        if left:  # what ``joint`` made of the flows since does not count
             _go_on_from(rounds_left, model)
-        elif moved & set(_parts_of(name)):
+        if moved & set(_parts_of(name)) and not (left and name == "joint"):
             origin.check(folder, summary, needed=True)
             earlier = ROUND_STAGES[: ROUND_STAGES.index(name)] if name in ROUND_STAGES else ()
             plans = [data.round(s) for s in earlier if "start" not in summary]
