@@ -2,6 +2,7 @@
 
 from medm2g_core.profiles.config import (
     BASE_STAGES,
+    REPORT_STAGE,
     ROUND_STAGES,
     STAGES,
     AlignmentConfig,
@@ -11,6 +12,7 @@ from medm2g_core.profiles.config import (
     ImageCodecConfig,
     Objective,
     Profile,
+    ReportConfig,
     StageConfig,
     TextCodecConfig,
 )
@@ -19,6 +21,7 @@ from medm2g_core.profiles.ready import PROFILES, profile
 __all__ = [
     "BASE_STAGES",
     "PROFILES",
+    "REPORT_STAGE",
     "ROUND_STAGES",
     "STAGES",
     "AlignmentConfig",
@@ -28,6 +31,7 @@ __all__ = [
     "ImageCodecConfig",
     "Objective",
     "Profile",
+    "ReportConfig",
     "StageConfig",
     "TextCodecConfig",
     "profile",

@@ -116,6 +116,7 @@ class LatentCorpus:
         latents: image stream -> (N, C, h, w); ``"text"`` -> (N, W, K, d) for W wordings.
         pooled, tokens: stream -> the fields of `Embedding`, with the W axis for text.
         mask: of text; empty where there are no reports.
+        ids: (N, W, L) int32 tokens of the reports, padded; empty where there are none.
     """
 
     name: str
@@ -123,13 +124,14 @@ class LatentCorpus:
     pooled: dict[str, torch.Tensor]
     tokens: dict[str, torch.Tensor]
     mask: torch.Tensor
+    ids: torch.Tensor
 
     def __len__(self) -> int:
         return len(next(iter(self.latents.values())))
 
     def bytes(self) -> int:
         """Memory that all tensors take together."""
-        parts = (self.latents, self.pooled, self.tokens, {"mask": self.mask})
+        parts = (self.latents, self.pooled, self.tokens, {"mask": self.mask, "ids": self.ids})
         return sum(x.nbytes for part in parts for x in part.values())
 
     def to(self, device: torch.device | str) -> LatentCorpus:
@@ -138,7 +140,8 @@ class LatentCorpus:
             {n: x.to(device) for n, x in part.items()}
             for part in (self.latents, self.pooled, self.tokens)
         )
-        return LatentCorpus(self.name, latents, pooled, tokens, self.mask.to(device))
+        mask, ids = self.mask.to(device), self.ids.to(device)
+        return LatentCorpus(self.name, latents, pooled, tokens, mask, ids)
 
     @property
     def wordings(self) -> int:
@@ -191,7 +194,7 @@ class LatentCorpus:
             for shard in _shards(len(corpus)):
                 _encode(model, corpus, shard, flat, batch)
             return cls._from_flat(corpus.name, flat, len(corpus))
-        key = digest(corpus=corpus.fingerprint(), weights=weights_key(model), layout=1)
+        key = digest(corpus=corpus.fingerprint(), weights=weights_key(model), layout=2)
         prefix = f"latents_{re.sub('[^A-Za-z0-9]+', '_', corpus.name)}-"
         folder, processes = cache / (prefix + key), PartialState()
         layout = CacheFile(folder / "layout.json", key)
@@ -231,7 +234,8 @@ class LatentCorpus:
             return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
 
         mask = flat.get("mask", torch.zeros(studies, 0, dtype=torch.bool))
-        return cls(name, group("z."), group("pooled."), group("tokens."), mask)
+        ids = flat.get("ids", torch.zeros(studies, 1, 0, dtype=torch.int32))
+        return cls(name, group("z."), group("pooled."), group("tokens."), mask, ids)
 
 
 def weights_key(model: MedM2G, parts: Sequence[str] = BASE_STAGES) -> str:
@@ -240,6 +244,9 @@ def weights_key(model: MedM2G, parts: Sequence[str] = BASE_STAGES) -> str:
 
 
 # ---- encoding
+
+_NUMPY = {torch.float16: np.float16, torch.bool: np.bool_, torch.int32: np.int32}
+"""Types of the files."""
 
 
 @dataclass(frozen=True)
@@ -250,18 +257,18 @@ class _Field:
     shape: tuple[int, ...]
 
     def plain(self) -> list[Any]:
-        return [self.dtype == torch.bool, list(self.shape)]
+        return [np.dtype(_NUMPY[self.dtype]).name, list(self.shape)]
 
     @classmethod
     def of(cls, plain: Sequence[Any]) -> _Field:
-        return cls(torch.bool if plain[0] else torch.float16, tuple(plain[1]))
+        (dtype,) = (t for t, kind in _NUMPY.items() if np.dtype(kind).name == plain[0])
+        return cls(dtype, tuple(plain[1]))
 
     def bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def map(self, file: Path, mode: Literal["r+", "c"]) -> np.memmap:
-        kind = np.bool_ if self.dtype == torch.bool else np.float16
-        return np.memmap(file, kind, mode, shape=self.shape)
+        return np.memmap(file, _NUMPY[self.dtype], mode, shape=self.shape)
 
 
 def _shards(n: int) -> Iterator[range]:
@@ -287,6 +294,7 @@ def _fields(model: MedM2G, corpus: Corpus) -> dict[str, _Field]:
         out["pooled.text"] = _Field(torch.float16, (n, w, width))
         out["tokens.text"] = _Field(torch.float16, (n, w, longest, width))
         out["mask"] = _Field(torch.bool, (n, w, longest))
+        out["ids"] = _Field(torch.int32, (n, w, longest))
     return out
 
 
@@ -308,9 +316,9 @@ def _encode(
     w = len(corpus.reports[0])
     texts = [text for i in studies for text in corpus.reports[i]]
     # A wording a row: (n, W, ...) as (n W, ...), which shares the memory.
-    z, pooled, tokens, mask = (
+    z, pooled, tokens, mask, ids = (
         out[k].flatten(0, 1)[studies.start * w : studies.stop * w]
-        for k in ("z.text", "pooled.text", "tokens.text", "mask")
+        for k in ("z.text", "pooled.text", "tokens.text", "mask", "ids")
     )
     for i in range(0, len(texts), batch):
         some = texts[i : i + batch]
@@ -320,3 +328,5 @@ def _encode(
         pooled[rows] = e.pooled.half().cpu()
         tokens[rows, : e.tokens.shape[1]] = e.tokens.half().cpu()
         mask[rows, : e.mask.shape[1]] = e.mask.cpu()
+        own = model.tokens(some)[0]
+        ids[rows, : own.shape[1]] = own.int().cpu()

@@ -15,7 +15,7 @@ import medm2g_core
 from medm2g_core.codecs.tokenizer import train_tokenizer
 from medm2g_core.flows.image import ImageFlow
 from medm2g_core.model import PARTS, CheckpointError, MedM2G
-from medm2g_core.profiles import BASE_STAGES, ROUND_STAGES, STAGES, Profile
+from medm2g_core.profiles import BASE_STAGES, REPORT_STAGE, ROUND_STAGES, STAGES, Profile
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import MODALITIES
 from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports, weights_key
@@ -25,6 +25,7 @@ from medm2g_core.training.rounds import ROUNDS, Round, begin_round, initialise_f
 from medm2g_core.training.stages import (
     AlignmentStage,
     ImageCodecStage,
+    ReportStage,
     RoundStage,
     Stage,
     TextCodecStage,
@@ -96,7 +97,8 @@ def train(
     held before; and once it is finished, stages that were built on it no longer are.
 
     Args:
-        stages: those for which the data has no streams are left out, with a line that says so.
+        stages: those for which the data has no streams are left out, with a line that says so;
+            those that this profile does not have (`Profile.trains`) without one.
         again: take these stages, and those that build on them, off the list of finished ones first.
             The same call goes on where it was interrupted.
         data: by default the embedded cohort.
@@ -122,7 +124,10 @@ def train(
     summary = _summary(folder)
     done: dict[str, Any] = summary["stages"]
     data = data or EmbeddedData(profile)
-    lacking = {s: why for s in _ORDER if (why := data.lacks(s))}
+    stages = [s for s in stages if profile.trains(s)]
+    if not stages:
+        raise ValueError(f"nothing to train: profile {profile.name!r} has no such stage")
+    lacking = {s: why for s in _ORDER if profile.trains(s) and (why := data.lacks(s))}
     if all(s in lacking for s in stages):
         raise ValueError(
             f"nothing to train: {'; '.join(f'{s}: {lacking[s]}' for s in stages)} in this data"
@@ -198,7 +203,8 @@ def train(
     for name in chosen:
         if name in done:
             continue
-        _check_order(name, {*done, *lacking}, started="start" in summary)
+        without = {s for s in STAGES if not profile.trains(s)}
+        _check_order(name, {*done, *lacking, *without}, started="start" in summary)
         stage: Stage
         if name == "image_codec":
             stage = ImageCodecStage(model, corpora("train"))
@@ -211,7 +217,11 @@ def train(
             latent = latent or near_device(
                 device, [LatentCorpus.build(model, c, work) for c in corpora("train")]
             )
-            stage = RoundStage(model, latent, name, data.round(name))
+            stage = (
+                ReportStage(model, latent)
+                if name == REPORT_STAGE
+                else RoundStage(model, latent, name, data.round(name))
+            )
         if moved & set(_parts_of(name)):
             origin.check(folder, summary, needed=True)
             earlier = ROUND_STAGES[: ROUND_STAGES.index(name)] if name in ROUND_STAGES else ()
@@ -220,6 +230,8 @@ def train(
         if isinstance(stage, RoundStage):
             # From a trained model the flows have learnt more than those that they would start from.
             begin_round(model, stage.round, continued="start" in summary)
+        elif isinstance(stage, ReportStage):
+            stage.begin(continued="start" in summary)
         result = run_stage(
             stage,
             profile.stages[name if name in profile.stages else "round1"],
@@ -254,6 +266,8 @@ _ORDER = (*STAGES, "all_pairs")
 
 def _parts_of(stage: str) -> tuple[str, ...]:
     """Weight files that a stage trains as a whole."""
+    if stage == REPORT_STAGE:
+        return ("writer",)
     return (stage,) if stage in BASE_STAGES else ROUNDS[stage].trained
 
 
@@ -261,10 +275,14 @@ def _forget(stage: str, done: dict[str, Any], work: Path) -> None:
     """Take a stage, and what was built on it, off the finished and the interrupted ones.
 
     The rounds stand on the base and on earlier rounds; ``all_pairs`` trains the same flows as the
-    three rounds.
+    three rounds. The report writer stands on the base, and nothing on it.
     """
     rounds = [*ROUND_STAGES, "all_pairs"]
     later = rounds[rounds.index(stage) + 1 :] if stage in ROUND_STAGES else rounds
+    if stage == REPORT_STAGE:
+        later = []
+    elif stage in BASE_STAGES:
+        later = [REPORT_STAGE, *rounds]
     done.pop(stage, None)
     for each in later:
         done.pop(each, None)
@@ -273,8 +291,9 @@ def _forget(stage: str, done: dict[str, Any], work: Path) -> None:
 
 
 def _check_order(name: str, finished: set[str], *, started: bool) -> None:
-    """Raise ``ValueError`` for a round whose predecessors are not finished."""
-    if name not in ROUND_STAGES or started:
+    """Raise ``ValueError`` for a round, or the report writer, whose predecessors are not
+    finished."""
+    if name not in (REPORT_STAGE, *ROUND_STAGES) or started:
         return
     if needed := [s for s in STAGES[: STAGES.index(name)] if s not in finished]:
         raise ValueError(
@@ -375,7 +394,7 @@ def near_device(device: str, latent: Sequence[LatentCorpus]) -> list[LatentCorpu
 
 def _same_configuration(model: MedM2G, profile: Profile, folder: str | Path) -> None:
     """Raise `CheckpointError` unless only what training alone reads differs."""
-    budgets = {"stages": 0, "data": 0, "conditioning": 0}
+    budgets = {"stages": 0, "data": 0, "conditioning": 0, "reports": 0}
     if model.profile.to_dict() | budgets != profile.to_dict() | budgets:
         raise CheckpointError(
             f"{folder} holds a model of another configuration than profile {profile.name!r}"
