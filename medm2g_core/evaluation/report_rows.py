@@ -145,8 +145,8 @@ def report_rows(
     for who, texts in rivals.items():
         labels = [label_report(t, truth.region) for t in texts]
         _add_findings(table, who, [s.findings for s in labels], truth)
-        against_itself = [float(bool(contradictions(t, truth.region))) for t in texts]
-        table.mean("contradicts itself, share", who, against_itself)
+        agreeing = [float(not contradictions(t, truth.region)) for t in texts]
+        table.mean("no contradiction, share", who, agreeing)
         _add_person(table, who, labels, truth)
         same = [a.split() == b.split() for a, b in zip(texts, truth.texts, strict=True)]
         table.mean("exact match, share", who, [float(s) for s in same])
