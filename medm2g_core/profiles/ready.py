@@ -203,6 +203,7 @@ _PAPER = Profile(
         image_codec=StageConfig(steps=20000, batch=16, lr=1e-5, warmup=1000, weight_decay=0.0),
         text_codec=StageConfig(steps=50000, batch=64, lr=5e-5, warmup=1000),
         alignment=StageConfig(steps=50000, batch=256, lr=1e-5, warmup=1000, weight_decay=0.05),
+        reports=StageConfig(steps=50000, batch=64, lr=5e-5, warmup=1000),
         round1=StageConfig(steps=100000, batch=64, lr=1e-5, warmup=1000, ema=0.9999),
         round2=StageConfig(steps=100000, batch=64, lr=1e-5, warmup=1000, ema=0.9999),
         round3=StageConfig(steps=100000, batch=64, lr=1e-5, warmup=1000, ema=0.9999),
