@@ -20,6 +20,7 @@ from medm2g_core.alignment.encoders import N_CONTRASTS, AlignedEncoders, Embeddi
 from medm2g_core.codecs.image import ImageCodec
 from medm2g_core.codecs.text import TextCodec
 from medm2g_core.codecs.tokenizer import encode_texts, tokenizer_text
+from medm2g_core.codecs.writer import Picture, ReportWriter
 from medm2g_core.flows.environment import ImageEnvironment, TextEnvironment
 from medm2g_core.flows.guidance import Guide
 from medm2g_core.flows.image import ImageFlow
@@ -55,9 +56,9 @@ _NO_OPTIONS: Mapping[str, tuple[Any, ...]] = {
 RawBatch = Mapping[str, torch.Tensor | Sequence[str]]
 """Stream -> images (B, 1, H, W) in -1..1, or B reports."""
 
-PARTS = ("image_codec", "text_codec", "alignment", "text", "xray", "ct", "mri")
-"""Weight files: the two codecs, the prompt encoders, and for every modality its flow with its
-environment encoder."""
+PARTS = ("image_codec", "text_codec", "alignment", "writer", "text", "xray", "ct", "mri")
+"""Weight files: the two codecs, the prompt encoders, the report writer if there is one
+(`MedM2G.parts`), and for every modality its flow with its environment encoder."""
 
 
 class CheckpointError(RuntimeError):
@@ -114,6 +115,9 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 f"{len(tokenizer)} tokens in the tokenizer; profile {profile.name!r} has room for"
                 f" {room}"
             )
+        self.writer: ReportWriter | None = None
+        if text.reads_pictures:
+            self.writer = ReportWriter(text, align.embed_dim, align.cells(profile.resolution))
         contrasts = {"xray": 1, "ct": 1, "mri": N_CONTRASTS}
         self.flows = nn.ModuleDict({"text": TextFlow(text, align, flow)})
         self.environments = nn.ModuleDict(
@@ -190,12 +194,25 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @_moves_when_offloaded
     @torch.no_grad()
-    def decode(self, name: str, latent: torch.Tensor) -> torch.Tensor | list[str]:
-        """Latents to images (B, 1, H, W) clipped to -1..1, or to reports."""
+    def decode(
+        self, name: str, latent: torch.Tensor, pictures: Mapping[str, Embedding] | None = None
+    ) -> torch.Tensor | list[str]:
+        """Latents to images (B, 1, H, W) clipped to -1..1, or to reports.
+
+        Args:
+            pictures: image stream -> embedding of the study's picture: what a report is about. The
+                report writer looks at them; without any, or where the model has no trained writer,
+                a report is decoded from its latent alone. Images take none.
+        """
         if not stream(name).is_image:
             # The codec's latents are layer-normalised; a sampled one is put back on that sphere
             # first.
-            ids = self.text_codec.decode(self.text_codec.norm(latent))
+            z = self.text_codec.norm(latent)
+            if pictures and self.writer is not None and bool(self.writer.ready):
+                seen = {n: Picture.of(e.pooled, e.tokens) for n, e in pictures.items()}
+                ids = self.writer.decode(z, seen)
+            else:
+                ids = self.text_codec.decode(z)
             return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
         shift, scale = self.standardisation(name)
         return self.image_codec.decode(latent * scale + shift).clamp(-1, 1)
@@ -310,16 +327,21 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
             prefixes = (f"flows.{name}.", f"environments.{name}.")
         # GPT-2's output layer is its input embedding: stored once. torch.compile's wrapper puts a
         # name of its own before those of the module inside.
-        tied = "text_codec.decoder.lm_head.weight"
+        tied = ("text_codec.decoder.lm_head.weight", "writer.decoder.lm_head.weight")
         tensors = {k.replace("_orig_mod.", ""): v for k, v in self.state_dict().items()}
-        return {k: v for k, v in tensors.items() if k.startswith(prefixes) and k != tied}
+        return {k: v for k, v in tensors.items() if k.startswith(prefixes) and k not in tied}
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Those of `PARTS` that this model has."""
+        return tuple(p for p in PARTS if p != "writer" or self.writer is not None)
 
     def save_pretrained(  # type: ignore[override]
         self,
         folder: str | Path,
         *,
         dtype: torch.dtype | None = None,
-        parts: Sequence[str] = PARTS,
+        parts: Sequence[str] | None = None,
         safe_serialization: bool = True,
     ) -> None:
         """Write ``config.json``, the tokenizer and one safetensors file a part, each in one atomic
@@ -328,14 +350,14 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Args:
             dtype: of the weights on disk, ``torch.float16`` halves the size; standardisation stays
                 as it is.
-            parts: which of `PARTS` to write.
+            parts: which of `PARTS` to write; all that it has unless told.
             safe_serialization: as in diffusers; ``False`` would ask for pickles and is refused.
         """
         if not safe_serialization:
             raise ValueError("safe_serialization=False: only safetensors are written, no pickles")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in parts:
+        for name in self.parts if parts is None else parts:
             tensors = {}
             for key, value in self.part(name).items():
                 exact = key.startswith("latent_") or not value.is_floating_point()
@@ -363,7 +385,7 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
         folder: str | Path,
         *,
         torch_dtype: torch.dtype | None = None,
-        parts: Sequence[str] = PARTS,
+        parts: Sequence[str] | None = None,
         **options: Any,
     ) -> MedM2G:
         """Load what `save_pretrained` wrote.
@@ -371,7 +393,8 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Args:
             folder: where it lies.
             torch_dtype: what the weights become; float32 unless told, whatever they are on disk.
-            parts: which of `PARTS` to read; the others keep their random start.
+            parts: which of `PARTS` to read, all that the model has unless told; the others keep
+                their random start.
             options: what diffusers' `DiffusionPipeline` hands to every model. Those of its defaults
                 that mean nothing here are taken, anything else is refused.
 
@@ -408,7 +431,7 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 f"{config_file} describes another model version ({error})"
             ) from error
         model = cls(profile, load_tokenizer(folder))
-        for name in parts:
+        for name in model.parts if parts is None else parts:
             model.load_part(folder, name)
         nn.Module.to(model, torch_dtype or torch.float32)
         return model.eval()

@@ -312,27 +312,40 @@ class MedM2GPipeline(DiffusionPipeline):
         with self.progress_bar(total=self._num_timesteps) as bar:
             best = draw(0)
             if best_of > 1 and not self._interrupt:
-                best_score = self._likeness(embeddings, self._decode(best))  # (B,)
+                best_score = self._likeness(embeddings, self._decode(best, embeddings))  # (B,)
             for number in range(1, best_of):
                 drawn = best if self._interrupt else draw(number)
                 if self._interrupt:
                     break  # this draw is not finished
-                score = self._likeness(embeddings, self._decode(drawn))  # (B,)
+                score = self._likeness(embeddings, self._decode(drawn, embeddings))  # (B,)
                 better = score > best_score
                 for n, z in drawn.items():
                     best[n] = torch.where(better.reshape(-1, *[1] * (z.ndim - 1)), z, best[n])
                 best_score = torch.maximum(score, best_score)
-        streams = self._decode(best, output_type)
+        streams = self._decode(best, embeddings, output_type)
         self.maybe_free_model_hooks()
         out = MedM2GOutput(streams, best)
         return out if return_dict else out.to_tuple()  # type: ignore[return-value]
 
     def _decode(
-        self, latents: Mapping[str, torch.Tensor], output_type: OutputType = "pt"
+        self,
+        latents: Mapping[str, torch.Tensor],
+        given: Mapping[str, Embedding],
+        output_type: OutputType = "pt",
     ) -> dict[str, Any]:
+        """What the latents say; a report is written with a look at the pictures of its study, those
+        that are ``given`` and those that were drawn with it."""
         if output_type == "latent":
             return dict(latents)
-        streams: dict[str, Any] = {n: self.model.decode(n, z) for n, z in latents.items()}
+        streams: dict[str, Any] = {
+            n: self.model.decode(n, z) for n, z in latents.items() if stream(n).is_image
+        }
+        if "text" in latents:
+            seen = {n: e for n, e in given.items() if stream(n).is_image}
+            if self.model.writer is not None:
+                seen |= self.model.embed(streams)
+            streams["text"] = self.model.decode("text", latents["text"], seen)
+        streams = {n: streams[n] for n in latents}
         for n, images in streams.items():
             if stream(n).is_image and output_type != "pt":
                 array = images.float().cpu().permute(0, 2, 3, 1).numpy()  # (B, H, W, 1) in -1..1

@@ -19,6 +19,7 @@ from medm2g_core.training.run import near_device
 from medm2g_core.training.stages import (
     AlignmentStage,
     ImageCodecStage,
+    ReportStage,
     RoundStage,
     Stage,
     TextCodecStage,
@@ -26,7 +27,7 @@ from medm2g_core.training.stages import (
 
 pytestmark = pytest.mark.cuda
 
-STAGES = ("image_codec", "text_codec", "alignment", "round1", "round2", "round3")
+STAGES = ("image_codec", "text_codec", "alignment", "reports", "round1", "round2", "round3")
 SHORT = StageConfig(steps=4, batch=4, lr=1e-3, warmup=1, ema=0.5)
 
 
@@ -48,6 +49,10 @@ def make(name: str, model: MedM2G, corpora: list[Corpus], latent: list[LatentCor
         return TextCodecStage(model, lambda n, seed: reports(n, seed=seed))
     if name == "alignment":
         return AlignmentStage(model, corpora)
+    if name == "reports":
+        stage = ReportStage(model, latent)
+        stage.begin()
+        return stage
     return RoundStage(model, latent, name)
 
 

@@ -164,6 +164,9 @@ def test_trained_baselines_get_the_time_of_the_flow_they_face(tmp_path: Path) ->
     (tmp_path / "training.json").write_text(json.dumps({"stages": stages}), encoding="utf-8")
     assert flow_seconds(tmp_path) == {"text": 50.0, "xray": 50.0, "ct": 50.0, "mri": 70.0}
     assert flow_seconds(tmp_path, 0.5)["mri"] == 35.0
+    writer = {"reports": {"seconds": 20.0, "threads": 2}}  # a report is its work too
+    (tmp_path / "training.json").write_text(json.dumps({"stages": stages | writer}))
+    assert flow_seconds(tmp_path) == {"text": 90.0, "xray": 50.0, "ct": 50.0, "mri": 70.0}
     assert set(flow_seconds(tmp_path / "nothing")) == {"text", "xray", "ct", "mri"}
 
 

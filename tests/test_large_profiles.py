@@ -74,7 +74,7 @@ def test_a_large_profile_trains_through_all_stages(name: str, pixels: int, tmp_p
     call = ["train", "--profile", name, "--device", "cpu", "--out", str(out), "--set", *changes]
     assert main(call) == 0
     record = json.loads((out / "training.json").read_text(encoding="utf-8"))
-    assert set(record["stages"]) == set(STAGES)
+    assert set(record["stages"]) == {s for s in STAGES if profile(name).trains(s)}
     model = MedM2G.from_pretrained(out)
     assert model.profile.resolution == pixels
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())

@@ -74,11 +74,12 @@ def test_a_model_can_run_in_half_precision(folder):
 
 def test_every_tensor_lies_in_exactly_one_file(model):
     names = [k for p in PARTS for k in model.part(p)]
-    decoder = model.text_codec.decoder
-    assert (
-        decoder.lm_head.weight is decoder.transformer.wte.weight
-    )  # tied, so it lies in the file under one name
-    assert sorted([*names, "text_codec.decoder.lm_head.weight"]) == sorted(model.state_dict())
+    tied = []  # the output layer is the input embedding, and lies in the file under one name
+    for owner in ("text_codec", "writer"):
+        decoder = model.get_submodule(f"{owner}.decoder")
+        assert decoder.lm_head.weight is decoder.transformer.wte.weight
+        tied.append(f"{owner}.decoder.lm_head.weight")
+    assert sorted([*names, *tied]) == sorted(model.state_dict())
     with pytest.raises(KeyError, match="unknown part"):
         model.part("decoder")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from medm2g_core.metrics.report_scores import (
     METEOR_MISSING,
     bleu,
     bleu_counts,
+    contradictions,
     distinct_share,
     medoid,
     meteor,
     rouge_l,
     tokenization,
 )
+from medm2g_core.training.corpus import random_reports
 
 
 def test_bleu_equals_sacrebleu_on_the_corpus_and_on_a_report() -> None:
@@ -97,3 +100,50 @@ def test_medoid_is_the_report_of_the_majority_and_the_first_of_several() -> None
     )
     assert medoid([edema, effusion, again], "chest") == 1
     assert medoid([edema, effusion], "chest") == 0
+
+
+# ---- contradictions
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("No pleural effusion. There is a small left pleural effusion.", ("pleural_effusion",)),
+        ("Heart size is normal. Impression: mild cardiomegaly.", ("cardiomegaly",)),
+        ("The lungs are clear. Consolidation in the left lower lobe.", ("consolidation",)),
+        ("No effusion on the right. Moderate bilateral effusions.", ("pleural_effusion",)),
+        ("No edema. Mild pulmonary edema. No mass. A 40 mm mass in the right upper lobe.",
+         ("pulmonary_edema", "mass")),
+        ("Small left pneumothorax. Impression: large left pneumothorax.", ("pneumothorax",)),
+        ("Mild cardiomegaly. The heart is severely enlarged.", ("cardiomegaly",)),
+    ],
+)  # fmt: skip
+def test_a_report_that_contradicts_itself_is_found_out(text, wrong) -> None:
+    assert contradictions(text, "chest") == wrong
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "No effusion. Small left pneumothorax.",
+        "No right effusion. Small left pleural effusion.",
+        "There is no large effusion. Small left pleural effusion.",
+        "Consolidation in the left lower lobe. The lungs are otherwise clear.",
+        "A 9 mm nodule in the left upper lobe. No other nodule.",
+        "Small left and large right pleural effusions.",
+        "Small left pleural effusion. Large right pleural effusion.",
+        "A 9 mm nodule in the left upper lobe. A 20 mm nodule in the right lower lobe.",
+        "Small left pleural effusion. Impression: left pleural effusion.",
+        "Opacity that may represent pneumonia. No consolidation.",
+        "",
+    ],
+)
+def test_what_only_looks_like_a_contradiction_is_none(text) -> None:
+    assert contradictions(text, "chest") == ()
+
+
+def test_no_report_of_the_grammar_contradicts_itself_and_two_in_one_often_do() -> None:
+    texts = random_reports(300, 5)
+    assert [t for t in texts if contradictions(t)] == []
+    pairs = [f"{a} {b}" for a, b in itertools.pairwise(texts)]
+    assert np.mean([bool(contradictions(t, "chest")) for t in pairs]) > 0.2

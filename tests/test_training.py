@@ -28,6 +28,8 @@ def may_move(name: str, key: str) -> bool:
     part, _, rest = key.partition(".")
     if name in ("image_codec", "text_codec", "alignment"):
         return part == name
+    if name == "reports":
+        return part == "writer"
     if part not in ("flows", "environments"):
         return False
     modality = rest.split(".")[0]
@@ -43,13 +45,13 @@ def may_move(name: str, key: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", ["image_codec", "text_codec", "alignment", "round1", "round2", "round3"]
+    "name", ["image_codec", "text_codec", "alignment", "reports", "round1", "round2", "round3"]
 )
 def test_a_stage_moves_exactly_the_parameters_it_should(
     model, corpora, latent_corpora, tmp_path, name
 ):
-    before = snapshot(model)
     stage = make(name, model, corpora, latent_corpora)
+    before = snapshot(model)
     run(stage, tmp_path, StageConfig(steps=6, batch=4, lr=1e-2, warmup=1, ema=0.1))
     moved = changed(model, before)
     assert {k for k in moved if not may_move(name, k)} == set()

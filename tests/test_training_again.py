@@ -13,7 +13,14 @@ from conftest import reports
 from training_helpers import changed, snapshot
 
 from medm2g_core.model import PARTS, MedM2G
-from medm2g_core.profiles import BASE_STAGES, ROUND_STAGES, STAGES, Profile, StageConfig
+from medm2g_core.profiles import (
+    BASE_STAGES,
+    REPORT_STAGE,
+    ROUND_STAGES,
+    STAGES,
+    Profile,
+    StageConfig,
+)
 from medm2g_core.training import run as run_module
 from medm2g_core.training.loop import StageInterrupted, run_stage
 from medm2g_core.training.rounds import ROUNDS, Mix, Round, trained_with
@@ -96,7 +103,7 @@ def test_one_stage_again_starts_from_the_seed_and_not_from_what_it_had_become(
     short, corpora, folder, name, monkeypatch
 ):
     """It ends where it ended the first time, since everything before it is as it was."""
-    parts = (name,) if name in BASE_STAGES else ROUNDS[name].trained
+    parts = run_module._parts_of(name)
     finished = folder / ROUNDS_FOLDER if name in ROUND_STAGES else folder
     before = MedM2G.from_pretrained(finished).state_dict()
     model = go(short, folder, corpora, stages=[name], again=True)
@@ -109,7 +116,7 @@ def test_one_stage_again_starts_from_the_seed_and_not_from_what_it_had_become(
 
 def test_after_a_round_again_later_rounds_are_no_longer_finished(short, corpora, folder):
     go(short, folder, corpora, stages=["round1"], again=True)
-    assert set(record(folder)["stages"]) == {*BASE_STAGES, "round1"}
+    assert set(record(folder)["stages"]) == {*BASE_STAGES, REPORT_STAGE, "round1"}
     with pytest.raises(ValueError, match="round3 needs round2 first"):
         go(short, folder, corpora, stages=["round3"])
     model = go(short, folder, corpora)
@@ -122,6 +129,25 @@ def test_rounds_that_follow_a_round_again_end_as_in_one_training(short, corpora,
     go(short, folder, corpora, stages=["round1"], again=True)
     go(short, folder, corpora)
     assert weights(folder) == before
+
+
+def test_the_report_writer_again_leaves_the_rounds_finished_and_is_needed_before_them(
+    short, corpora, folder, tmp_path
+):
+    before = weights(folder)
+    go(short, folder, corpora, stages=[REPORT_STAGE], again=True)
+    assert set(record(folder)["stages"]) == set(STAGES) and weights(folder) == before
+    with pytest.raises(ValueError, match="round1 needs reports first"):
+        go(short, tmp_path / "new", corpora, stages=[*BASE_STAGES, "round1"])
+
+
+def test_a_profile_that_reads_no_pictures_leaves_the_report_writer_out(short, corpora, tmp_path):
+    plain = short.replace(text_codec={"reads_pictures": False})
+    model = go(plain, tmp_path, corpora)
+    assert set(record(tmp_path)["stages"]) == set(STAGES) - {REPORT_STAGE}
+    assert record(tmp_path)["left out"] == {} and model.writer is None
+    with pytest.raises(ValueError, match="'smoke' has no such stage"):
+        go(plain, tmp_path, corpora, stages=[REPORT_STAGE])
 
 
 @pytest.mark.parametrize("name", BASE_STAGES)
@@ -151,7 +177,7 @@ def test_flows_were_trained_with_what_their_rounds_hold(short, corpora, folder):
 
 
 def test_a_flow_that_no_round_has_reached_was_trained_with_nothing(short, corpora, tmp_path):
-    model = go(short, tmp_path, corpora, stages=[*BASE_STAGES, "round1"])
+    model = go(short, tmp_path, corpora, stages=[*BASE_STAGES, REPORT_STAGE, "round1"])
     assert trained_with(model) == {"text": ["xray"], "xray": ["text"], "ct": [], "mri": []}
 
 

@@ -129,7 +129,9 @@ def test_given_guides_are_clean_together_in_half_of_the_studies(latent_corpora):
 # ---- batches are data
 
 
-@pytest.mark.parametrize("name", ["image_codec", "text_codec", "alignment", "round1", "round3"])
+@pytest.mark.parametrize(
+    "name", ["image_codec", "text_codec", "alignment", "reports", "round1", "round3"]
+)
 def test_a_batch_follows_its_generator_and_needs_no_weights(model, corpora, latent_corpora, name):
     stage = make(name, model, corpora, latent_corpora)
     for p in model.parameters():
@@ -178,12 +180,15 @@ def test_cached_latents_are_those_of_the_model(model, corpora, tmp_path):
     own = model.embed({"text": texts})["text"]
     assert torch.equal(e.mask, own.mask) and torch.allclose(e.pooled, own.pooled, atol=5e-3)
     assert set(built.latents) == {"text", *CHEST} and len(built) == 4
+    ids = built.ids[index, wording]
+    assert torch.equal(ids[:, : e.mask.shape[1]].long(), model.tokens(texts)[0])
+    assert not ids[:, e.mask.shape[1] :].any()
 
 
 def same(a: LatentCorpus, b: LatentCorpus) -> bool:
     parts = zip((a.latents, a.pooled, a.tokens), (b.latents, b.pooled, b.tokens), strict=True)
     equal = [torch.equal(x[k], y[k]) for x, y in parts for k in x.keys() | y.keys()]
-    return all(equal) and torch.equal(a.mask, b.mask)
+    return all(equal) and torch.equal(a.mask, b.mask) and torch.equal(a.ids, b.ids)
 
 
 def test_latents_on_disk_are_those_in_memory_and_are_mapped_not_loaded(model, corpora, tmp_path):

@@ -127,7 +127,7 @@ def resume_in_pieces(
     raise AssertionError("never finished")
 
 
-@pytest.mark.parametrize("name", ["image_codec", "text_codec", "alignment", "round1"])
+@pytest.mark.parametrize("name", ["image_codec", "text_codec", "alignment", "reports", "round1"])
 def test_interrupted_training_ends_in_the_same_weights(
     smoke, corpora, latent_corpora, tmp_path, name
 ):

@@ -13,6 +13,7 @@ from medm2g_core.training.loop import run_stage
 from medm2g_core.training.stages import (
     AlignmentStage,
     ImageCodecStage,
+    ReportStage,
     RoundStage,
     Stage,
     TextCodecStage,
@@ -32,6 +33,10 @@ def make(name: str, model: MedM2G, corpora, latent_corpora) -> Stage:
         return TextCodecStage(model, fresh_reports)
     if name == "alignment":
         return AlignmentStage(model, corpora)
+    if name == "reports":
+        stage = ReportStage(model, latent_corpora)
+        stage.begin()
+        return stage
     return RoundStage(model, latent_corpora, name)
 
 

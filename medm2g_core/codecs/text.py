@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from medm2g_core.codecs.tokenizer import BOS, EOS, PAD
 from medm2g_core.profiles import TextCodecConfig
 
-__all__ = ["TextCodec", "text_codec_loss"]
+__all__ = ["TextCodec", "report_decoder", "text_codec_loss", "write_greedily"]
 
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 assert (PAD, BOS, EOS) == ("<pad>", "<s>", "</s>")
@@ -18,6 +18,51 @@ assert (PAD, BOS, EOS) == ("<pad>", "<s>", "</s>")
 BAG_SCALE = 20
 """A report has some forty of a thousand words, so the mean over the vocabulary is small: this
 brings it to the size of the cross-entropy."""
+
+
+def report_decoder(config: TextCodecConfig) -> GPT2LMHeadModel:
+    """A GPT-2 of the codec's size that attends to a memory (B, M, width)."""
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocab_size,
+            n_positions=config.max_length,
+            n_embd=config.width,
+            n_layer=config.decoder_layers,
+            n_head=config.heads,
+            add_cross_attention=True,
+            bos_token_id=BOS_ID,
+            eos_token_id=EOS_ID,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+    )
+
+
+@torch.no_grad()
+def write_greedily(
+    decoder: GPT2LMHeadModel,
+    memory: torch.Tensor,
+    max_length: int,
+    memory_bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Greedy decoding of a memory (B, M, width) to token ids (B, <= max_length), start token first.
+
+    Args:
+        memory_bias: (B, 1, 1, M), added to the logits of the attention to the memory.
+    """
+    start = torch.full((len(memory), 1), BOS_ID, dtype=torch.long, device=memory.device)
+    return decoder.generate(
+        input_ids=start,
+        attention_mask=torch.ones_like(start),
+        encoder_hidden_states=memory,
+        encoder_attention_mask=memory_bias,
+        max_length=max_length,
+        do_sample=False,
+        pad_token_id=PAD_ID,
+        num_beams=1,
+        use_cache=True,
+    )
 
 
 class TextCodec(nn.Module):
@@ -55,21 +100,7 @@ class TextCodec(nn.Module):
         self.norm = nn.LayerNorm(config.latent_dim, elementwise_affine=False)
         self.from_latent = nn.Linear(config.latent_dim, d)
         self.slots = nn.Parameter(torch.randn(config.latent_tokens, d) * 0.5)
-        self.decoder = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=config.vocab_size,
-                n_positions=config.max_length,
-                n_embd=d,
-                n_layer=config.decoder_layers,
-                n_head=heads,
-                add_cross_attention=True,
-                bos_token_id=BOS_ID,
-                eos_token_id=EOS_ID,
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-            )
-        )
+        self.decoder = report_decoder(config)
         self.bag = nn.Linear(config.latent_tokens * config.latent_dim, config.vocab_size)
 
     def encode(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -93,17 +124,8 @@ class TextCodec(nn.Module):
     def decode(self, latent: torch.Tensor, max_length: int | None = None) -> torch.Tensor:
         """Greedy decoding of a latent (B, K, d) to token ids (B, <= max_length), start token
         first."""
-        memory = self.memory(latent)
-        start = torch.full((len(latent), 1), BOS_ID, dtype=torch.long, device=latent.device)
-        return self.decoder.generate(
-            input_ids=start,
-            attention_mask=torch.ones_like(start),
-            encoder_hidden_states=memory,
-            max_length=max_length or self.config.max_length,
-            do_sample=False,
-            pad_token_id=PAD_ID,
-            num_beams=1,
-            use_cache=True,
+        return write_greedily(
+            self.decoder, self.memory(latent), max_length or self.config.max_length
         )
 
 

@@ -43,7 +43,7 @@ def parameter_counts() -> dict[str, dict[str, int]]:
     import torch
 
     from medm2g_core.codecs.tokenizer import train_tokenizer
-    from medm2g_core.model import PARTS, MedM2G
+    from medm2g_core.model import MedM2G
     from medm2g_core.profiles import PROFILES
 
     tokenizer = train_tokenizer(
@@ -56,7 +56,7 @@ def parameter_counts() -> dict[str, dict[str, int]]:
         learnt = {key for key, _ in model.named_parameters()}
         out[name] = {
             part: sum(t.numel() for k, t in model.part(part).items() if k in learnt)
-            for part in PARTS
+            for part in model.parts
         }
     return out
 

@@ -17,7 +17,7 @@ from medm2g_core.profiles import STAGES, Profile, profile
 
 __all__ = ["changed_profile", "run_training"]
 
-PARTS = ("image_codec", "text_codec", "alignment", "flow", "conditioning", "data")
+PARTS = ("image_codec", "text_codec", "alignment", "flow", "conditioning", "reports", "data")
 
 
 def changed_profile(base: Profile, changes: Iterable[tuple[str, str]]) -> Profile:

@@ -50,6 +50,7 @@ __all__ = [
     "guess_region",
     "label_report",
     "presence",
+    "sentences",
 ]
 
 
@@ -95,6 +96,12 @@ def _normalise(text: str) -> str:
     for pattern, into in NEUTRAL:
         text = pattern.sub(into, text)
     return SECTION.sub(". ", text)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text as the labeller reads them, in lower case; `Mention.sentence` counts
+    them."""
+    return [s.strip(" ,-") for s in SENTENCE.split(_normalise(text))]
 
 
 def guess_region(text: str) -> str:
@@ -307,7 +314,7 @@ def find_mentions(text: str, region: str | None = None) -> tuple[Mention, ...]:
     if region not in MENTIONS:
         raise ValueError(f"region {region!r} has no lexicon; known: {', '.join(MENTIONS)}")
     mentions: list[Mention] = []
-    for index, sentence in enumerate(s.strip(" ,-") for s in SENTENCE.split(_normalise(text))):
+    for index, sentence in enumerate(sentences(text)):
         denied = [
             n for pattern, names in NORMALITY[region] if pattern.search(sentence) for n in names
         ]

@@ -23,7 +23,14 @@ from medm2g_core.metrics.findings import (
     finding_recall,
     partial_counts,
 )
-from medm2g_core.metrics.report_scores import bleu, bleu_counts, distinct_share, meteor, rouge_l
+from medm2g_core.metrics.report_scores import (
+    bleu,
+    bleu_counts,
+    contradictions,
+    distinct_share,
+    meteor,
+    rouge_l,
+)
 from medm2g_core.streams import Finding
 
 __all__ = ["Truth", "finding_summary", "overlap_rows", "report_rows"]
@@ -138,6 +145,8 @@ def report_rows(
     for who, texts in rivals.items():
         labels = [label_report(t, truth.region) for t in texts]
         _add_findings(table, who, [s.findings for s in labels], truth)
+        agreeing = [float(not contradictions(t, truth.region)) for t in texts]
+        table.mean("no contradiction, share", who, agreeing)
         _add_person(table, who, labels, truth)
         same = [a.split() == b.split() for a, b in zip(texts, truth.texts, strict=True)]
         table.mean("exact match, share", who, [float(s) for s in same])

@@ -126,7 +126,7 @@ def _translation(setup: Setup) -> SectionResult:
 
 
 READS_CODECS = ("image_codec.", "latent_", "text_codec.")
-_READS_REPORTS = (*READS_CODECS, "alignment.", "flows.text.")
+_READS_REPORTS = (*READS_CODECS, "alignment.", "writer.", "flows.text.")
 
 SECTIONS: Mapping[str, Section] = {
     "image_codec": Section(
@@ -154,14 +154,14 @@ SECTIONS: Mapping[str, Section] = {
     ),
     "report_xray": Section(
         title="Report generation from an X-ray",
-        version=5,
+        version=6,
         measure=partial(_reports, given="xray"),
         reads=(*_READS_REPORTS, "environments.xray."),
         trained=("text",),
     ),
     "report_ct": Section(
         title="Report generation from a CT",
-        version=5,
+        version=6,
         measure=partial(_reports, given="ct"),
         reads=(*_READS_REPORTS, "environments.ct."),
         trained=("text",),

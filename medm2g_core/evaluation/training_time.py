@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from medm2g_core.profiles import ROUND_STAGES
+from medm2g_core.profiles import REPORT_STAGE, ROUND_STAGES
 from medm2g_core.rivals.shares import Shares, parse_shares
 
 __all__ = ["flow_device", "flow_seconds", "split_equally"]
@@ -19,20 +19,22 @@ def flow_seconds(folder: Path, share: float | str | Shares = 1.0) -> dict[str, f
     """How long a trained baseline gets: seconds a modality, from the model's own ``training.json``.
 
     The time of a round (seconds, on a CPU times threads) is shared equally by the flows that it
-    trains; ``share`` shortens it (tests, small machines). Where the folder tells nothing a round
-    counts `UNKNOWN_SECONDS`.
+    trains, and text gets the report writer's on top; ``share`` shortens it (tests, small machines).
+    Where the folder tells nothing a round counts `UNKNOWN_SECONDS`.
     """
     shares = parse_shares(share)
     try:
         stages = json.loads((folder / "training.json").read_text(encoding="utf-8"))["stages"]
-        on_cpu = {n: stages[n].get("device", "cpu") == "cpu" for n in ROUND_STAGES}
-        rounds = {
-            n: float(stages[n]["seconds"]) * (stages[n]["threads"] if on_cpu[n] else 1)
-            for n in ROUND_STAGES
+        spent = {
+            n: float(stages[n]["seconds"])
+            * (stages[n]["threads"] if stages[n].get("device", "cpu") == "cpu" else 1)
+            for n in (*ROUND_STAGES, *({REPORT_STAGE} & stages.keys()))
         }
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
-        rounds = dict.fromkeys(ROUND_STAGES, UNKNOWN_SECONDS)
-    return {m: round(s * shares[m], 1) for m, s in split_equally(rounds).items()}
+        spent = dict.fromkeys(ROUND_STAGES, UNKNOWN_SECONDS)
+    seconds = split_equally(spent)
+    seconds["text"] += spent.get(REPORT_STAGE, 0.0)
+    return {m: round(s * shares[m], 1) for m, s in seconds.items()}
 
 
 def split_equally(rounds: Mapping[str, float]) -> dict[str, float]:

@@ -25,13 +25,16 @@ import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 from torchmetrics.functional.text import rouge_score
 
-from medm2g_core.data.labeller import label_report
+from medm2g_core.data.findings import FINDINGS
+from medm2g_core.data.labeller import find_mentions, label_report, sentences
 from medm2g_core.metrics.findings import finding_agreement
+from medm2g_core.streams import Finding
 
 __all__ = [
     "METEOR_MISSING",
     "bleu",
     "bleu_counts",
+    "contradictions",
     "distinct_share",
     "medoid",
     "meteor",
@@ -178,6 +181,52 @@ def meteor(generated: Sequence[str], reference: Sequence[str]) -> list[float] | 
         for s in re.findall(r"^Segment \d+ score:\s+(\S+)$", done.stdout, flags=re.MULTILINE)
     ]
     return scores if len(scores) == len(generated) else None
+
+
+# ---- what a report says against itself
+
+_OF_THE_REST = re.compile(r"\b(?:other|others|otherwise|elsewhere|remaining|remainder|rest|else)\b")
+"""A sentence with one of these denies what has not been named yet."""
+
+
+def contradictions(text: str, region: str | None = None) -> tuple[str, ...]:
+    """Findings about which a report contradicts itself, as the labeller reads it.
+
+    Either a finding is stated and denied: "no effusion" and an effusion, a heart of normal size and
+    cardiomegaly, clear lungs and consolidation. A denial of one side, lobe or size leaves others
+    ("no large effusion", and a small one), and "no other nodule" leaves the one that was named. Or
+    what a patient has once a side is stated in two sizes there.
+
+    Args:
+        text: a report.  region: see `label_report`.
+
+    Returns:
+        names, each once, in the order of `FINDINGS`.
+    """
+    said, mentions = sentences(text), find_mentions(text, region)
+    stated = [m.finding for m in mentions if not m.negated and not m.uncertain]
+    denied = [
+        m.finding for m in mentions if m.negated and not _OF_THE_REST.search(said[m.sentence])
+    ]
+    wrong = {s.name for s in stated for d in denied if _denies(d, s)}
+    wrong |= {a.name for a in stated for b in stated if _two_sizes(a, b)}
+    return tuple(name for name in FINDINGS if name in wrong)
+
+
+def _denies(denied: Finding, stated: Finding) -> bool:
+    """Whether the denial holds for all that the statement says is there."""
+    return (
+        denied.name == stated.name
+        and denied.side in ("", stated.side, *(("left", "right") if stated.side == "both" else ()))
+        and denied.location in ("", stated.location)
+        and denied.size in ("", stated.size)
+    )
+
+
+def _two_sizes(a: Finding, b: Finding) -> bool:
+    once_a_side = FINDINGS[a.name].locations == ("",)
+    same_side = not a.side or not b.side or a.side == b.side or "both" in (a.side, b.side)
+    return a.name == b.name and once_a_side and same_side and "" != a.size != b.size != ""
 
 
 # ---- among several reports

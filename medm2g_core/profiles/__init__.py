@@ -3,6 +3,7 @@
 from medm2g_core.profiles.config import (
     BASE_STAGES,
     FLOW_STAGES,
+    REPORT_STAGE,
     ROUND_STAGES,
     STAGES,
     AlignmentConfig,
@@ -12,6 +13,7 @@ from medm2g_core.profiles.config import (
     ImageCodecConfig,
     Objective,
     Profile,
+    ReportConfig,
     StageConfig,
     TextCodecConfig,
 )
@@ -21,6 +23,7 @@ __all__ = [
     "BASE_STAGES",
     "FLOW_STAGES",
     "PROFILES",
+    "REPORT_STAGE",
     "ROUND_STAGES",
     "STAGES",
     "AlignmentConfig",
@@ -30,6 +33,7 @@ __all__ = [
     "ImageCodecConfig",
     "Objective",
     "Profile",
+    "ReportConfig",
     "StageConfig",
     "TextCodecConfig",
     "profile",

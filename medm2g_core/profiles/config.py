@@ -11,6 +11,7 @@ from typing import Any, Literal
 __all__ = [
     "BASE_STAGES",
     "FLOW_STAGES",
+    "REPORT_STAGE",
     "ROUND_STAGES",
     "STAGES",
     "AlignmentConfig",
@@ -20,6 +21,7 @@ __all__ = [
     "ImageCodecConfig",
     "Objective",
     "Profile",
+    "ReportConfig",
     "StageConfig",
     "TextCodecConfig",
 ]
@@ -86,6 +88,9 @@ class TextCodecConfig:
     latent_noise: float = 0.2
     word_dropout: float = 0.25
     bag_weight: float = 0.5
+    reads_pictures: bool = False
+    """A second decoder, the report writer, sees the pictures of the study beside the latent, and
+    writes wherever there is one."""
 
     def __post_init__(self) -> None:
         _need(
@@ -119,6 +124,12 @@ class AlignmentConfig:
     invariant_weight: float = 0.01
     """Ten times as much loses on every score of the ablation."""
     diagonal_weight: float = 0.05
+
+    def cells(self, resolution: int) -> int:
+        """Cells that an image encoder makes of a picture of ``resolution`` px."""
+        if self.image_encoder == "clip":
+            return (self.clip_resolution // self.clip_patch) ** 2
+        return (resolution // (self.image_unshuffle * 2 ** (len(self.image_channels) - 1))) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,6 +233,34 @@ class ConditioningConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """How unsure the plan is that the report writer learns from. Training alone reads it.
+
+    What a flow draws is a plausible latent that is wrong in part: with the latents of true reports
+    alone the writer would learn to copy and not to look. The shares are of the studies; in the
+    remaining ones the plan is that of the true report, with the codec's own noise, so that the
+    writer still carries out a plan that the picture agrees with.
+    """
+
+    another: float = 0.25
+    """The plan is that of another study: it reads as surely as a true one, and only the picture
+    tells that it is wrong."""
+    noisier: float = 0.25
+    """More noise than the codec's own, up to `most_noise`: findings fade, the wording with them."""
+    nothing: float = 0.2
+    """Noise alone: the writer is then a plain autoregressive decoder, and no worse than one."""
+    most_noise: float = 1.0
+    """Deviation relative to the latent's own; at 1 half of what is left is noise."""
+
+    def __post_init__(self) -> None:
+        rates = (self.another, self.noisier, self.nothing)
+        _need(
+            min(rates) >= 0 and sum(rates) <= 1,
+            f"another, noisier and nothing are shares of the studies; got {rates}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """How many studies of the embedded cohort to make."""
 
@@ -270,14 +309,17 @@ class StageConfig:
 BASE_STAGES: tuple[str, ...] = ("image_codec", "text_codec", "alignment")
 """What the flows build on; each can be trained on its own."""
 
+REPORT_STAGE = "reports"
+"""Trains the report writer, in profiles with `TextCodecConfig.reads_pictures`."""
+
 ROUND_STAGES: tuple[str, ...] = ("round1", "round2", "round3")
 """The rounds of the paper."""
 
 FLOW_STAGES: tuple[str, ...] = (*ROUND_STAGES, "joint")
 """Those that train flows: after the paper's rounds one in which all of them meet."""
 
-STAGES: tuple[str, ...] = (*BASE_STAGES, *FLOW_STAGES)
-"""The stages of training, in their order."""
+STAGES: tuple[str, ...] = (*BASE_STAGES, REPORT_STAGE, *FLOW_STAGES)
+"""The stages of training, in their order; see `Profile.trains`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,12 +332,17 @@ class Profile:
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    reports: ReportConfig = field(default_factory=ReportConfig)
     data: DataConfig = field(default_factory=DataConfig)
     stages: Mapping[str, StageConfig] = field(default_factory=dict)
 
     @property
     def resolution(self) -> int:
         return self.image_codec.resolution
+
+    def trains(self, stage: str) -> bool:
+        """Whether a model of this profile has what ``stage`` trains."""
+        return stage != REPORT_STAGE or self.text_codec.reads_pictures
 
     def replace(self, **changes: Any) -> Profile:
         """A copy with other values; a dict changes fields inside a part:
@@ -325,12 +372,13 @@ class Profile:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Profile:
         """The inverse of `to_dict`; unknown keys raise ``TypeError``, so a file of another version
-        is noticed. One without ``conditioning`` is older than that part, and gets today's."""
+        is noticed. One without ``conditioning`` or ``reports`` is older than that part, and gets
+        today's."""
 
         def build(kind: type, plain: Mapping[str, Any]) -> Any:
             return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
 
-        values = {"conditioning": {}, **values}
+        values = {"conditioning": {}, "reports": {}, **values}
         parts = {part: build(kind, values[part]) for part, kind in _CONFIGS.items()}
         stages = {n: build(StageConfig, s) for n, s in values["stages"].items()}
         return cls(name=values["name"], stages=MappingProxyType(stages), **parts)
@@ -343,6 +391,7 @@ _CONFIGS: Mapping[str, type] = MappingProxyType(
         "alignment": AlignmentConfig,
         "flow": FlowConfig,
         "conditioning": ConditioningConfig,
+        "reports": ReportConfig,
         "data": DataConfig,
     }
 )

@@ -42,6 +42,7 @@ _SMOKE = Profile(
         heads=2,
         latent_tokens=4,
         latent_dim=16,
+        reads_pictures=True,
     ),
     alignment=AlignmentConfig(
         embed_dim=32,
@@ -68,6 +69,7 @@ _SMOKE = Profile(
         image_codec=StageConfig(steps=20, batch=8, warmup=2, ema=0.9),
         text_codec=StageConfig(steps=20, batch=8, warmup=2, ema=0.9),
         alignment=StageConfig(steps=12, batch=8, warmup=2, ema=0.9),
+        reports=StageConfig(steps=8, batch=8, warmup=2, ema=0.9),
         round1=StageConfig(steps=8, batch=8, warmup=2, ema=0.9),
         round2=StageConfig(steps=8, batch=8, warmup=2, ema=0.9),
         round3=StageConfig(steps=8, batch=8, warmup=2, ema=0.9),
@@ -95,6 +97,7 @@ _CPU = Profile(
             weight_decay=0.05,
             optimizer="muon",
         ),
+        reports=StageConfig(steps=4000, batch=32, lr=1.5e-3, warmup=200, ema=0.995),
         round1=StageConfig(steps=4000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
         round2=StageConfig(steps=1500, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
         round3=StageConfig(
@@ -170,6 +173,7 @@ _GPU = Profile(
         heads=6,
         latent_tokens=32,
         latent_dim=64,
+        reads_pictures=True,
     ),
     alignment=AlignmentConfig(
         embed_dim=512,
@@ -196,6 +200,7 @@ _GPU = Profile(
         image_codec=StageConfig(steps=40000, batch=32, lr=2e-4, warmup=1000, weight_decay=0.0),
         text_codec=StageConfig(steps=40000, batch=128, lr=5e-4, warmup=1000),
         alignment=StageConfig(steps=20000, batch=256, lr=5e-4, warmup=1000, weight_decay=0.05),
+        reports=StageConfig(steps=40000, batch=128, lr=5e-4, warmup=1000),
         round1=StageConfig(steps=100000, batch=128, lr=2e-4, warmup=1000, ema=0.9999),
         round2=StageConfig(steps=60000, batch=128, lr=2e-4, warmup=1000, ema=0.9999),
         round3=StageConfig(steps=60000, batch=128, lr=2e-4, warmup=1000, ema=0.9999),
@@ -250,6 +255,7 @@ _PAPER = Profile(
         image_codec=StageConfig(steps=20000, batch=16, lr=1e-5, warmup=1000, weight_decay=0.0),
         text_codec=StageConfig(steps=50000, batch=64, lr=5e-5, warmup=1000),
         alignment=StageConfig(steps=50000, batch=256, lr=1e-5, warmup=1000, weight_decay=0.05),
+        reports=StageConfig(steps=50000, batch=64, lr=5e-5, warmup=1000),
         round1=StageConfig(steps=100000, batch=64, lr=1e-5, warmup=1000, ema=0.9999),
         round2=StageConfig(steps=100000, batch=64, lr=1e-5, warmup=1000, ema=0.9999),
         round3=StageConfig(steps=100000, batch=64, lr=1e-5, warmup=1000, ema=0.9999),

@@ -15,7 +15,7 @@ import torch
 
 from medm2g_core.data.sources import SOURCES
 from medm2g_core.data.wheels import PACKAGES
-from medm2g_core.model import PARTS, CheckpointError, MedM2G
+from medm2g_core.model import CheckpointError, MedM2G
 from medm2g_core.profiles import PROFILES, STAGES, Profile
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import CT_WINDOW_HU, STREAMS
@@ -63,7 +63,7 @@ def export_model(
         ) from error
     model.save_pretrained(folder, dtype=dtype)
     written = [
-        *(folder / f"{part}.safetensors" for part in PARTS),
+        *(folder / f"{part}.safetensors" for part in model.parts),
         folder / "tokenizer.json",
         folder / "config.json",
     ]
@@ -123,7 +123,7 @@ def model_card(
     hours = (
         sum(s["seconds"] * (s.get("threads", 1) if on_cpu else 1) for s in stages.values()) / 3600
     )
-    missing = [name for name in STAGES if name not in stages]
+    missing = [name for name in STAGES if profile.trains(name) and name not in stages]
     persons = record.get("persons", "")
     persons = persons if isinstance(persons, str) else ", ".join(persons)
     anatomy = f", chest anatomy of: {persons}" if persons else ""

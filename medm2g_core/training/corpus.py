@@ -125,6 +125,7 @@ class LatentCorpus:
         latents: image stream -> (N, C, h, w); ``"text"`` -> (N, W, K, d) for W wordings.
         pooled, tokens: stream -> the fields of `Embedding`, with the W axis for text.
         mask: of text; empty where there are no reports.
+        ids: (N, W, L) int32 tokens of the reports, padded; empty where there are none.
         acquired: the same studies as other scanners would show them: latents, pooled embeddings and
             tokens of the image streams, each with an axis of V acquisitions after the studies';
             empty without any.
@@ -135,6 +136,7 @@ class LatentCorpus:
     pooled: dict[str, torch.Tensor]
     tokens: dict[str, torch.Tensor]
     mask: torch.Tensor
+    ids: torch.Tensor
     acquired: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -146,7 +148,7 @@ class LatentCorpus:
             self.latents,
             self.pooled,
             self.tokens,
-            {"mask": self.mask},
+            {"mask": self.mask, "ids": self.ids},
             *self.acquired.values(),
         )
         return sum(x.nbytes for part in parts for x in part.values())
@@ -159,7 +161,8 @@ class LatentCorpus:
 
         latents, pooled, tokens = there(self.latents), there(self.pooled), there(self.tokens)
         acquired = {kind: there(part) for kind, part in self.acquired.items()}
-        return LatentCorpus(self.name, latents, pooled, tokens, self.mask.to(device), acquired)
+        mask, ids = self.mask.to(device), self.ids.to(device)
+        return LatentCorpus(self.name, latents, pooled, tokens, mask, ids, acquired)
 
     @property
     def wordings(self) -> int:
@@ -239,7 +242,7 @@ class LatentCorpus:
             corpus=corpus.fingerprint(),
             weights=weights_key(model),
             acquisitions=acquisitions,
-            layout=2,
+            layout=3,
         )
         prefix = f"latents_{re.sub('[^A-Za-z0-9]+', '_', corpus.name)}-"
         folder, processes = cache / (prefix + key), PartialState()
@@ -280,9 +283,10 @@ class LatentCorpus:
             return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
 
         mask = flat.get("mask", torch.zeros(studies, 0, dtype=torch.bool))
+        ids = flat.get("ids", torch.zeros(studies, 1, 0, dtype=torch.int32))
         others = {k: group(f"other.{k}.") for k in ("z", "pooled", "tokens")}
         acquired = others if others["z"] else {}
-        return cls(name, group("z."), group("pooled."), group("tokens."), mask, acquired)
+        return cls(name, group("z."), group("pooled."), group("tokens."), mask, ids, acquired)
 
 
 def weights_key(model: MedM2G, parts: Sequence[str] = BASE_STAGES) -> str:
@@ -291,6 +295,9 @@ def weights_key(model: MedM2G, parts: Sequence[str] = BASE_STAGES) -> str:
 
 
 # ---- encoding
+
+_NUMPY = {torch.float16: np.float16, torch.bool: np.bool_, torch.int32: np.int32}
+"""Types of the files."""
 
 
 @dataclass(frozen=True)
@@ -301,18 +308,18 @@ class _Field:
     shape: tuple[int, ...]
 
     def plain(self) -> list[Any]:
-        return [self.dtype == torch.bool, list(self.shape)]
+        return [np.dtype(_NUMPY[self.dtype]).name, list(self.shape)]
 
     @classmethod
     def of(cls, plain: Sequence[Any]) -> _Field:
-        return cls(torch.bool if plain[0] else torch.float16, tuple(plain[1]))
+        (dtype,) = (t for t, kind in _NUMPY.items() if np.dtype(kind).name == plain[0])
+        return cls(dtype, tuple(plain[1]))
 
     def bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def map(self, file: Path, mode: Literal["r+", "c"]) -> np.memmap:
-        kind = np.bool_ if self.dtype == torch.bool else np.float16
-        return np.memmap(file, kind, mode, shape=self.shape)
+        return np.memmap(file, _NUMPY[self.dtype], mode, shape=self.shape)
 
 
 def _shards(n: int) -> Iterator[range]:
@@ -341,6 +348,7 @@ def _fields(model: MedM2G, corpus: Corpus, acquisitions: int) -> dict[str, _Fiel
         out["pooled.text"] = _Field(torch.float16, (n, w, width))
         out["tokens.text"] = _Field(torch.float16, (n, w, longest, width))
         out["mask"] = _Field(torch.bool, (n, w, longest))
+        out["ids"] = _Field(torch.int32, (n, w, longest))
     return out
 
 
@@ -373,9 +381,9 @@ def _encode(
     w = len(corpus.reports[0])
     texts = [text for i in studies for text in corpus.reports[i]]
     # A wording a row: (n, W, ...) as (n W, ...), which shares the memory.
-    z, pooled, tokens, mask = (
+    z, pooled, tokens, mask, ids = (
         out[k].flatten(0, 1)[studies.start * w : studies.stop * w]
-        for k in ("z.text", "pooled.text", "tokens.text", "mask")
+        for k in ("z.text", "pooled.text", "tokens.text", "mask", "ids")
     )
     for i in range(0, len(texts), batch):
         some = texts[i : i + batch]
@@ -385,3 +393,5 @@ def _encode(
         pooled[rows] = e.pooled.half().cpu()
         tokens[rows, : e.tokens.shape[1]] = e.tokens.half().cpu()
         mask[rows, : e.mask.shape[1]] = e.mask.cpu()
+        own = model.tokens(some)[0]
+        ids[rows, : own.shape[1]] = own.int().cpu()

@@ -28,7 +28,7 @@ from medm2g_core.data.sources import SourceError
 from medm2g_core.data.sources.prepare import prepare_source
 from medm2g_core.data.sources.shards import MANIFEST, ShardDataset, read_manifest
 from medm2g_core.model import MedM2G
-from medm2g_core.profiles import Profile
+from medm2g_core.profiles import REPORT_STAGE, Profile
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import STREAMS, stream
 from medm2g_core.training.batches import can_align
@@ -344,6 +344,9 @@ class SourceData:
         if stage == "alignment":
             able = any(can_align(c) for c in self.corpora("train"))
             return "" if able else "no two studies with a report and an image"
+        if stage == REPORT_STAGE:
+            able = any(c.has_text and c.images for c in self.corpora("train"))
+            return "" if able else "no study with a report and an image"
         wanted = ROUNDS[stage].trained
         return (
             ""

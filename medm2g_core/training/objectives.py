@@ -18,16 +18,18 @@ from medm2g_core.alignment.objective import (
     visual_invariant_loss,
 )
 from medm2g_core.codecs.image import image_codec_loss
-from medm2g_core.codecs.text import text_codec_loss
+from medm2g_core.codecs.text import PAD_ID, text_codec_loss
 from medm2g_core.flows.guidance import Guide
 from medm2g_core.model import MedM2G
 from medm2g_core.streams import stream
 from medm2g_core.training.batches import AlignmentBatch, ImageBatch, RoundBatch, TextBatch
+from medm2g_core.training.report_batches import ReportBatch
 
 __all__ = [
     "Logs",
     "alignment_objective",
     "image_codec_objective",
+    "report_objective",
     "round_objective",
     "text_codec_objective",
 ]
@@ -75,6 +77,19 @@ def _first_hits(h: Mapping[str, torch.Tensor], rows: Mapping[str, torch.Tensor])
     first = next(m for m in h if m != "text")
     score = h["text"][rows[first]] @ h[first].T  # (B_m, B_m)
     return (score.argmax(1) == torch.arange(len(score), device=score.device)).float().mean()
+
+
+def report_objective(model: MedM2G, batch: ReportBatch) -> tuple[torch.Tensor, Logs]:
+    """Next-token cross-entropy of the report writer, and the share of reports of which it has every
+    token right."""
+    assert model.writer is not None
+    plan = model.text_codec.norm(batch.plan)  # as `MedM2G.decode` puts a drawn latent
+    logits = model.writer.logits(batch.read, plan, batch.pictures)  # (B, L - 1, V)
+    target = batch.ids[:, 1:]
+    ce = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=PAD_ID)
+    with torch.no_grad():
+        exact = ((logits.argmax(-1) == target) | (target == PAD_ID)).all(1).float().mean()
+    return ce, {"ce": ce, "teacher_exact": exact}
 
 
 def round_objective(model: MedM2G, batch: RoundBatch) -> tuple[torch.Tensor, Logs]:

@@ -15,7 +15,14 @@ import medm2g_core
 from medm2g_core.codecs.tokenizer import train_tokenizer
 from medm2g_core.flows.image import ImageFlow
 from medm2g_core.model import PARTS, CheckpointError, MedM2G
-from medm2g_core.profiles import BASE_STAGES, FLOW_STAGES, ROUND_STAGES, STAGES, Profile
+from medm2g_core.profiles import (
+    BASE_STAGES,
+    FLOW_STAGES,
+    REPORT_STAGE,
+    ROUND_STAGES,
+    STAGES,
+    Profile,
+)
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import MODALITIES
 from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports, weights_key
@@ -25,6 +32,7 @@ from medm2g_core.training.rounds import ROUNDS, Round, begin_round, initialise_f
 from medm2g_core.training.stages import (
     AlignmentStage,
     ImageCodecStage,
+    ReportStage,
     RoundStage,
     Stage,
     TextCodecStage,
@@ -101,7 +109,8 @@ def train(
     held before; and once it is finished, stages that were built on it no longer are.
 
     Args:
-        stages: those for which the data has no streams are left out, with a line that says so.
+        stages: those for which the data has no streams are left out, with a line that says so;
+            those that this profile does not have (`Profile.trains`) without one.
         again: take these stages, and those that build on them, off the list of finished ones first.
             The same call goes on where it was interrupted.
         data: by default the embedded cohort.
@@ -127,7 +136,10 @@ def train(
     summary = _summary(folder)
     done: dict[str, Any] = summary["stages"]
     data = data or EmbeddedData(profile)
-    lacking = {s: why for s in _ORDER if (why := data.lacks(s))}
+    stages = [s for s in stages if profile.trains(s)]
+    if not stages:
+        raise ValueError(f"nothing to train: profile {profile.name!r} has no such stage")
+    lacking = {s: why for s in _ORDER if profile.trains(s) and (why := data.lacks(s))}
     if all(s in lacking for s in stages):
         raise ValueError(
             f"nothing to train: {'; '.join(f'{s}: {lacking[s]}' for s in stages)} in this data"
@@ -202,8 +214,10 @@ def train(
     for name in chosen:
         if name in done:
             continue
-        _check_order(name, {*done, *lacking}, started="start" in summary)
-        if name in _GROWS and data.grow():
+        without = {s for s in STAGES if not profile.trains(s)}
+        _check_order(name, {*done, *lacking, *without}, started="start" in summary)
+        # Between the rounds the studies stay: encoding them anew would take long.
+        if (latent is None or name == "joint") and data.grow():
             latent = None
         stage: Stage
         if name == "image_codec":
@@ -214,20 +228,12 @@ def train(
             stage = AlignmentStage(model, near_device(device, data.corpora("train")))
         else:
             model.to(device)
-            latent = latent or near_device(
-                device,
-                [
-                    LatentCorpus.build(
-                        model,
-                        c,
-                        None if fits(device, c) else work,
-                        64 if torch.device(device).type == "cpu" else 256,
-                        profile.data.acquisitions,
-                    )
-                    for c in data.corpora("train")
-                ],
+            latent = latent or _encoded(model, data.corpora("train"), device, work)
+            stage = (
+                ReportStage(model, latent)
+                if name == REPORT_STAGE
+                else RoundStage(model, latent, name, data.round(name))
             )
-            stage = RoundStage(model, latent, name, data.round(name))
         rounds_left = folder / ROUNDS_FOLDER
         left = name in FLOW_STAGES and bool(done.keys() & set(ROUND_STAGES))
         if left and not (rounds_left / "config.json").is_file():  # rounds of an earlier version
@@ -242,6 +248,8 @@ def train(
         if isinstance(stage, RoundStage):
             # From a trained model the flows have learnt more than those that they would start from.
             begin_round(model, stage.round, continued="start" in summary)
+        elif isinstance(stage, ReportStage):
+            stage.begin(continued="start" in summary)
         result = run_stage(
             stage,
             profile.stages[name if name in profile.stages else "round1"],
@@ -274,12 +282,12 @@ def train(
 
 
 _ORDER = (*STAGES, "all_pairs")
-_GROWS = (*BASE_STAGES, "round1", "joint")
-"""Stages that take up studies drawn since; the other rounds go on with the latents of the first."""
 
 
 def _parts_of(stage: str) -> tuple[str, ...]:
     """Weight files that a stage trains as a whole."""
+    if stage == REPORT_STAGE:
+        return ("writer",)
     return (stage,) if stage in BASE_STAGES else ROUNDS[stage].trained
 
 
@@ -287,10 +295,14 @@ def _forget(stage: str, done: dict[str, Any], work: Path) -> None:
     """Take a stage, and what was built on it, off the finished and the interrupted ones.
 
     The rounds stand on the base and on earlier rounds, and ``joint`` on all of them; ``all_pairs``
-    trains the same flows.
+    trains the same flows. The report writer stands on the base, and nothing on it.
     """
     rounds = [*FLOW_STAGES, "all_pairs"]
     later = rounds[rounds.index(stage) + 1 :] if stage in FLOW_STAGES else rounds
+    if stage == REPORT_STAGE:
+        later = []
+    elif stage in BASE_STAGES:
+        later = [REPORT_STAGE, *rounds]
     done.pop(stage, None)
     for each in later:
         done.pop(each, None)
@@ -299,8 +311,9 @@ def _forget(stage: str, done: dict[str, Any], work: Path) -> None:
 
 
 def _check_order(name: str, finished: set[str], *, started: bool) -> None:
-    """Raise ``ValueError`` for a round whose predecessors are not finished."""
-    if name not in FLOW_STAGES or started:
+    """Raise ``ValueError`` for a round, or the report writer, whose predecessors are not
+    finished."""
+    if name not in (REPORT_STAGE, *FLOW_STAGES) or started:
         return
     if needed := [s for s in STAGES[: STAGES.index(name)] if s not in finished]:
         raise ValueError(
@@ -403,6 +416,19 @@ def near_device(device: str, corpora: Sequence[Near]) -> list[Near]:
     return [c.to(device) for c in corpora] if fits(device, *corpora) else list(corpora)
 
 
+def _encoded(
+    model: MedM2G, corpora: Sequence[Corpus], device: str, work: Path
+) -> list[LatentCorpus]:
+    """The studies as the flows see them: in a GPU's memory where they fit, else in files."""
+    batch = 64 if torch.device(device).type == "cpu" else 256
+    acquisitions = model.profile.data.acquisitions
+    latent = [
+        LatentCorpus.build(model, c, None if fits(device, c) else work, batch, acquisitions)
+        for c in corpora
+    ]
+    return near_device(device, latent)
+
+
 def fits(device: str, *corpora: Corpus | LatentCorpus) -> bool:
     """Whether ``device`` is a GPU of whose free memory the studies take at most a quarter."""
     if torch.device(device).type != "cuda":
@@ -413,7 +439,7 @@ def fits(device: str, *corpora: Corpus | LatentCorpus) -> bool:
 
 def _same_configuration(model: MedM2G, profile: Profile, folder: str | Path) -> None:
     """Raise `CheckpointError` unless only what training alone reads differs."""
-    budgets = {"stages": 0, "data": 0, "conditioning": 0}
+    budgets = {"stages": 0, "data": 0, "conditioning": 0, "reports": 0}
     if model.profile.to_dict() | budgets != profile.to_dict() | budgets:
         raise CheckpointError(
             f"{folder} holds a model of another configuration than profile {profile.name!r}"

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from medm2g_core.flows.guidance import CrossGuidedAttnProcessor
 from medm2g_core.flows.image import ImageFlow
 from medm2g_core.model import MedM2G
+from medm2g_core.profiles import REPORT_STAGE
 from medm2g_core.training.batches import (
     AlignmentBatches,
     Batches,
@@ -31,12 +32,21 @@ from medm2g_core.training.objectives import (
     Logs,
     alignment_objective,
     image_codec_objective,
+    report_objective,
     round_objective,
     text_codec_objective,
 )
+from medm2g_core.training.report_batches import ReportBatches
 from medm2g_core.training.rounds import ROUNDS, Round
 
-__all__ = ["AlignmentStage", "ImageCodecStage", "RoundStage", "Stage", "TextCodecStage"]
+__all__ = [
+    "AlignmentStage",
+    "ImageCodecStage",
+    "ReportStage",
+    "RoundStage",
+    "Stage",
+    "TextCodecStage",
+]
 
 
 class Stage(nn.Module):
@@ -112,6 +122,34 @@ class AlignmentStage(Stage):
         second = model.profile.alignment.invariant != "off"
         batches = AlignmentBatches(corpora, second, _acquired(model))
         super().__init__("alignment", model, ["alignment"], batches, alignment_objective)
+
+
+class ReportStage(Stage):
+    """The report writer, on latents and embeddings as the codec and the aligned encoders give them.
+
+    It leaves the model as it is until `begin`.
+
+    Raises:
+        ValueError: the model has no writer, or no corpus has reports and pictures.
+    """
+
+    def __init__(self, model: MedM2G, corpora: Sequence[LatentCorpus]) -> None:
+        profile = model.profile
+        if model.writer is None:
+            raise ValueError(f"profile {profile.name!r}: its reports are written without pictures")
+        batches = ReportBatches(corpora, profile.text_codec, profile.reports)
+        super().__init__(REPORT_STAGE, model, ["writer"], batches, report_objective)
+        self.writer = model.writer
+
+    def begin(self, *, continued: bool = False) -> None:
+        """What the stage does to the model once, before its first step: the writer becomes a copy
+        of the codec's decoder.
+
+        Args:
+            continued: a writer that has learnt already goes on from its own weights.
+        """
+        if not (continued and bool(self.writer.ready)):
+            self.writer.start_from(self.model.text_codec)
 
 
 class RoundStage(Stage):

@@ -7,11 +7,16 @@ from dataclasses import replace
 
 import torch
 
+from medm2g_core.codecs.writer import Picture
+from medm2g_core.data.labeller import label_report
+from medm2g_core.metrics.findings import finding_counts, finding_f1
 from medm2g_core.model import MedM2G
-from medm2g_core.training.batches import can_align
+from medm2g_core.profiles import REPORT_STAGE
+from medm2g_core.training.batches import can_align, normal
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.data import TrainingData
-from medm2g_core.training.stages import RoundStage
+from medm2g_core.training.report_batches import ReportBatch
+from medm2g_core.training.stages import ReportStage, RoundStage
 
 __all__ = ["recall_at", "validate"]
 
@@ -75,6 +80,11 @@ def validate(
                 for k in (1, 5):
                     out[f"text_to_{_key(c)}_{name}_r@{k}"] = round(recall_at(text, image, k), 3)
             out[f"n_{_key(c)}"] = len(text)
+    elif stage == REPORT_STAGE:
+        held_out = [c for c in data.corpora("val") if c.has_text and c.images]
+        for corpus in (_first(c, most) for c in held_out):
+            found = _written(model, corpus)
+            out |= {f"{_key(corpus)}_{name}": round(v, 4) for name, v in found.items()}
     else:
         plan = data.round(stage, "val")
         used = {mix.corpus for mix in plan.mixes}
@@ -93,3 +103,36 @@ def validate(
                 sums.setdefault(k, []).append(v.item())
         out = {k: round(sum(v) / len(v), 4) for k, v in sums.items()}
     return out
+
+
+def _written(model: MedM2G, corpus: Corpus) -> dict[str, float]:
+    """How the report writer does with all pictures of a study and the plan of its report, and with
+    the pictures alone (the plan is noise).
+
+    Returns:
+        cross-entropy and share of exact reports with the right words before each token; and of
+        reports written from the pictures alone the strict F1 of the findings that the labeller
+        reads, against those that it reads from the true report.
+    """
+    latent = LatentCorpus.build(model, corpus)
+    stage = ReportStage(model, [latent])
+    index = torch.arange(len(latent))
+    first = torch.zeros_like(index)
+    ids = latent.ids[:, 0].long().to(model.device)  # (N, L)
+    plan = latent.latent("text", index, first).to(model.device)  # (N, K, d)
+    noise = normal(plan.shape, torch.Generator().manual_seed(0), plan.device)
+    seen = {}
+    for name in (n for n in latent.latents if n != "text"):
+        e = latent.embedding(name, index, first).to(model.device)
+        seen[name] = Picture.of(e.pooled, e.tokens)
+    out: dict[str, float] = {}
+    for what, told in (("both", plan), ("pictures", noise)):
+        _, logs = stage.objective(model, ReportBatch(ids, ids[:, :-1], told, seen))
+        out |= {f"{k}_{what}": v.item() for k, v in logs.items()}
+    written = stage.writer.decode(model.text_codec.norm(noise), seen)
+    texts = model.tokenizer.batch_decode(written, skip_special_tokens=True)
+    counts = [
+        finding_counts(label_report(a).findings, label_report(b[0]).findings, strict=True)
+        for a, b in zip(texts, corpus.reports, strict=True)
+    ]
+    return {**out, "f1_pictures": finding_f1(counts)}
