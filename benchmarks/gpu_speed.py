@@ -1,5 +1,6 @@
 """What a GPU brings: training of a round and sampling, beside the CPU of the same machine where
-that is bearable.
+that is bearable; and the joint round kernel by kernel, as CUDA graphs, and beside what the chip
+could do at best.
 
 Needs nothing but the package: the studies are random pictures with reports of the grammar.
 
@@ -17,6 +18,9 @@ from pathlib import Path
 
 import torch
 from record import record
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
@@ -47,20 +51,33 @@ def random_studies(size: int) -> list[Corpus]:
 
 
 def seconds_a_step(
-    model: MedM2G, latent: list[LatentCorpus], batch: int, device: str, precision: str
+    model: MedM2G,
+    latent: list[LatentCorpus],
+    batch: int,
+    device: str,
+    precision: str,
+    stage: str = ROUND,
+    capture: bool | None = None,
+    timed: int = TIMED,
 ) -> float:
     """A longer run less a shorter one, over the steps between: what starting takes drops out."""
     took = []
-    for steps in (WARM, WARM + TIMED):
+    warm = WARM if stage == ROUND else timed  # the joint round has more kinds of steps to record
+    for steps in (warm, warm + timed):
         config = StageConfig(steps=steps, batch=batch, lr=1e-4, warmup=1, ema=0.9, optimizer="muon")
-        stage = RoundStage(model, latent, ROUND)
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             run_stage(
-                stage, config, Path(folder), device=device, precision=precision, progress=False
+                RoundStage(model, latent, stage),
+                config,
+                Path(folder),
+                device=device,
+                precision=precision,
+                progress=False,
+                capture=capture,
             )
         took.append(time.perf_counter() - begin)
-    return (took[1] - took[0]) / TIMED
+    return (took[1] - took[0]) / timed
 
 
 def training(name: str, batches: tuple[int, ...], on_cpu: bool) -> None:
@@ -87,6 +104,67 @@ def training(name: str, batches: tuple[int, ...], on_cpu: bool) -> None:
             words,
             "",
         )
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that all operations read and write together, if each goes to memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves((args, kwargs, out)):
+            self.bytes += x.nbytes if isinstance(x, torch.Tensor) else 0
+        return out
+
+
+def best_of_the_chip() -> tuple[float, float]:
+    """FLOP/s of a large bf16 product, and bytes/s of a copy (read and written), measured."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    product = 2 * 8192**3 / middle(lambda: a @ a)
+    x = torch.empty(2**30, device="cuda", dtype=torch.float32)
+    y = torch.empty_like(x)
+    return product, 2 * x.nbytes / middle(lambda: y.copy_(x))
+
+
+def joint_round(name: str = "base", batch: int = 128) -> None:
+    """Targets a second of the joint round, and the roofline of its steps: the longer of the time
+    for its FLOPs and that for its bytes."""
+    chosen = profile(name)
+    model = new_model(chosen, reports=random_reports(400, 0)).to("cuda")
+    latent = [LatentCorpus.build(model, c).to("cuda") for c in random_studies(chosen.resolution)]
+    stage = RoundStage(model, latent, "joint")
+    flops, traffic, targets, draws = FlopCounterMode(display=False), Traffic(), 0, 12
+    for seed in range(draws):
+        drawn = stage.batches.draw(batch, torch.Generator().manual_seed(seed), model.device)
+        targets += sum(len(drawn.latents[m]) for m in drawn.targets)
+        with flops, traffic, torch.autocast("cuda", torch.bfloat16):
+            stage.objective(model, drawn)[0].backward()
+        model.zero_grad(set_to_none=True)
+    peak, bandwidth = best_of_the_chip()
+    by_flops = flops.get_total_flops() / draws / peak
+    by_bytes = traffic.bytes / draws / bandwidth
+    words = []
+    for capture, kind in ((False, "kernel by kernel"), (True, "as graphs")):
+        second = seconds_a_step(
+            model, latent, batch, "cuda", "bf16", stage="joint", capture=capture, timed=120
+        )
+        a_second = targets / draws / second
+        words.append(f"{kind} {1e3 * second:.0f} ms a step, {a_second:.0f} targets/s")
+    words.append(
+        f"roofline {1e3 * max(by_flops, by_bytes):.1f} ms ({1e3 * by_flops:.1f} for"
+        f" {flops.get_total_flops() / draws / 1e12:.2f} TFLOP at {peak / 1e12:.0f} TFLOP/s,"
+        f" {1e3 * by_bytes:.1f} for {traffic.bytes / draws / 1e9:.0f} GB unfused at"
+        f" {bandwidth / 1e12:.1f} TB/s)"
+    )
+    record(
+        f"gpu_joint_{name}_{batch}",
+        f"joint round of profile `{name}` on a GPU, bf16, batch {batch}",
+        "; ".join(words),
+        "",
+    )
 
 
 def middle(action: Callable[[], object], times: int = 5) -> float:
@@ -136,6 +214,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("there is no NVIDIA GPU here: nothing measured")
         return
+    joint_round()
     sampling()
     training("cpu", (32, 128, 512), on_cpu=True)
     if not args.quick:

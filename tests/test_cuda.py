@@ -3,16 +3,20 @@ NVIDIA GPU."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import pictures, reports, speak_up, untrained
 
+from medm2g_core.alignment import objective
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import StageConfig
 from medm2g_core.training import batches
+from medm2g_core.training.captured import CapturedSteps
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.loop import StageInterrupted, bf16_pays, run_stage
 from medm2g_core.training.run import near_device
@@ -27,7 +31,16 @@ from medm2g_core.training.stages import (
 
 pytestmark = pytest.mark.cuda
 
-STAGES = ("image_codec", "text_codec", "alignment", "reports", "round1", "round2", "round3")
+STAGES = (
+    "image_codec",
+    "text_codec",
+    "alignment",
+    "reports",
+    "round1",
+    "round2",
+    "round3",
+    "joint",
+)
 SHORT = StageConfig(steps=4, batch=4, lr=1e-3, warmup=1, ema=0.5)
 
 
@@ -59,9 +72,10 @@ def make(name: str, model: MedM2G, corpora: list[Corpus], latent: list[LatentCor
 @pytest.fixture(autouse=True)
 def noise_of_the_cpu(monkeypatch):
     """Training draws its noise on the GPU; to compare the two, both get the CPU's."""
-    monkeypatch.setattr(
-        batches, "normal", lambda shape, g, device: torch.randn(*shape, generator=g).to(device)
-    )
+    for module in (batches, objective):
+        monkeypatch.setattr(
+            module, "normal", lambda shape, g, device: torch.randn(*shape, generator=g).to(device)
+        )
 
 
 def loss_of(stage: Stage, device: str) -> float:
@@ -101,6 +115,31 @@ def test_steps_go_where_the_cpu_goes(smoke, corpora, latent_corpora, tmp_path, n
     assert torch.linalg.norm(moved["cuda"]) == pytest.approx(
         torch.linalg.norm(moved["cpu"]).item(), rel=0.02
     )
+
+
+@pytest.mark.parametrize("name", ["image_codec", "round1", "joint"])
+def test_a_step_played_as_a_graph_is_the_step_that_runs_kernel_by_kernel(
+    model, corpora, latent_corpora, name
+):
+    """Losses and gradients of the same draws, batch after batch, with other values each time."""
+    stage = make(name, model, corpora, latent_corpora).to("cuda")
+    params = [p for _, p in stage.trainable()]
+    both = [
+        CapturedSteps(
+            partial(stage.objective, stage.model), params, 1.0, nullcontext, capture=capture
+        )
+        for capture in (True, False)
+    ]
+    for seed in range(8):
+        seen = []
+        for steps in both:
+            generator = torch.Generator().manual_seed(seed)
+            loss, _ = steps(stage.batches.draw(4, generator, torch.device("cuda")))
+            flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+            seen.append((loss.clone(), torch.cat([g.flatten() for g in flat])))
+        torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-4, atol=1e-5)
+        likeness = torch.nn.functional.cosine_similarity(seen[0][1], seen[1][1], dim=0)
+        assert likeness > 0.999, (seed, likeness)
 
 
 @pytest.mark.parametrize("name", ["image_codec", "text_codec", "round1"])
