@@ -65,6 +65,12 @@ class CheckpointError(RuntimeError):
     """A folder of weights is missing, half written, of another version or of another shape."""
 
 
+def _on_disk(key: str) -> str:
+    """Name of a tensor in a weight file: older transformers have CLIP's text transformer one
+    level deeper."""
+    return key.replace(".model.text_model.", ".model.")
+
+
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -359,7 +365,8 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
         folder.mkdir(parents=True, exist_ok=True)
         for name in self.parts if parts is None else parts:
             tensors = {}
-            for key, value in self.part(name).items():
+            for own, value in self.part(name).items():
+                key = _on_disk(own)
                 exact = key.startswith("latent_") or not value.is_floating_point()
                 to = value.dtype if exact or dtype is None else dtype
                 tensors[key] = value.detach().to("cpu", to).contiguous().clone()
@@ -452,7 +459,7 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
             tensors = {
                 k.removesuffix(old) + new if k.endswith(old) else k: v for k, v in tensors.items()
             }
-        own = self.part(name)
+        own = {_on_disk(key): tensor for key, tensor in self.part(name).items()}
         wrong = sorted(
             k
             for k in own.keys() | tensors.keys()

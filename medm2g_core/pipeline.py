@@ -375,6 +375,10 @@ class MedM2GPipeline(DiffusionPipeline):
         return text or " "
 
 
+# diffusers before 0.37 looks the classes of the parts up here, and takes no names for them.
+MedM2GPipeline.__init__.__annotations__["model"] = MedM2G
+
+
 def _returned_latents(
     returned: Any, current: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:

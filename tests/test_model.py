@@ -219,7 +219,7 @@ def test_replace_changes_one_setting_and_leaves_the_profile_alone(smoke):
 
 
 def test_an_unknown_profile_is_refused():
-    with pytest.raises(ValueError, match="known: smoke, cpu, gpu, paper"):
+    with pytest.raises(ValueError, match="known: smoke, cpu, base, gpu, paper"):
         profile("huge")
 
 
