@@ -65,7 +65,7 @@ def seconds_a_step(
 
 def training(name: str, batches: tuple[int, ...], on_cpu: bool) -> None:
     chosen = profile(name)
-    model = new_model(chosen, reports=random_reports(400, 0))
+    model = new_model(chosen, texts=random_reports(400, 0))
     latent = near_device(
         "cuda", [LatentCorpus.build(model.to("cuda"), c) for c in random_studies(chosen.resolution)]
     )

@@ -98,7 +98,13 @@ def main() -> None:
     corpus = corpus_of(VirtualCohort("train", "brain", d.brain_train, resolution=size))
     own = {n: corpus.images[n] for n in (*GIVEN, TARGET)}
     latent = LatentCorpus.build(
-        model, replace(corpus, images=own, reports=[r[:1] for r in corpus.reports])
+        model,
+        replace(
+            corpus,
+            images=own,
+            reports=[r[:1] for r in corpus.reports],
+            prompts=[p[:1] for p in corpus.prompts],
+        ),
     )
     val = VirtualCohort("val", "brain", 64, resolution=size)
     arms: dict[str, dict[str, Any]] = {

@@ -15,14 +15,16 @@ import torch
 from torch.nn import functional as F
 
 from medm2g_core.alignment.encoders import Embedding
-from medm2g_core.alignment.objective import augmented_view
+from medm2g_core.alignment.objective import augmented_view, shared_studies
+from medm2g_core.codecs.text import PAD_ID
 from medm2g_core.flows.prompt import Prompt, mix
-from medm2g_core.profiles import ConditioningConfig
+from medm2g_core.profiles import AlignmentConfig, ConditioningConfig
 from medm2g_core.streams import stream
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.rounds import Round
 
 __all__ = [
+    "TOKEN_MULTIPLE",
     "AlignmentBatch",
     "AlignmentBatches",
     "Batches",
@@ -33,6 +35,7 @@ __all__ = [
     "RoundBatches",
     "TextBatch",
     "TextBatches",
+    "Tokens",
     "can_align",
     "draw_guide_sets",
     "normal",
@@ -98,21 +101,37 @@ class ImageBatches:
         return ImageBatch(image.to(device), noise)
 
 
+Tokens = Callable[[Sequence[str], int], tuple[torch.Tensor, torch.Tensor]]
+"""(B texts, multiple) -> ids and mask (B, L), L padded to that multiple, as `MedM2G.tokens`."""
+
+TOKEN_MULTIPLE = 16
+"""Texts are padded to a multiple of so many tokens: a handful of shapes for all batches, and few
+places that hold nothing."""
+
+
 @dataclass
 class TextBatch:
-    """B reports."""
+    """B texts as tokens: ``ids`` (B, L) and ``mask`` (B, L), 1 where a token is; L a multiple of
+    `TOKEN_MULTIPLE`, or the longest text that the model reads."""
 
-    texts: list[str]
+    ids: torch.Tensor
+    mask: torch.Tensor
 
 
 class TextBatches:
-    """Reports from ``source(n, seed)``: written anew for every batch, or drawn from a data set."""
+    """Texts from ``source(n, seed)``: written anew for every batch, or drawn from a data set.
 
-    def __init__(self, source: Callable[[int, int], list[str]]) -> None:
-        self.source = source
+    Args:
+        tokens: makes tokens of them.
+    """
+
+    def __init__(self, source: Callable[[int, int], list[str]], tokens: Tokens) -> None:
+        self.source, self.tokens = source, tokens
 
     def draw(self, n: int, generator: torch.Generator, device: torch.device) -> TextBatch:
-        return TextBatch(self.source(n, _integer(2**31, generator)))
+        texts = self.source(n, _integer(2**31, generator))
+        ids, mask = self.tokens(texts, TOKEN_MULTIPLE)
+        return TextBatch(ids.to(device), mask.to(device))
 
 
 # ---- alignment
@@ -120,18 +139,23 @@ class TextBatches:
 
 @dataclass
 class AlignmentBatch:
-    """Reports and augmented pictures of the same patients.
+    """Prompts and augmented pictures of the same patients, and contradictions.
 
     Attributes:
-        texts: B reports, those of one corpus after those of the other.
-        rows: image modality -> (B_m,) which reports its pictures belong to, ascending.
+        ids, mask: (B + H, L) tokens of B prompts, those of one corpus after those of the other, and
+            of H contradictions behind them.
+        contradicted: (H,) whose prompt each contradicts.
+        shared: (modality, modality) -> the rows of each that belong to the same studies, (B_ab,)
+            and (B_ab,), as `shared_studies` gives them; text first.
         views: image modality -> (B_m, 1, H, W) in -1..1.
         contrasts: image modality -> (B_m,) index of the MR contrast.
         second: a modality and another view of its pictures, for the visual invariant; or ``None``.
     """
 
-    texts: list[str]
-    rows: dict[str, torch.Tensor]
+    ids: torch.Tensor
+    mask: torch.Tensor
+    contradicted: torch.Tensor
+    shared: dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]]
     views: dict[str, torch.Tensor]
     contrasts: dict[str, torch.Tensor]
     second: tuple[str, torch.Tensor] | None
@@ -142,24 +166,52 @@ def can_align(corpus: Corpus) -> bool:
     return corpus.has_text and bool(corpus.images) and len(corpus) > 1
 
 
+class _TokenTable:
+    """Tokens of some texts of every study.
+
+    Attributes:
+        ids: (N, P, L), padded; int32, as there may be many. Without texts (0, 0, 0).
+    """
+
+    def __init__(self, texts: Sequence[Sequence[str]], tokens: Tokens) -> None:
+        self.ids = torch.zeros(0, 0, 0, dtype=torch.int32)
+        if texts:
+            flat = [text for own in texts for text in own]
+            ids, _ = tokens(flat, TOKEN_MULTIPLE)
+            self.ids = ids.cpu().to(torch.int32).unflatten(0, (len(texts), -1))
+
+    def rows(self, index: torch.Tensor, which: torch.Tensor, length: int) -> torch.Tensor:
+        """Text ``which`` (B,) of studies ``index`` (B,): ids (B, ``length``), int64."""
+        ids = self.ids[index, which].long()
+        return F.pad(ids, (0, length - ids.shape[1]), value=PAD_ID)
+
+
 class AlignmentBatches:
     """Every batch mixes the corpora that have reports, by their weight.
 
+    All texts become tokens once, padded alike: the shapes of a batch do not depend on the draw.
+
     Args:
-        second_view: whether the visual invariant is trained.
+        config: whether the visual invariant is trained, and how many studies get a contradiction.
+        tokens: makes tokens of texts.
 
     Raises:
         ValueError: no corpus can be aligned.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], second_view: bool) -> None:
+    def __init__(self, corpora: Sequence[Corpus], config: AlignmentConfig, tokens: Tokens) -> None:
         self.corpora = [c for c in corpora if can_align(c)]
-        self.second_view = second_view
+        self.second_view = config.invariant != "off"
+        self.contradicted = config.contradicted
         if not self.corpora:
             raise ValueError(
                 "alignment needs two studies with a report and the same image streams; there are"
                 " none"
             )
+        self.prompts = [_TokenTable(c.prompts, tokens) for c in self.corpora]
+        self.contradictions = [_TokenTable(c.contradictions, tokens) for c in self.corpora]
+        tables = (*self.prompts, *self.contradictions)
+        self.length = max(t.ids.shape[-1] for t in tables)
 
     def _studies(self, n: int, generator: torch.Generator) -> list[tuple[Corpus, torch.Tensor]]:
         """Which studies of which corpus make the batch."""
@@ -171,14 +223,20 @@ class AlignmentBatches:
         return out
 
     def draw(self, n: int, generator: torch.Generator, device: torch.device) -> AlignmentBatch:
-        texts: list[str] = []
+        prompts: list[torch.Tensor] = []
+        wrong: list[torch.Tensor] = []
+        contradicted: list[torch.Tensor] = []
+        first = 0
         images: dict[str, list[torch.Tensor]] = {}
         contrasts: dict[str, list[torch.Tensor]] = {}
         rows: dict[str, list[torch.Tensor]] = {}
-        for corpus, index in self._studies(n, generator):
-            first = len(texts)
-            w = _integers(len(corpus.reports[0]), len(index), generator).tolist()
-            texts += [corpus.reports[i][j] for i, j in zip(index.tolist(), w, strict=True)]
+        for k, (corpus, index) in enumerate(self._studies(n, generator)):
+            which = _integers(len(corpus.prompts[0]), len(index), generator)
+            prompts.append(self.prompts[k].rows(index, which, self.length))
+            if corpus.contradictions:  # of the first studies: their order is random
+                h = round(self.contradicted * len(index))
+                wrong.append(self.contradictions[k].rows(index[:h], which[:h], self.length))
+                contradicted.append(torch.arange(first, first + h))
             # One MR contrast of each region a step keeps the cost down; over the steps all come.
             mr = [s for s in corpus.images if stream(s).modality == "mri"]
             chosen = [s for s in corpus.images if s not in mr]
@@ -187,7 +245,8 @@ class AlignmentBatches:
                 m = stream(s).modality
                 images.setdefault(m, []).append(corpus.images[s][index].float())
                 contrasts.setdefault(m, []).append(torch.full((len(index),), stream(s).contrast))
-                rows.setdefault(m, []).append(torch.arange(first, len(texts)))
+                rows.setdefault(m, []).append(torch.arange(first, first + len(index)))
+            first += len(index)
         modalities = list(images)
         looked = modalities[_integer(len(modalities), generator)] if self.second_view else None
         views, second = {}, None
@@ -196,9 +255,15 @@ class AlignmentBatches:
             views[m] = augmented_view(image, generator)
             if m == looked:
                 second = (m, augmented_view(image, generator))
+        ids = torch.cat([*prompts, *wrong])  # (B + H, L)
+        shared = shared_studies(
+            {"text": torch.arange(first)} | {m: torch.cat(x) for m, x in rows.items()}
+        )
         return AlignmentBatch(
-            texts,
-            {m: torch.cat(x).to(device) for m, x in rows.items()},
+            ids.to(device),
+            (ids != PAD_ID).long().to(device),
+            torch.cat([*contradicted, torch.zeros(0, dtype=torch.long)]).to(device),
+            {pair: (a.to(device), b.to(device)) for pair, (a, b) in shared.items()},
             views,
             {m: torch.cat(x).to(device) for m, x in contrasts.items()},
             second,
@@ -219,6 +284,8 @@ class RoundBatch:
         guide_levels: stream -> (B,) noise level s at which it guides; empty for a single stream.
         present: target -> guide -> (B,) 1 where the guide is there for this target, else 0.
         prompts: target -> its prompt.
+        given: stream -> latents (B, ...) of it as it is *given*, where these are not those that are
+            drawn: of text, those of a prompt. A guide without noise is made of them.
     """
 
     targets: tuple[str, ...]
@@ -228,6 +295,7 @@ class RoundBatch:
     guide_levels: dict[str, torch.Tensor]
     present: dict[str, dict[str, torch.Tensor]]
     prompts: dict[str, Prompt]
+    given: dict[str, torch.Tensor]
 
 
 def draw_guide_sets(
@@ -280,10 +348,12 @@ class RoundBatches:
         streams, batch = chosen.streams, n * chosen.batch
         corpus = self.corpora[chosen.corpus]
         index = _integers(len(corpus), batch, generator)
-        wording = _integers(corpus.wordings, batch, generator)
+        wording = _integers(corpus.wordings, batch, generator)  # of the report that is written
+        prompt = _integers(corpus.prompts, batch, generator)  # of the text that is given
         targets = draw_targets(streams, chosen.targets, generator)
         latents = {s: corpus.latent(s, index, wording).to(device) for s in streams}
-        embeddings = {s: corpus.embedding(s, index, wording).to(device) for s in streams}
+        given = {s: corpus.given_latent(s, index, prompt) for s in streams if s in corpus.given}
+        embeddings = {s: corpus.embedding(s, index, prompt).to(device) for s in streams}
         level = self.levels(batch, generator)  # (B,)
         noise = {s: normal(z.shape, generator, device) for s, z in latents.items()}
         guide_levels = self.draw_guide_levels(streams, level, generator)
@@ -301,6 +371,7 @@ class RoundBatches:
             {s: x.to(device) for s, x in guide_levels.items()},
             present,
             prompts,
+            {s: z.to(device) for s, z in given.items()},
         )
 
     def draw_guide_levels(

@@ -8,8 +8,8 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +19,26 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from medm2g_core.alignment.encoders import Embedding
+from medm2g_core.data.phrasing import contradicting, phrase, phrase_pair
 from medm2g_core.data.reports import write_report
 from medm2g_core.model import MedM2G
 from medm2g_core.profiles import BASE_STAGES
 from medm2g_core.storage import CacheFile, digest, tensor_digest
 from medm2g_core.streams import STREAMS, Finding
 
-__all__ = ["Corpus", "LatentCorpus", "random_reports", "weights_key", "wordings"]
+__all__ = [
+    "Corpus",
+    "LatentCorpus",
+    "descriptions",
+    "random_prompts",
+    "random_reports",
+    "weights_key",
+    "wordings",
+]
 
 N_WORDINGS = 4
-"""Reports written for each training patient: the model must not take one wording for the truth."""
+"""Reports written for each training patient, and prompts: the model must not take one wording for
+the truth."""
 
 SHARD = 512
 """Studies that are encoded and written before the next are begun: what an interruption costs. Some
@@ -39,6 +49,10 @@ ten seconds of the ``cpu`` profile, and a multiple of the batch."""
 class Corpus:
     """Studies of one region that all have the same streams.
 
+    A study has two kinds of text. Its ``reports`` are what the model learns to *write*, in one tidy
+    register. Its ``prompts`` are what it may be *described* with, in any register: what a prompt
+    encoder reads in training, and what stands for text that was given.
+
     Attributes:
         region: ``"chest"`` or ``"brain"``; real data sets add more.
         images: stream -> (N, 1, H, W) float16 in -1..1, in memory or mapped from a file.
@@ -46,6 +60,13 @@ class Corpus:
             are no reports.
         name: tells corpora apart that train together; the region unless told.
         weight: share of this corpus in a batch that mixes corpora, relative to the others'.
+        prompts: N lists of texts that say the same of each study, all of the same length; the
+            reports unless told.
+        contradictions: N lists of texts that say something else of each study in nearly the same
+            words, entry j for prompt j; empty where there are none.
+
+    Raises:
+        ValueError: texts of another number of studies, or of some studies only.
     """
 
     region: str
@@ -53,9 +74,19 @@ class Corpus:
     reports: list[list[str]]
     name: str = ""
     weight: int = 1
+    prompts: list[list[str]] = field(default_factory=list)
+    contradictions: list[list[str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.name = self.name or self.region
+        self.prompts = self.prompts or self.reports
+        for kind in ("reports", "prompts", "contradictions"):
+            texts = getattr(self, kind)
+            if len({len(own) for own in texts}) > 1 or len(texts) not in (0, len(self.reports)):
+                raise ValueError(
+                    f"{self.name}: {kind} of {len(texts)} studies, reports of {len(self.reports)};"
+                    " every study needs equally many texts of a kind"
+                )
 
     def __len__(self) -> int:
         return len(self.reports)
@@ -70,13 +101,28 @@ class Corpus:
         return tuple(n for n in STREAMS if n in self.images or (n == "text" and self.has_text))
 
     def fingerprint(self) -> str:
-        """Changes when a picture or a report does."""
-        h = hashlib.sha256(json.dumps([self.region, self.reports]).encode())
+        """Changes when a picture, a report or a prompt does."""
+        texts = [
+            self.region,
+            self.reports,
+            *([self.prompts] if self.prompts != self.reports else []),
+        ]
+        h = hashlib.sha256(json.dumps(texts).encode())
         for name in sorted(self.images):
             h.update(name.encode())
             for part in self.images[name].split(1024):  # the pictures may be more than memory holds
                 h.update(part.float().mean((1, 2, 3)).numpy().tobytes())
         return h.hexdigest()[:16]
+
+    def first(self, n: int) -> Corpus:
+        """The first ``n`` studies."""
+        return replace(
+            self,
+            images={k: x[:n] for k, x in self.images.items()},
+            reports=self.reports[:n],
+            prompts=self.prompts[:n],
+            contradictions=self.contradictions[:n],
+        )
 
 
 def wordings(
@@ -92,9 +138,42 @@ def wordings(
     return [write_report(findings, region, age, sex, rng) for rng in rngs]
 
 
+def descriptions(
+    report: str,
+    findings: tuple[Finding, ...],
+    region: str,
+    age: int | None,
+    sex: str,
+    seed: int,
+    n: int = N_WORDINGS,
+) -> tuple[list[str], list[str]]:
+    """``n`` prompts of one patient and as many contradictions.
+
+    The first prompt is the report itself, its contradiction a report of other findings. The others
+    are of the wide grammar of input text, see `phrase_pair`.
+    """
+    own, *others = np.random.default_rng(seed).spawn(n)
+    prompts = [report]
+    wrong = [write_report(contradicting(findings, region, own), region, age, sex, own)]
+    for rng in others:
+        right, opposite = phrase_pair(findings, region, age, sex, rng)
+        prompts.append(right)
+        wrong.append(opposite)
+    return prompts, wrong
+
+
 def random_reports(n: int, seed: int) -> list[str]:
     """Reports of ``n`` patients that exist in no cohort, three quarters chest: endless text for the
     text codec."""
+    return _of_random_patients(write_report, n, seed)
+
+
+def random_prompts(n: int, seed: int) -> list[str]:
+    """As `random_reports`, in any register: endless text for readers."""
+    return _of_random_patients(phrase, n, seed)
+
+
+def _of_random_patients(write: Callable[..., str], n: int, seed: int) -> list[str]:
     from medm2g_core.data.brain.pathology import sample_findings as brain_findings
     from medm2g_core.data.chest.pathology import sample_findings as chest_findings
 
@@ -103,7 +182,7 @@ def random_reports(n: int, seed: int) -> list[str]:
         region = "chest" if rng.random() < 0.75 else "brain"
         findings = chest_findings(rng) if region == "chest" else brain_findings(rng)
         sex = "female" if rng.random() < 0.5 else "male"
-        out.append(write_report(findings, region, int(rng.integers(18, 95)), sex, rng))
+        out.append(write(findings, region, int(rng.integers(18, 95)), sex, rng))
     return out
 
 
@@ -113,9 +192,13 @@ class LatentCorpus:
 
     Attributes:
         name: of the corpus.
-        latents: image stream -> (N, C, h, w); ``"text"`` -> (N, W, K, d) for W wordings.
-        pooled, tokens: stream -> the fields of `Embedding`, with the W axis for text.
+        latents: image stream -> (N, C, h, w); ``"text"`` -> (N, W, K, d), the W reports of each
+            study: what is drawn.
+        pooled, tokens: stream -> the fields of `Embedding`; for text with an axis for the P prompts
+            of each study, tokens padded to the longest prompt of the corpus.
         mask: of text; empty where there are no reports.
+        given: ``"text"`` -> (N, P, K, d), the prompts through the codec: the latents of a text that
+            is given and guides. Empty where there are no reports.
     """
 
     name: str
@@ -123,27 +206,33 @@ class LatentCorpus:
     pooled: dict[str, torch.Tensor]
     tokens: dict[str, torch.Tensor]
     mask: torch.Tensor
+    given: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.latents.values())))
 
     def bytes(self) -> int:
         """Memory that all tensors take together."""
-        parts = (self.latents, self.pooled, self.tokens, {"mask": self.mask})
+        parts = (self.latents, self.pooled, self.tokens, self.given, {"mask": self.mask})
         return sum(x.nbytes for part in parts for x in part.values())
 
     def to(self, device: torch.device | str) -> LatentCorpus:
         """The same studies in the memory of ``device``: a GPU then gathers its batches itself."""
-        latents, pooled, tokens = (
+        latents, pooled, tokens, given = (
             {n: x.to(device) for n, x in part.items()}
-            for part in (self.latents, self.pooled, self.tokens)
+            for part in (self.latents, self.pooled, self.tokens, self.given)
         )
-        return LatentCorpus(self.name, latents, pooled, tokens, self.mask.to(device))
+        return LatentCorpus(self.name, latents, pooled, tokens, self.mask.to(device), given)
 
     @property
     def wordings(self) -> int:
         """Wordings of each report; 1 where there are no reports."""
         return self.latents["text"].shape[1] if "text" in self.latents else 1
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of each study; 1 where there are none."""
+        return self.mask.shape[1] if "text" in self.latents else 1
 
     def latent(self, name: str, index: torch.Tensor, wording: torch.Tensor) -> torch.Tensor:
         """Latents (B, ...) of studies ``index`` (B,); ``wording`` (B,) picks the report's wording.
@@ -155,16 +244,24 @@ class LatentCorpus:
         index, wording = index.to(z.device), wording.to(z.device)
         return (z[index, wording] if name == "text" else z[index]).float()
 
-    def embedding(self, name: str, index: torch.Tensor, wording: torch.Tensor) -> Embedding:
-        """Embeddings of studies ``index`` (B,), see `latent`."""
-        index, wording = index.to(self.mask.device), wording.to(self.mask.device)
+    def given_latent(self, name: str, index: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """Latents (B, ...) of streams that are *given*: of text those of a prompt, which ``prompt``
+        (B,) picks; of pictures the same as `latent`."""
+        if name not in self.given:
+            return self.latent(name, index, prompt)
+        z = self.given[name]
+        return z[index.to(z.device), prompt.to(z.device)].float()
+
+    def embedding(self, name: str, index: torch.Tensor, prompt: torch.Tensor) -> Embedding:
+        """Embeddings of studies ``index`` (B,); of text those of a prompt, which ``prompt`` (B,)
+        picks. Its tokens are padded to the longest of the corpus: shapes do not depend on the
+        draw."""
+        index, prompt = index.to(self.mask.device), prompt.to(self.mask.device)
         if name == "text":
-            mask = self.mask[index, wording]
-            longest = int(mask.sum(1).max())
             return Embedding(
-                self.pooled[name][index, wording].float(),
-                self.tokens[name][index, wording, :longest].float(),
-                mask[:, :longest],
+                self.pooled[name][index, prompt].float(),
+                self.tokens[name][index, prompt].float(),
+                self.mask[index, prompt],
             )
         tokens = self.tokens[name][index].float()
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
@@ -191,7 +288,7 @@ class LatentCorpus:
             for shard in _shards(len(corpus)):
                 _encode(model, corpus, shard, flat, batch)
             return cls._from_flat(corpus.name, flat, len(corpus))
-        key = digest(corpus=corpus.fingerprint(), weights=weights_key(model), layout=1)
+        key = digest(corpus=corpus.fingerprint(), weights=weights_key(model), layout=2)
         prefix = f"latents_{re.sub('[^A-Za-z0-9]+', '_', corpus.name)}-"
         folder, processes = cache / (prefix + key), PartialState()
         layout = CacheFile(folder / "layout.json", key)
@@ -231,7 +328,9 @@ class LatentCorpus:
             return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
 
         mask = flat.get("mask", torch.zeros(studies, 0, dtype=torch.bool))
-        return cls(name, group("z."), group("pooled."), group("tokens."), mask)
+        return cls(
+            name, group("z."), group("pooled."), group("tokens."), mask, given=group("given.")
+        )
 
 
 def weights_key(model: MedM2G, parts: Sequence[str] = BASE_STAGES) -> str:
@@ -279,14 +378,13 @@ def _fields(model: MedM2G, corpus: Corpus) -> dict[str, _Field]:
         out[f"pooled.{name}"] = _Field(torch.float16, (n, width))
         out[f"tokens.{name}"] = _Field(torch.float16, (n, cells, width))
     if corpus.has_text:
-        w = len(corpus.reports[0])
-        longest = max(
-            int(model.tokens(list(reports))[1].sum(1).max()) for reports in corpus.reports
-        )
-        out["z.text"] = _Field(torch.float16, (n, w, *model.latent_shape("text")))
-        out["pooled.text"] = _Field(torch.float16, (n, w, width))
-        out["tokens.text"] = _Field(torch.float16, (n, w, longest, width))
-        out["mask"] = _Field(torch.bool, (n, w, longest))
+        w, p, shape = len(corpus.reports[0]), len(corpus.prompts[0]), model.latent_shape("text")
+        longest = max(int(model.tokens(prompts)[1].sum(1).max()) for prompts in corpus.prompts)
+        out["z.text"] = _Field(torch.float16, (n, w, *shape))
+        out["given.text"] = _Field(torch.float16, (n, p, *shape))
+        out["pooled.text"] = _Field(torch.float16, (n, p, width))
+        out["tokens.text"] = _Field(torch.float16, (n, p, longest, width))
+        out["mask"] = _Field(torch.bool, (n, p, longest))
     return out
 
 
@@ -305,18 +403,22 @@ def _encode(
             out[f"tokens.{name}"][rows] = e.tokens.half().cpu()
     if not corpus.has_text:
         return
-    w = len(corpus.reports[0])
-    texts = [text for i in studies for text in corpus.reports[i]]
-    # A wording a row: (n, W, ...) as (n W, ...), which shares the memory.
-    z, pooled, tokens, mask = (
-        out[k].flatten(0, 1)[studies.start * w : studies.stop * w]
-        for k in ("z.text", "pooled.text", "tokens.text", "mask")
-    )
-    for i in range(0, len(texts), batch):
-        some = texts[i : i + batch]
-        rows = slice(i, i + len(some))
+
+    def texts(field: str) -> torch.Tensor:
+        """The studies' part of a field with a text a row: (n, W, ...) as (n W, ...), which shares
+        the memory."""
+        return out[field][studies.start : studies.stop].flatten(0, 1)
+
+    reports = [text for i in studies for text in corpus.reports[i]]
+    for i in range(0, len(reports), batch):
+        some = reports[i : i + batch]
+        texts("z.text")[i : i + len(some)] = model.encode("text", some).half().cpu()
+    prompts = [text for i in studies for text in corpus.prompts[i]]
+    for i in range(0, len(prompts), batch):
+        some = prompts[i : i + batch]
+        own = slice(i, i + len(some))
         e = model.embed({"text": some})["text"]  # padded to the longest of the batch
-        z[rows] = model.encode("text", some).half().cpu()
-        pooled[rows] = e.pooled.half().cpu()
-        tokens[rows, : e.tokens.shape[1]] = e.tokens.half().cpu()
-        mask[rows, : e.mask.shape[1]] = e.mask.cpu()
+        texts("given.text")[own] = model.encode("text", some).half().cpu()
+        texts("pooled.text")[own] = e.pooled.half().cpu()
+        texts("tokens.text")[own, : e.tokens.shape[1]] = e.tokens.half().cpu()
+        texts("mask")[own, : e.mask.shape[1]] = e.mask.cpu()

@@ -94,7 +94,7 @@ class TextCodecStage(Stage):
     def __init__(
         self, model: MedM2G, source: Callable[[int, int], list[str]] = random_reports
     ) -> None:
-        batches = TextBatches(source)
+        batches = TextBatches(source, model.tokens)
         super().__init__("text_codec", model, ["text_codec"], batches, text_codec_objective)
 
 
@@ -102,7 +102,7 @@ class AlignmentStage(Stage):
     """Central alignment plus the visual invariant."""
 
     def __init__(self, model: MedM2G, corpora: Sequence[Corpus]) -> None:
-        batches = AlignmentBatches(corpora, model.profile.alignment.invariant != "off")
+        batches = AlignmentBatches(corpora, model.profile.alignment, model.tokens)
         super().__init__("alignment", model, ["alignment"], batches, alignment_objective)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import torch
 
@@ -26,12 +25,6 @@ def recall_at(a: torch.Tensor, b: torch.Tensor, k: int) -> float:
 def _key(corpus: Corpus) -> str:
     """The corpus's name as part of a key."""
     return "_".join(re.findall("[a-z0-9]+", corpus.name.lower()))
-
-
-def _first(corpus: Corpus, n: int) -> Corpus:
-    return replace(
-        corpus, images={k: x[:n] for k, x in corpus.images.items()}, reports=corpus.reports[:n]
-    )
 
 
 @torch.no_grad()
@@ -69,7 +62,7 @@ def validate(
         out = {"exact": round(sum(same) / len(same), 3), "n": len(same)} if same else {}
     elif stage == "alignment":
         for c in (c for c in data.corpora("val") if can_align(c)):
-            text = model.embed({"text": [r[0] for r in c.reports[:most]]})["text"].pooled
+            text = model.embed({"text": [p[0] for p in c.prompts[:most]]})["text"].pooled
             for name, images in c.images.items():
                 image = model.embed({name: images[:most].to(model.dtype)})[name].pooled
                 for k in (1, 5):
@@ -79,9 +72,7 @@ def validate(
         plan = data.round(stage, "val")
         used = {mix.corpus for mix in plan.mixes}
         latent = [
-            LatentCorpus.build(model, _first(c, most))
-            for c in data.corpora("val")
-            if c.name in used
+            LatentCorpus.build(model, c.first(most)) for c in data.corpora("val") if c.name in used
         ]
         if not latent:
             return out
