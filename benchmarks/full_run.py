@@ -50,6 +50,7 @@ def stage_seconds(stage: Stage, chosen: Profile, folder: Path) -> float:
 def measure(chosen: Profile, folder: Path) -> None:
     small = chosen.replace(data=STUDIES)
     model, data = new_model(chosen), EmbeddedData(small)
+    data.fit(model)
     corpora = data.corpora("train")
     made = {
         "image_codec": lambda: ImageCodecStage(model, corpora),

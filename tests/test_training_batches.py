@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -13,8 +14,16 @@ from training_helpers import make
 
 from medm2g_core.profiles import ConditioningConfig
 from medm2g_core.training import corpus as corpus_module
-from medm2g_core.training.batches import RoundBatches, draw_guide_sets
-from medm2g_core.training.corpus import LatentCorpus
+from medm2g_core.training import objectives
+from medm2g_core.training.batches import (
+    TOKEN_MULTIPLE,
+    AlignmentBatches,
+    RoundBatches,
+    TextBatches,
+    draw_guide_sets,
+)
+from medm2g_core.training.corpus import LatentCorpus, random_prompts
+from medm2g_core.training.reader import Reader
 from medm2g_core.training.rounds import ROUNDS, Mix, Round
 
 BRAIN_MR = ("mri_t1", "mri_t2", "mri_pd", "mri_flair")
@@ -167,21 +176,183 @@ def test_a_mix_may_name_a_stream_as_its_target(latent_corpora):
 
 def test_cached_latents_are_those_of_the_model(model, corpora, tmp_path):
     built = LatentCorpus.build(model, corpora[0], tmp_path)
-    index, wording = torch.tensor([2, 0]), torch.tensor([1, 0])
-    texts = [corpora[0].reports[2][1], corpora[0].reports[0][0]]
-    assert torch.allclose(
-        built.latent("text", index, wording), model.encode("text", texts), atol=5e-3
-    )
+    index, wording, prompt = torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([2, 1])
+    reports = [corpora[0].reports[2][1], corpora[0].reports[0][0]]
+    prompts = [corpora[0].prompts[2][2], corpora[0].prompts[0][1]]
+    assert (built.wordings, built.prompts) == (2, 3)
+    for drawn, texts in (
+        (built.latent("text", index, wording), reports),
+        (built.given_latent("text", index, prompt), prompts),
+    ):
+        assert torch.allclose(drawn, model.encode("text", texts), atol=5e-3)
     image = corpora[0].images["ct"][index].float()
     assert torch.allclose(built.latent("ct", index, wording), model.encode("ct", image), atol=5e-3)
-    e = built.embedding("text", index, wording)
-    own = model.embed({"text": texts})["text"]
-    assert torch.equal(e.mask, own.mask) and torch.allclose(e.pooled, own.pooled, atol=5e-3)
+    assert torch.equal(built.given_latent("ct", index, prompt), built.latent("ct", index, wording))
+    e = built.embedding("text", index, prompt)
+    own = model.embed({"text": prompts})["text"]
+    assert torch.allclose(e.pooled, own.pooled, atol=5e-3)
+    real = own.mask.shape[1]
+    assert torch.equal(e.mask[:, :real], own.mask) and not e.mask[:, real:].any()
+    read = own.mask[..., None] * (e.tokens[:, :real] - own.tokens)
+    assert read.abs().max() < 5e-3
     assert set(built.latents) == {"text", *CHEST} and len(built) == 4
 
 
+def test_embeddings_have_one_shape_whatever_is_drawn(latent_corpora):
+    """Prompts of different lengths, one at a time."""
+    corpus = latent_corpora[0]
+    lengths = corpus.mask.sum(-1).unique()
+    assert len(lengths) > 1
+    picks = [(torch.tensor([i]), torch.tensor([j])) for i in range(4) for j in range(3)]
+    shapes = {corpus.embedding("text", i, j).tokens.shape for i, j in picks}
+    assert shapes == {(1, int(lengths.max()), corpus.tokens["text"].shape[-1])}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_the_text_flow_learns_is_a_report_and_what_it_is_told_is_a_prompt(
+    latent_corpora, seed
+):
+    """Whatever the draw: both are drawn on their own, of the same study."""
+    corpus = latent_corpora[0]
+    plan = Round(("text", "xray"), (), (Mix("chest", ("text", "xray"), 1.0),))
+    batch = batches(latent_corpora, plan).draw(
+        16, torch.Generator().manual_seed(seed), torch.device("cpu")
+    )
+    reports, prompts = (
+        x.flatten(0, 1).float() for x in (corpus.latents["text"], corpus.given["text"])
+    )
+
+    def places(z: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+        """Where each latent (B, K, d) stands among (M, K, d); -1 where it does not."""
+        equal = (z[:, None] == among).all(-1).all(-1)
+        return torch.where(equal.any(1), equal.float().argmax(1), -1)
+
+    report, prompt = places(batch.latents["text"], reports), places(batch.given["text"], prompts)
+    assert (report >= 0).all() and (prompt >= 0).all()
+    assert torch.equal(report // corpus.wordings, prompt // corpus.prompts)
+    pairs = set(
+        zip((report % corpus.wordings).tolist(), (prompt % corpus.prompts).tolist(), strict=True)
+    )
+    assert len(pairs) > max(corpus.wordings, corpus.prompts), "picked independently"
+    assert set(batch.given) == {"text"}
+
+
+def test_a_text_that_is_given_guides_by_its_prompt_and_one_that_is_drawn_along_by_its_report(
+    model, latent_corpora, monkeypatch
+):
+    plan = Round(("text", "xray"), (), (Mix("chest", ("text", "xray"), 1.0),))
+    batch = batches(latent_corpora, plan).draw(
+        16, torch.Generator().manual_seed(1), torch.device("cpu")
+    )
+    seen = {}
+    monkeypatch.setattr(
+        model, "environment", lambda n, z, level, present: seen.setdefault(n, (z, level))
+    )
+    objectives._environments(model, batch)
+    z, level = seen["text"]
+    clean = level == 0
+    assert clean.any() and not clean.all()
+    assert torch.equal(z[clean], batch.given["text"][clean])
+    own = model.schedule.add_noise(batch.latents["text"], batch.noise["text"], level)
+    assert torch.equal(z[~clean], own[~clean])
+    assert not torch.equal(batch.given["text"][clean], batch.latents["text"][clean])
+
+
+# ---- texts of the codec and of alignment
+
+
+def test_texts_are_tokens_of_a_few_shapes(model):
+    """Of any texts, and the padding is none of them."""
+    lengths = set()
+    for n in (1, 3, 20):
+        texts = Reader(model).fitted(random_prompts(n, n))
+        drawn = TextBatches(lambda _, seed, t=texts: t, model.tokens).draw(
+            n, torch.Generator(), torch.device("cpu")
+        )
+        assert drawn.ids.shape == drawn.mask.shape and drawn.ids.shape[0] == n
+        lengths.add(drawn.ids.shape[1])
+        ids, mask = model.tokens(texts)
+        assert torch.equal(drawn.ids[:, : ids.shape[1]], ids)
+        assert (
+            torch.equal(drawn.mask.sum(1), mask.sum(1)) and (drawn.ids[drawn.mask == 0] == 0).all()
+        )
+    longest = model.profile.text_codec.max_length
+    assert all(n % TOKEN_MULTIPLE == 0 or n == longest for n in lengths)
+
+
+def draw_alignment(model, corpora, n: int = 8, seed: int = 0, **changes):
+    config = dataclasses.replace(model.profile.alignment, **changes)
+    return AlignmentBatches(corpora, config, model.tokens).draw(
+        n, torch.Generator().manual_seed(seed), torch.device("cpu")
+    )
+
+
+def words(model, ids: torch.Tensor) -> list[str]:
+    return [t.strip() for t in model.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def test_alignment_reads_prompts_and_contradictions_of_the_same_studies(model, corpora):
+    batch = draw_alignment(model, corpora, contradicted=0.5)
+    assert len(batch.contradicted) == 4 and len(batch.ids) == 8 + 4
+    texts = words(model, batch.ids)
+    place = {
+        kind: {
+            t: (c.name, i, j)
+            for c in corpora
+            for i, own in enumerate(lists(c))
+            for j, t in enumerate(own)
+        }
+        for kind, lists in (
+            ("right", lambda c: c.prompts),
+            ("wrong", lambda c: c.contradictions),
+        )
+    }
+    right = [place["right"][t] for t in texts[:8]]
+    wrong = [place["wrong"][t] for t in texts[8:]]
+    assert [right[i] for i in batch.contradicted.tolist()] == wrong
+    assert len({region for region, _, _ in wrong}) == 2
+
+
+def test_the_shapes_of_an_alignment_batch_do_not_depend_on_the_draw(model, corpora):
+    shapes = {draw_alignment(model, corpora, seed=s).ids.shape for s in range(8)}
+    assert len(shapes) == 1 and shapes.pop()[1] % TOKEN_MULTIPLE == 0
+
+
+def test_corpora_without_contradictions_align_without_them(model, corpora):
+    plain = [dataclasses.replace(c, contradictions=[]) for c in corpora]
+    for batch in (
+        draw_alignment(model, plain),
+        draw_alignment(model, corpora, contradicted=0.0),
+    ):
+        assert len(batch.ids) == 8 and not len(batch.contradicted)
+    loss, _ = objectives.alignment_objective(model, batch)
+    assert loss.isfinite()
+
+
+def test_a_contradiction_makes_the_text_encoder_tell_it_from_the_prompt(model, corpora):
+    """Steps on one batch: with contradictions the own picture is soon more like the prompt than
+    like its opposite, for all studies."""
+    batch = draw_alignment(model, corpora, contradicted=1.0)
+    model.train()
+    optimiser = torch.optim.Adam(model.alignment.parameters(), 3e-3)
+    for _ in range(40):
+        optimiser.zero_grad()
+        objectives.alignment_objective(model, batch)[0].backward()
+        optimiser.step()
+    text = model.alignment("text", (batch.ids, batch.mask)).pooled
+    image = model.alignment.encoders["xray"](batch.views["xray"], batch.contrasts["xray"]).pooled
+    own, partner = batch.shared["text", "xray"]
+    right = (text[:8][own] * image[partner]).sum(1)
+    wrong = (text[8:][own] * image[partner]).sum(1)  # every study has one, in their order
+    assert (right > wrong).all()
+
+
 def same(a: LatentCorpus, b: LatentCorpus) -> bool:
-    parts = zip((a.latents, a.pooled, a.tokens), (b.latents, b.pooled, b.tokens), strict=True)
+    parts = zip(
+        (a.latents, a.pooled, a.tokens, a.given),
+        (b.latents, b.pooled, b.tokens, b.given),
+        strict=True,
+    )
     equal = [torch.equal(x[k], y[k]) for x, y in parts for k in x.keys() | y.keys()]
     return all(equal) and torch.equal(a.mask, b.mask)
 

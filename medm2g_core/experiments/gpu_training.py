@@ -167,6 +167,7 @@ def run(args: argparse.Namespace, base: MedM2G, seconds: Mapping[str, float]) ->
     }
     profile = profile.replace(stages=stages)
     data = EmbeddedData(profile)
+    data.fit(base)
     corpora = data.corpora("train")  # drawn once, before the baselines ask for them too
     data.corpora("val")
     rivals = [("decoder", m) for m in ("xray", "ct")]

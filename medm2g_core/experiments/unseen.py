@@ -35,6 +35,7 @@ from medm2g_core.storage import CacheFile, digest, tensor_digest
 from medm2g_core.training.corpus import Corpus, LatentCorpus
 from medm2g_core.training.data import corpus_of
 from medm2g_core.training.loop import run_stage, state_file
+from medm2g_core.training.reader import Reader
 from medm2g_core.training.rounds import ROUNDS, begin_round
 from medm2g_core.training.run import new_model
 from medm2g_core.training.stages import AlignmentStage, RoundStage
@@ -161,6 +162,7 @@ def _train(
         The model, and the CPU seconds of each stage (of its last run, where it was interrupted).
     """
     model = new_model(base.profile, seed, like=base, parts=("image_codec", "text_codec"))
+    corpus = Reader(model).fitted_corpus(corpus)
 
     spent: dict[str, float] = {}
 
