@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from pathlib import Path
 
@@ -16,14 +15,10 @@ from medm2g_core.profiles import ConditioningConfig
 from medm2g_core.training import corpus as corpus_module
 from medm2g_core.training import objectives
 from medm2g_core.training.batches import (
-    TOKEN_MULTIPLE,
-    AlignmentBatches,
     RoundBatches,
-    TextBatches,
     draw_guide_sets,
 )
-from medm2g_core.training.corpus import LatentCorpus, random_prompts
-from medm2g_core.training.reader import Reader
+from medm2g_core.training.corpus import LatentCorpus
 from medm2g_core.training.rounds import ROUNDS, Mix, Round
 
 BRAIN_MR = ("mri_t1", "mri_t2", "mri_pd", "mri_flair")
@@ -256,95 +251,6 @@ def test_a_text_that_is_given_guides_by_its_prompt_and_one_that_is_drawn_along_b
     own = model.schedule.add_noise(batch.latents["text"], batch.noise["text"], level)
     assert torch.equal(z[~clean], own[~clean])
     assert not torch.equal(batch.given["text"][clean], batch.latents["text"][clean])
-
-
-# ---- texts of the codec and of alignment
-
-
-def test_texts_are_tokens_of_a_few_shapes(model):
-    """Of any texts, and the padding is none of them."""
-    lengths = set()
-    for n in (1, 3, 20):
-        texts = Reader(model).fitted(random_prompts(n, n))
-        drawn = TextBatches(lambda _, seed, t=texts: t, model.tokens).draw(
-            n, torch.Generator(), torch.device("cpu")
-        )
-        assert drawn.ids.shape == drawn.mask.shape and drawn.ids.shape[0] == n
-        lengths.add(drawn.ids.shape[1])
-        ids, mask = model.tokens(texts)
-        assert torch.equal(drawn.ids[:, : ids.shape[1]], ids)
-        assert (
-            torch.equal(drawn.mask.sum(1), mask.sum(1)) and (drawn.ids[drawn.mask == 0] == 0).all()
-        )
-    longest = model.profile.text_codec.max_length
-    assert all(n % TOKEN_MULTIPLE == 0 or n == longest for n in lengths)
-
-
-def draw_alignment(model, corpora, n: int = 8, seed: int = 0, **changes):
-    config = dataclasses.replace(model.profile.alignment, **changes)
-    return AlignmentBatches(corpora, config, model.tokens).draw(
-        n, torch.Generator().manual_seed(seed), torch.device("cpu")
-    )
-
-
-def words(model, ids: torch.Tensor) -> list[str]:
-    return [t.strip() for t in model.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-
-def test_alignment_reads_prompts_and_contradictions_of_the_same_studies(model, corpora):
-    batch = draw_alignment(model, corpora, contradicted=0.5)
-    assert len(batch.contradicted) == 4 and len(batch.ids) == 8 + 4
-    texts = words(model, batch.ids)
-    place = {
-        kind: {
-            t: (c.name, i, j)
-            for c in corpora
-            for i, own in enumerate(lists(c))
-            for j, t in enumerate(own)
-        }
-        for kind, lists in (
-            ("right", lambda c: c.prompts),
-            ("wrong", lambda c: c.contradictions),
-        )
-    }
-    right = [place["right"][t] for t in texts[:8]]
-    wrong = [place["wrong"][t] for t in texts[8:]]
-    assert [right[i] for i in batch.contradicted.tolist()] == wrong
-    assert len({region for region, _, _ in wrong}) == 2
-
-
-def test_the_shapes_of_an_alignment_batch_do_not_depend_on_the_draw(model, corpora):
-    shapes = {draw_alignment(model, corpora, seed=s).ids.shape for s in range(8)}
-    assert len(shapes) == 1 and shapes.pop()[1] % TOKEN_MULTIPLE == 0
-
-
-def test_corpora_without_contradictions_align_without_them(model, corpora):
-    plain = [dataclasses.replace(c, contradictions=[]) for c in corpora]
-    for batch in (
-        draw_alignment(model, plain),
-        draw_alignment(model, corpora, contradicted=0.0),
-    ):
-        assert len(batch.ids) == 8 and not len(batch.contradicted)
-    loss, _ = objectives.alignment_objective(model, batch)
-    assert loss.isfinite()
-
-
-def test_a_contradiction_makes_the_text_encoder_tell_it_from_the_prompt(model, corpora):
-    """Steps on one batch: with contradictions the own picture is soon more like the prompt than
-    like its opposite, for all studies."""
-    batch = draw_alignment(model, corpora, contradicted=1.0)
-    model.train()
-    optimiser = torch.optim.Adam(model.alignment.parameters(), 3e-3)
-    for _ in range(40):
-        optimiser.zero_grad()
-        objectives.alignment_objective(model, batch)[0].backward()
-        optimiser.step()
-    text = model.alignment("text", (batch.ids, batch.mask)).pooled
-    image = model.alignment.encoders["xray"](batch.views["xray"], batch.contrasts["xray"]).pooled
-    own, partner = batch.shared["text", "xray"]
-    right = (text[:8][own] * image[partner]).sum(1)
-    wrong = (text[8:][own] * image[partner]).sum(1)  # every study has one, in their order
-    assert (right > wrong).all()
 
 
 def same(a: LatentCorpus, b: LatentCorpus) -> bool:
