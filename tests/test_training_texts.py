@@ -102,14 +102,15 @@ def test_the_fingerprint_knows_prompts():
 
 def test_a_corpus_that_is_fitted_can_be_read_and_keeps_its_contradictions(model):
     """Texts four times as long as usual: most are cut."""
-    padding = " The patient was cooperative." * 12
+
+    def longer(texts: list[str]) -> list[str]:
+        return [*texts[:2], *("The patient was cooperative. " * 12 + t for t in texts[2:])]
+
     corpus = corpus_of(FewStudies(8))
     long = dataclasses.replace(
         corpus,
-        prompts=[[*own[:2], *(padding + t for t in own[2:])] for own in corpus.prompts],
-        contradictions=[
-            [*own[:2], *(padding + t for t in own[2:])] for own in corpus.contradictions
-        ],
+        prompts=[longer(own) for own in corpus.prompts],
+        contradictions=[longer(own) for own in corpus.contradictions],
     )
     reader = Reader(model)
     fitted = reader.fitted_corpus(long)
@@ -244,7 +245,7 @@ def test_a_contradiction_makes_the_text_encoder_tell_it_from_the_prompt(model, c
 
 
 class NothingRead(TorchDispatchMode):
-    """Refuses what a GPU would have to be waited for: reading a value, shapes that depend on one."""
+    """Refuses what waits for a GPU: reading a value, or a shape that depends on one."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = str(func)
@@ -263,8 +264,9 @@ def capturing(monkeypatch):
 
 def test_losses_of_texts_read_no_value(model, corpora, capturing):
     batch = draw_alignment(model, corpora)
-    words_of = TextBatches(reports, model.tokens)
-    texts = words_of.draw(4, torch.Generator().manual_seed(0), torch.device("cpu"))
+    texts = TextBatches(lambda n, _: reports(n), model.tokens).draw(
+        4, torch.Generator().manual_seed(0), torch.device("cpu")
+    )
     model.train()
     with NothingRead():
         objectives.alignment_objective(model, batch)[0].backward()
