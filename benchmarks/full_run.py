@@ -18,8 +18,8 @@ import torch
 from record import record
 
 from medm2g_core.profiles import STAGES, Profile, profile
-from medm2g_core.training.corpus import LatentCorpus
-from medm2g_core.training.data import EmbeddedData
+from medm2g_core.training.data import EmbeddedData, codec_texts
+from medm2g_core.training.latents import LatentCorpus
 from medm2g_core.training.loop import run_stage
 from medm2g_core.training.run import new_model
 from medm2g_core.training.stages import (
@@ -50,10 +50,13 @@ def stage_seconds(stage: Stage, chosen: Profile, folder: Path) -> float:
 def measure(chosen: Profile, folder: Path) -> None:
     small = chosen.replace(data=STUDIES)
     model, data = new_model(chosen), EmbeddedData(small)
+    data.fit(model)
     corpora = data.corpora("train")
     made = {
         "image_codec": lambda: ImageCodecStage(model, corpora),
-        "text_codec": lambda: TextCodecStage(model, data.reports),
+        "text_codec": lambda: TextCodecStage(
+            model, codec_texts(data, small.text_codec.prompt_share)
+        ),
         "alignment": lambda: AlignmentStage(model, corpora),
     }
     seconds, latent, encoding = {}, [], 0.0

@@ -25,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import StageConfig, profile
-from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports
+from medm2g_core.training.corpus import Corpus, random_reports
+from medm2g_core.training.latents import LatentCorpus
 from medm2g_core.training.loop import run_stage
 from medm2g_core.training.run import near_device, new_model
 from medm2g_core.training.stages import RoundStage
@@ -82,7 +83,7 @@ def seconds_a_step(
 
 def training(name: str, batches: tuple[int, ...], on_cpu: bool) -> None:
     chosen = profile(name)
-    model = new_model(chosen, reports=random_reports(400, 0))
+    model = new_model(chosen, texts=random_reports(400, 0))
     latent = near_device(
         "cuda", [LatentCorpus.build(model.to("cuda"), c) for c in random_studies(chosen.resolution)]
     )

@@ -172,11 +172,11 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
         row = list(STREAMS).index(name)
         return self.latent_shift[row][:, None, None], self.latent_scale[row][:, None, None]
 
-    def tokens(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reports to (ids, mask) on the model's device; `TextTooLongError` when one does not
-        fit."""
+    def tokens(self, texts: Sequence[str], multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Texts to (ids, mask) on the model's device, padded to the longest, and on to a
+        ``multiple`` of tokens; `TextTooLongError` when one does not fit."""
         longest = min(self.profile.text_codec.max_length, self.alignment.text.max_tokens)
-        ids, mask = encode_texts(self.tokenizer, list(texts), longest)
+        ids, mask = encode_texts(self.tokenizer, list(texts), longest, multiple)
         return ids.to(self.device), mask.to(self.device)
 
     def images(self, name: str, images: torch.Tensor) -> torch.Tensor:

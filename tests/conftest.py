@@ -13,7 +13,9 @@ from medm2g_core.data.reports import write_report
 from medm2g_core.model import MedM2G
 from medm2g_core.profiles import Profile, profile
 from medm2g_core.streams import Finding
-from medm2g_core.training.corpus import Corpus, LatentCorpus
+from medm2g_core.training.corpus import Corpus, descriptions, random_prompts
+from medm2g_core.training.latents import LatentCorpus
+from medm2g_core.training.reader import Reader
 
 EFFUSION = Finding("pleural_effusion", "left", "", "small")
 NODULE = Finding("nodule", "right", "upper", "small", 14)
@@ -38,11 +40,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+POOL = {"chest": [(), (EFFUSION,), (NODULE,), (EDEMA, EFFUSION)], "brain": [(), (VENTRICLES,)]}
+"""Findings of a few made-up patients."""
+
+
 def reports(n: int, region: str = "chest", seed: int = 0) -> list[str]:
     """``n`` reports of a few made-up patients."""
-    pool = {"chest": [(), (EFFUSION,), (NODULE,), (EDEMA, EFFUSION)], "brain": [(), (VENTRICLES,)]}[
-        region
-    ]
+    pool = POOL[region]
     rngs = np.random.default_rng(seed).spawn(n)
     return [
         write_report(pool[i % len(pool)], region, 40 + i % 40, ("female", "male")[i % 2], r)
@@ -52,7 +56,8 @@ def reports(n: int, region: str = "chest", seed: int = 0) -> list[str]:
 
 def untrained(profile: Profile, seed: int = 0) -> MedM2G:
     """A model of any profile with its own weights, in evaluation mode."""
-    tokenizer = train_tokenizer(reports(60) + reports(30, "brain"), profile.text_codec.vocab_size)
+    texts = reports(60) + reports(30, "brain") + random_prompts(90, 0)
+    tokenizer = train_tokenizer(texts, profile.text_codec.vocab_size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return MedM2G(profile, tokenizer).eval()
@@ -96,13 +101,22 @@ BRAIN = ("mri_t1", "mri_t2", "mri_pd", "mri_flair")
 
 
 @pytest.fixture(scope="session")
-def corpora() -> list[Corpus]:
-    """Four chest and four brain studies of random pictures, two wordings each."""
+def corpora(_model: MedM2G) -> list[Corpus]:
+    """Four chest and four brain studies of random pictures; two reports, three prompts and three
+    contradictions each."""
     out = []
     for region, names in (("chest", CHEST), ("brain", BRAIN)):
         images = {n: pictures(4, seed=10 + i).half() for i, n in enumerate(names)}
         texts = reports(8, region, seed=2)
-        out.append(Corpus(region, images, [texts[2 * i : 2 * i + 2] for i in range(4)]))
+        written = [texts[2 * i : 2 * i + 2] for i in range(4)]
+        pool = POOL[region]
+        said = [
+            descriptions(texts[2 * i], pool[2 * i % len(pool)], region, 40, "male", i, n=3)
+            for i in range(4)
+        ]
+        prompts, wrong = ([pair[k] for pair in said] for k in (0, 1))
+        whole = Corpus(region, images, written, prompts=prompts, contradictions=wrong)
+        out.append(Reader(_model).fitted_corpus(whole))
     return out
 
 

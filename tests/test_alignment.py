@@ -10,9 +10,11 @@ from conftest import pictures, reports
 from torch.nn import functional as F
 
 from medm2g_core.alignment.objective import (
+    Contradictions,
     augmented_view,
     central_alignment_loss,
     info_nce,
+    shared_studies,
     visual_invariant_loss,
 )
 from medm2g_core.profiles import AlignmentConfig
@@ -92,11 +94,59 @@ def test_modalities_are_compared_on_the_studies_that_have_both(pairs, n):
         info_nce(xray[[1, 3]], ct[[1, 2]], LOG_SCALE),  # studies 2 and 5
     ]
     expected = torch.stack(losses[:n]).mean()
-    assert torch.allclose(central_alignment_loss(pooled, LOG_SCALE, pairs, rows), expected)
+    shared = shared_studies(rows)
+    assert torch.allclose(central_alignment_loss(pooled, LOG_SCALE, pairs, shared=shared), expected)
     apart = {"text": rows["text"], "xray": torch.arange(4), "ct": torch.tensor([4, 5, 5])[:2]}
     pooled["ct"] = ct[:2]
-    central = central_alignment_loss(pooled, LOG_SCALE, "central", apart)
-    assert torch.equal(central_alignment_loss(pooled, LOG_SCALE, "all", apart), central)
+    shared = shared_studies(apart)
+    central = central_alignment_loss(pooled, LOG_SCALE, "central", shared=shared)
+    assert torch.equal(central_alignment_loss(pooled, LOG_SCALE, "all", shared=shared), central)
+
+
+# ---- contradictions
+
+
+def test_a_contradiction_is_one_more_wrong_answer_for_its_own_picture_alone():
+    """Studies 0 and 2 are contradicted, study 2 twice."""
+    text, image, wrong = unit(4), unit(4, seed=1), unit(3, seed=2)
+    of = torch.tensor([2, 0, 2])
+    total = 0.0
+    for i in range(4):
+        there = [(text[i] @ image[j]).item() / 0.07 for j in range(4)]
+        back = [(image[i] @ text[j]).item() / 0.07 for j in range(4)]
+        back += [
+            (image[i] @ w).item() / 0.07 for w, k in zip(wrong, of.tolist(), strict=True) if k == i
+        ]
+        for scores in (there, back):
+            total += np.log(np.exp(scores).sum()) - scores[i]
+    contradictions = Contradictions(wrong, of)
+    loss = central_alignment_loss(
+        {"text": text, "xray": image}, LOG_SCALE, contradictions=contradictions
+    )
+    assert loss.item() == pytest.approx(total / 8, rel=1e-5)
+
+
+def test_a_contradiction_is_only_ever_pushed_away_and_only_from_its_picture():
+    text, image = unit(4), unit(4, seed=1)
+    wrong = unit(1, seed=2).requires_grad_()
+    contradictions = Contradictions(wrong, torch.tensor([2]))
+    pooled = {"text": text, "xray": image}
+    central_alignment_loss(pooled, LOG_SCALE, contradictions=contradictions).backward()
+    direction = F.cosine_similarity(wrong.grad, image[2:3])
+    assert direction.item() == pytest.approx(1, abs=1e-5), "a step down leads away from picture 2"
+
+
+def test_contradictions_of_studies_without_that_picture_cost_nothing():
+    text, image, wrong = unit(4), unit(2, seed=1), unit(2, seed=2)
+    shared = shared_studies({"text": torch.arange(4), "xray": torch.tensor([1, 3])})
+    pooled = {"text": text, "xray": image}
+    without = central_alignment_loss(pooled, LOG_SCALE, shared=shared)
+    for of, same in (([0, 2], True), ([0, 3], False)):
+        contradictions = Contradictions(wrong, torch.tensor(of))
+        loss = central_alignment_loss(
+            pooled, LOG_SCALE, shared=shared, contradictions=contradictions
+        )
+        assert torch.allclose(loss, without) == same
 
 
 def test_central_alignment_never_compares_two_images_directly():

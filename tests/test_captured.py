@@ -10,7 +10,7 @@ import torch
 
 from medm2g_core.profiles import profile
 from medm2g_core.training.captured import CapturedSteps, kind_of, tensors_in
-from medm2g_core.training.corpus import LatentCorpus
+from medm2g_core.training.latents import LatentCorpus
 from medm2g_core.training.objectives import round_objective
 from medm2g_core.training.rounds import ROUNDS
 from medm2g_core.training.run import new_model

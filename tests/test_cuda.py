@@ -15,9 +15,10 @@ from medm2g_core.alignment import objective
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import StageConfig
-from medm2g_core.training import batches
+from medm2g_core.training import batches, report_batches, round_batches
 from medm2g_core.training.captured import CapturedSteps
-from medm2g_core.training.corpus import Corpus, LatentCorpus
+from medm2g_core.training.corpus import Corpus
+from medm2g_core.training.latents import LatentCorpus
 from medm2g_core.training.loop import StageInterrupted, bf16_pays, run_stage
 from medm2g_core.training.run import near_device
 from medm2g_core.training.stages import (
@@ -72,7 +73,7 @@ def make(name: str, model: MedM2G, corpora: list[Corpus], latent: list[LatentCor
 @pytest.fixture(autouse=True)
 def noise_of_the_cpu(monkeypatch):
     """Training draws its noise on the GPU; to compare the two, both get the CPU's."""
-    for module in (batches, objective):
+    for module in (batches, round_batches, report_batches, objective):
         monkeypatch.setattr(
             module, "normal", lambda shape, g, device: torch.randn(*shape, generator=g).to(device)
         )

@@ -30,7 +30,8 @@ from medm2g_core.model import PARTS, CheckpointError, MedM2G
 from medm2g_core.profiles import STAGES, Profile, StageConfig, profile
 from medm2g_core.streams import STREAMS
 from medm2g_core.training.corpus import Corpus
-from medm2g_core.training.data import SourceData, round_for, shortened
+from medm2g_core.training.data import SourceData, round_for
+from medm2g_core.training.reader import shortened
 from medm2g_core.training.run import train
 
 ALL = set(STAGES)

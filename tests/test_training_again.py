@@ -22,7 +22,9 @@ from medm2g_core.profiles import (
     StageConfig,
 )
 from medm2g_core.training import run as run_module
+from medm2g_core.training.corpus import random_prompts
 from medm2g_core.training.loop import StageInterrupted, run_stage
+from medm2g_core.training.reader import Reader
 from medm2g_core.training.rounds import ROUNDS, Mix, Round, trained_with
 from medm2g_core.training.run import ROUNDS_FOLDER, train
 
@@ -32,6 +34,7 @@ class FewStudies:
 
     def __init__(self, corpora, plan: Round | None = None) -> None:
         self._corpora, self.plan = corpora, plan
+        self._reader: Reader | None = None
 
     def corpora(self, split: str) -> list:
         return self._corpora if split == "train" else []
@@ -41,7 +44,13 @@ class FewStudies:
             return []
         return (reports(60, seed=seed) + reports(30, "brain", seed=seed))[:n]
 
-    def fit(self, model: MedM2G) -> None: ...
+    def prompts(self, n: int, seed: int) -> list[str]:
+        texts = random_prompts(min(n, 90), seed)
+        return self._reader.fitted(texts) if self._reader else texts
+
+    def fit(self, model: MedM2G) -> None:
+        self._reader = Reader(model)
+        self._corpora = [self._reader.fitted_corpus(c) for c in self._corpora]
 
     def grow(self) -> bool:
         return False

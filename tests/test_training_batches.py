@@ -13,8 +13,9 @@ from training_helpers import make
 
 from medm2g_core.profiles import ConditioningConfig
 from medm2g_core.training import corpus as corpus_module
-from medm2g_core.training.batches import RoundBatches, draw_guide_sets
-from medm2g_core.training.corpus import LatentCorpus
+from medm2g_core.training import objectives
+from medm2g_core.training.latents import LatentCorpus
+from medm2g_core.training.round_batches import RoundBatches, draw_guide_sets
 from medm2g_core.training.rounds import ROUNDS, Mix, Round
 
 BRAIN_MR = ("mri_t1", "mri_t2", "mri_pd", "mri_flair")
@@ -169,24 +170,100 @@ def test_a_mix_may_name_a_stream_as_its_target(latent_corpora):
 
 def test_cached_latents_are_those_of_the_model(model, corpora, tmp_path):
     built = LatentCorpus.build(model, corpora[0], tmp_path)
-    index, wording = torch.tensor([2, 0]), torch.tensor([1, 0])
-    texts = [corpora[0].reports[2][1], corpora[0].reports[0][0]]
-    assert torch.allclose(
-        built.latent("text", index, wording), model.encode("text", texts), atol=5e-3
-    )
+    index, wording, prompt = torch.tensor([2, 0]), torch.tensor([1, 0]), torch.tensor([2, 1])
+    reports = [corpora[0].reports[2][1], corpora[0].reports[0][0]]
+    prompts = [corpora[0].prompts[2][2], corpora[0].prompts[0][1]]
+    assert (built.wordings, built.prompts) == (2, 3)
+    for drawn, texts in (
+        (built.latent("text", index, wording), reports),
+        (built.given_latent("text", index, prompt), prompts),
+    ):
+        assert torch.allclose(drawn, model.encode("text", texts), atol=5e-3)
     image = corpora[0].images["ct"][index].float()
     assert torch.allclose(built.latent("ct", index, wording), model.encode("ct", image), atol=5e-3)
-    e = built.embedding("text", index, wording)
-    own = model.embed({"text": texts})["text"]
-    assert torch.equal(e.mask, own.mask) and torch.allclose(e.pooled, own.pooled, atol=5e-3)
+    assert torch.equal(built.given_latent("ct", index, prompt), built.latent("ct", index, wording))
+    e = built.embedding("text", index, prompt)
+    own = model.embed({"text": prompts})["text"]
+    assert torch.allclose(e.pooled, own.pooled, atol=5e-3)
+    real = own.mask.shape[1]
+    assert torch.equal(e.mask[:, :real], own.mask) and not e.mask[:, real:].any()
+    read = own.mask[..., None] * (e.tokens[:, :real] - own.tokens)
+    assert read.abs().max() < 5e-3
     assert set(built.latents) == {"text", *CHEST} and len(built) == 4
     ids = built.ids[index, wording]
     assert torch.equal(ids[:, : e.mask.shape[1]].long(), model.tokens(texts)[0])
     assert not ids[:, e.mask.shape[1] :].any()
 
 
+def test_embeddings_have_one_shape_whatever_is_drawn(latent_corpora):
+    """Prompts of different lengths, one at a time."""
+    corpus = latent_corpora[0]
+    lengths = corpus.mask.sum(-1).unique()
+    assert len(lengths) > 1
+    picks = [(torch.tensor([i]), torch.tensor([j])) for i in range(4) for j in range(3)]
+    shapes = {corpus.embedding("text", i, j).tokens.shape for i, j in picks}
+    assert shapes == {(1, int(lengths.max()), corpus.tokens["text"].shape[-1])}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_the_text_flow_learns_is_a_report_and_what_it_is_told_is_a_prompt(
+    latent_corpora, seed
+):
+    """Whatever the draw: both are drawn on their own, of the same study."""
+    corpus = latent_corpora[0]
+    plan = Round(("text", "xray"), (), (Mix("chest", ("text", "xray"), 1.0),))
+    batch = batches(latent_corpora, plan).draw(
+        16, torch.Generator().manual_seed(seed), torch.device("cpu")
+    )
+    reports, prompts = (
+        x.flatten(0, 1).float() for x in (corpus.latents["text"], corpus.given["text"])
+    )
+
+    def places(z: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+        """Where each latent (B, K, d) stands among (M, K, d); -1 where it does not."""
+        equal = (z[:, None] == among).all(-1).all(-1)
+        return torch.where(equal.any(1), equal.float().argmax(1), -1)
+
+    clean = batch.guide_levels["text"] == 0
+    report = places(batch.latents["text"], reports)[clean]
+    prompt = places(batch.guide_latents["text"][clean], prompts)
+    assert len(prompt) and (report >= 0).all() and (prompt >= 0).all()
+    assert torch.equal(batch.guide_latents["text"][~clean], batch.latents["text"][~clean])
+    assert torch.equal(report // corpus.wordings, prompt // corpus.prompts)
+    pairs = set(
+        zip((report % corpus.wordings).tolist(), (prompt % corpus.prompts).tolist(), strict=True)
+    )
+    assert len({a == b for a, b in pairs}) == 2, "picked independently"
+
+
+def test_a_text_that_is_given_guides_by_its_prompt_and_one_that_is_drawn_along_by_its_report(
+    model, latent_corpora, monkeypatch
+):
+    plan = Round(("text", "xray"), (), (Mix("chest", ("text", "xray"), 1.0),))
+    batch = batches(latent_corpora, plan).draw(
+        16, torch.Generator().manual_seed(1), torch.device("cpu")
+    )
+    seen = {}
+    monkeypatch.setattr(
+        model, "environment", lambda n, z, level, present: seen.setdefault(n, (z, level))
+    )
+    objectives._environments(model, batch)
+    z, level = seen["text"]
+    clean = level == 0
+    assert clean.any() and not clean.all()
+    given = latent_corpora[0].given["text"].flatten(0, 1).float()
+    assert all((x == given).flatten(1).all(1).any() for x in z[clean])
+    own = model.schedule.add_noise(batch.latents["text"], batch.noise["text"], level)
+    assert torch.equal(z[~clean], own[~clean])
+    assert not torch.equal(z[clean], batch.latents["text"][clean])
+
+
 def same(a: LatentCorpus, b: LatentCorpus) -> bool:
-    parts = zip((a.latents, a.pooled, a.tokens), (b.latents, b.pooled, b.tokens), strict=True)
+    parts = zip(
+        (a.latents, a.pooled, a.tokens, a.given),
+        (b.latents, b.pooled, b.tokens, b.given),
+        strict=True,
+    )
     equal = [torch.equal(x[k], y[k]) for x, y in parts for k in x.keys() | y.keys()]
     return all(equal) and torch.equal(a.mask, b.mask) and torch.equal(a.ids, b.ids)
 

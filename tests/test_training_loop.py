@@ -314,7 +314,8 @@ TWO_PROCESSES = """
     from conftest import CHEST, pictures, reports, untrained
     from medm2g_core.profiles import StageConfig, profile
     from medm2g_core.training import corpus as corpus_module
-    from medm2g_core.training.corpus import Corpus, LatentCorpus
+    from medm2g_core.training.corpus import Corpus
+    from medm2g_core.training.latents import LatentCorpus
     from medm2g_core.training.loop import run_stage
     from medm2g_core.training.stages import ImageCodecStage
 

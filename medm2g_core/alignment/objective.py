@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
@@ -11,10 +12,13 @@ from torch.nn import functional as F
 from medm2g_core.profiles import AlignmentConfig
 
 __all__ = [
+    "Contradictions",
+    "Shared",
     "augmented_view",
     "central_alignment_loss",
     "info_nce",
     "normal",
+    "shared_studies",
     "visual_invariant_loss",
 ]
 
@@ -40,30 +44,86 @@ def normal(shape: Sequence[int], generator: torch.Generator, device: torch.devic
     return torch.randn(*shape, generator=there, device=device)
 
 
-def info_nce(a: torch.Tensor, b: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+@dataclass(frozen=True)
+class Contradictions:
+    """Texts that say something else of a study than is true (hard negatives).
+
+    Attributes:
+        pooled: (H, D) unit vectors.
+        of: (H,) number of the study that each contradicts.
+    """
+
+    pooled: torch.Tensor
+    of: torch.Tensor
+
+
+def info_nce(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    logit_scale: torch.Tensor,
+    wrong: torch.Tensor | None = None,
+    wrong_for: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Symmetric InfoNCE of two batches of unit vectors (B, D): row i of ``a`` belongs to row i of
     ``b``.
 
     ``logit_scale`` is log(1/tau); exp of it is clamped at 100 (Radford et al. 2021).
+
+    Args:
+        wrong: (H, D) further vectors of ``a``'s kind that belong to no row of ``b``: answers that
+            are never right when ``b`` looks for its partner.
+        wrong_for: (B, H) bool, for which rows of ``b`` they stand among the answers: what is wrong
+            of one patient may be true of another.
     """
-    logits = logit_scale.exp().clamp(max=MAX_LOGIT_SCALE) * a @ b.T  # (B, B)
+    scale = logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+    logits = scale * a @ b.T  # (B, B)
+    back = logits.T
+    if wrong is not None and wrong_for is not None:
+        extra = scale * b @ wrong.T  # (B, H)
+        back = torch.cat([back, extra.masked_fill(~wrong_for, -torch.inf)], 1)  # (B, B + H)
     target = torch.arange(len(a), device=a.device)
-    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(back, target))
+
+
+Shared = Mapping[tuple[str, str], tuple[torch.Tensor, torch.Tensor]]
+"""(modality, modality) -> the rows of each that belong to the same studies, (B_ab,) and (B_ab,)."""
+
+
+def shared_studies(
+    rows: Mapping[str, torch.Tensor],
+) -> dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]]:
+    """Which rows of two modalities belong to the same studies, for every pair that shares any.
+
+    It looks at values, so it belongs where a batch is drawn, not into a loss on a GPU.
+
+    Args:
+        rows: modality -> (B_m,) number of the study of each row, ascending, on the CPU.
+    """
+    out = {}
+    for a, b in itertools.combinations(rows, 2):
+        of_a = torch.isin(rows[a], rows[b]).nonzero()[:, 0]  # ascending in both: they match
+        of_b = torch.isin(rows[b], rows[a]).nonzero()[:, 0]
+        if len(of_a):
+            out[a, b] = (of_a, of_b)
+    return out
 
 
 def central_alignment_loss(
     pooled: Mapping[str, torch.Tensor],
     logit_scale: torch.Tensor,
     pairs: str = "central",
-    rows: Mapping[str, torch.Tensor] | None = None,
+    *,
+    shared: Shared | None = None,
+    contradictions: Contradictions | None = None,
 ) -> torch.Tensor:
     """L_align: text against every image modality (``central``), or every pair of modalities
     (``all``, an ablation), each on the studies that have both.
 
     Args:
-        pooled: modality -> (B_m, D) unit vectors; must hold ``"text"``.
-        rows: modality -> (B_m,) number of the study of each vector, ascending; the same studies in
-            all modalities if left out.
+        pooled: modality -> (B_m, D) unit vectors; must hold ``"text"``, first.
+        shared: of `shared_studies`, the number of a study being its row of text; pairs that it does
+            not name share no study. The same studies in all modalities if left out.
+        contradictions: wrong answers for the pictures of their studies.
     """
     if "text" not in pooled:
         raise ValueError(f"central alignment needs the text stream; got {sorted(pooled)}")
@@ -76,10 +136,16 @@ def central_alignment_loss(
     losses = []
     for a, b in chosen:
         of_a, of_b = pooled[a], pooled[b]  # (B_a, D), (B_b, D)
-        if rows is not None:
-            of_a = of_a[torch.isin(rows[a], rows[b])]  # (B_ab, D), ascending in both: they match
-            of_b = of_b[torch.isin(rows[b], rows[a])]
-        if len(of_a):
+        study = torch.arange(len(of_a), device=of_a.device)
+        if shared is not None:
+            if (a, b) not in shared:
+                continue
+            study, partner = shared[a, b]
+            of_a, of_b = of_a[study], of_b[partner]  # (B_ab, D)
+        if a == "text" and contradictions is not None:
+            wrong_for = study[:, None] == contradictions.of  # (B_ab, H)
+            losses.append(info_nce(of_a, of_b, logit_scale, contradictions.pooled, wrong_for))
+        else:
             losses.append(info_nce(of_a, of_b, logit_scale))
     return torch.stack(losses).mean()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 __all__ = ["TextTooLongError", "encode_texts", "tokenizer_text", "train_tokenizer"]
@@ -54,8 +56,13 @@ def tokenizer_text(tokenizer: PreTrainedTokenizerFast) -> str:
     return copy.to_str()
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int) -> tuple:
+def encode_texts(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], max_length: int, multiple: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and mask, padded to the longest text.
+
+    Args:
+        multiple: the padded length is one of it, or ``max_length``: few shapes for many texts.
 
     Returns:
         ids (B, L) int64 and mask (B, L) int64 with 1 where a token is, L <= ``max_length``.
@@ -71,4 +78,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str], max_lengt
             f"the text has {int(lengths[i])} tokens ({len(texts[i].split())} words) but the model"
             f" reads at most {max_length}; shorten it"
         )
-    return out["input_ids"], out["attention_mask"]
+    ids, mask = out["input_ids"], out["attention_mask"]
+    room = min(-(-ids.shape[1] // multiple) * multiple, max_length) - ids.shape[1]
+    pad_id = tokenizer.pad_token_id
+    return F.pad(ids, (0, room), value=pad_id), F.pad(mask, (0, room))

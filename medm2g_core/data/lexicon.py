@@ -177,6 +177,7 @@ NEUTRAL = tuple(
         (r"\bmass[- ]effect\b", "masseffect"),
         (r"\bsmall[- ]vessel\b", "smallvessel"),
         (r"\b(?:left|right) (?=heart|atri|ventric|hemidiaphragm|paratracheal)", ""),
+        (r"\bthere (is|are) none\b", r"\1 absent"),
         (r"\b(?:no|without|not) (?:any )?(?:doubt|only)\b", ""),
         (
             r"\b(?:no|without|nor)(?: any| evidence of)? "

@@ -16,6 +16,7 @@ from medm2g_core.evaluation.bench import Bench
 from medm2g_core.evaluation.codec import image_codec_section
 from medm2g_core.evaluation.fidelity import auc_scorer
 from medm2g_core.evaluation.image_to_image import guidance_used, translation
+from medm2g_core.evaluation.phrasing import phrasing
 from medm2g_core.evaluation.report_generation import report_generation
 from medm2g_core.evaluation.table import SectionResult
 from medm2g_core.evaluation.text_codec import text_codec_section
@@ -151,6 +152,11 @@ SECTIONS: Mapping[str, Section] = {
         title="Text to image",
         version=3,
         measure=lambda s: text_to_image(s.bench, s.judges, s.cohorts),
+    ),
+    "phrasing": Section(
+        title="Negation, and phrasings that training never saw",
+        version=1,
+        measure=lambda s: phrasing(s.bench, s.judges),
     ),
     "report_xray": Section(
         title="Report generation from an X-ray",

@@ -37,7 +37,12 @@ TRAINED = ("baseline: regression", "baseline: pix2pix", "baseline: autoregressiv
 ONE_ANSWER = ("regression", "pix2pix", "greedy")
 """How the names of trained baselines end that give one answer without choosing among several."""
 
-LESS_IS_BETTER = ("Fréchet distance", "kernel distance", "MAE, HU")
+LESS_IS_BETTER = (
+    "Fréchet distance",
+    "kernel distance",
+    "MAE, HU",
+    "seen where denied, share of draws",
+)
 
 
 @dataclass(frozen=True)

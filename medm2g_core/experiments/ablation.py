@@ -29,9 +29,11 @@ from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import BASE_STAGES, ROUND_STAGES, Profile
 from medm2g_core.storage import CacheFile, digest, tensor_digest
-from medm2g_core.training.corpus import Corpus, LatentCorpus
+from medm2g_core.training.corpus import Corpus
 from medm2g_core.training.data import load_corpora
+from medm2g_core.training.latents import LatentCorpus
 from medm2g_core.training.loop import bf16_pays, run_stage, training_attention
+from medm2g_core.training.reader import Reader
 from medm2g_core.training.rounds import ROUNDS, Mix, Round, begin_round
 from medm2g_core.training.run import new_model
 from medm2g_core.training.stages import AlignmentStage, RoundStage, Stage
@@ -234,7 +236,8 @@ def _run_alignment(
 ) -> dict[str, Any]:
     profile = _profile(base, arm, budget)
     model = new_model(profile, seed)
-    stage = AlignmentStage(model, _corpora(profile, kept))
+    read = Reader(model)
+    stage = AlignmentStage(model, [read.fitted_corpus(c) for c in _corpora(profile, kept)])
     seconds = _train(stage, "alignment", budget.alignment, model, work, seed, progress)
     return {
         "seconds": seconds,
@@ -251,7 +254,8 @@ def _listener(base: MedM2G, profile: Profile, seed: int) -> MedM2G:
 
 def _latent(model: MedM2G, profile: Profile, kept: dict[str, Any]) -> list[LatentCorpus]:
     if "latent" not in kept:
-        kept["latent"] = [LatentCorpus.build(model.eval(), c) for c in _corpora(profile, kept)]
+        corpora = [Reader(model).fitted_corpus(c) for c in _corpora(profile, kept)]
+        kept["latent"] = [LatentCorpus.build(model.eval(), c) for c in corpora]
     return kept["latent"]
 
 

@@ -39,8 +39,8 @@ from medm2g_core.profiles import ROUND_STAGES, Profile
 from medm2g_core.rivals.report_decoder import DecoderSettings, train_decoder
 from medm2g_core.rivals.reports import report_corpus
 from medm2g_core.rivals.translator import RegressionSettings, train_translator
-from medm2g_core.training.corpus import LatentCorpus
 from medm2g_core.training.data import EmbeddedData, load_corpora
+from medm2g_core.training.latents import LatentCorpus
 from medm2g_core.training.loop import run_stage
 from medm2g_core.training.run import near_device, train
 from medm2g_core.training.stages import RoundStage
@@ -167,6 +167,7 @@ def run(args: argparse.Namespace, base: MedM2G, seconds: Mapping[str, float]) ->
     }
     profile = profile.replace(stages=stages)
     data = EmbeddedData(profile)
+    data.fit(base)
     corpora = data.corpora("train")  # drawn once, before the baselines ask for them too
     data.corpora("val")
     rivals = [("decoder", m) for m in ("xray", "ct")]

@@ -32,9 +32,11 @@ from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import ROUND_STAGES
 from medm2g_core.storage import CacheFile, digest, tensor_digest
-from medm2g_core.training.corpus import Corpus, LatentCorpus
+from medm2g_core.training.corpus import Corpus
 from medm2g_core.training.data import corpus_of
+from medm2g_core.training.latents import LatentCorpus
 from medm2g_core.training.loop import run_stage, state_file
+from medm2g_core.training.reader import Reader
 from medm2g_core.training.rounds import ROUNDS, begin_round
 from medm2g_core.training.run import new_model
 from medm2g_core.training.stages import AlignmentStage, RoundStage
@@ -161,6 +163,7 @@ def _train(
         The model, and the CPU seconds of each stage (of its last run, where it was interrupted).
     """
     model = new_model(base.profile, seed, like=base, parts=("image_codec", "text_codec"))
+    corpus = Reader(model).fitted_corpus(corpus)
 
     spent: dict[str, float] = {}
 

@@ -32,8 +32,8 @@ from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.profiles import StageConfig
 from medm2g_core.storage import atomic_write
-from medm2g_core.training.corpus import LatentCorpus
 from medm2g_core.training.data import corpus_of
+from medm2g_core.training.latents import LatentCorpus
 from medm2g_core.training.loop import run_stage
 from medm2g_core.training.rounds import Mix, Round
 from medm2g_core.training.stages import RoundStage
@@ -98,7 +98,13 @@ def main() -> None:
     corpus = corpus_of(VirtualCohort("train", "brain", d.brain_train, resolution=size))
     own = {n: corpus.images[n] for n in (*GIVEN, TARGET)}
     latent = LatentCorpus.build(
-        model, replace(corpus, images=own, reports=[r[:1] for r in corpus.reports])
+        model,
+        replace(
+            corpus,
+            images=own,
+            reports=[r[:1] for r in corpus.reports],
+            prompts=[p[:1] for p in corpus.prompts],
+        ),
     )
     val = VirtualCohort("val", "brain", 64, resolution=size)
     arms: dict[str, dict[str, Any]] = {

@@ -91,6 +91,9 @@ class TextCodecConfig:
     reads_pictures: bool = False
     """A second decoder, the report writer, sees the pictures of the study beside the latent, and
     writes wherever there is one."""
+    prompt_share: float = 0.25
+    """Texts of a training batch that are prompts, not reports: a prompt that is given guides by its
+    latent, so the codec must read any register. It is to *write* reports, so most are those."""
 
     def __post_init__(self) -> None:
         _need(
@@ -98,6 +101,10 @@ class TextCodecConfig:
         )
         _need(
             self.max_length >= 96, f"max_length {self.max_length}: reports need at least 96 tokens"
+        )
+        _need(
+            0 <= self.prompt_share <= 1,
+            f"prompt_share is a share of the texts, 0 to 1; got {self.prompt_share}",
         )
 
 
@@ -119,11 +126,22 @@ class AlignmentConfig:
     clip_patch: int = 14
     clip_resolution: int = 224
     temperature: float = 0.07
+    contradicted: float = 0.5
+    """Share of the studies of a batch that get a contradiction: nearly the words of their prompt,
+    and the opposite said of one finding. For this study's pictures it is one more wrong text
+    (hard negatives, as in NegCLIP, Yuksekgonul et al. 2023). Without, "large effusion" and "no
+    large effusion" lie side by side in the aligned space."""
     pairs: Literal["central", "all"] = "central"
     invariant: Literal["off", "off_diagonal", "full"] = "full"
     invariant_weight: float = 0.01
     """Ten times as much loses on every score of the ablation."""
     diagonal_weight: float = 0.05
+
+    def __post_init__(self) -> None:
+        _need(
+            0 <= self.contradicted <= 1,
+            f"contradicted is a share of the studies, 0 to 1; got {self.contradicted}",
+        )
 
     def cells(self, resolution: int) -> int:
         """Cells that an image encoder makes of a picture of ``resolution`` px."""

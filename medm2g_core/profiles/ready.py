@@ -112,18 +112,23 @@ _BASE = Profile(
     name="base",
     image_codec=ImageCodecConfig(channels=(64, 128), latent_channels=16),
     text_codec=TextCodecConfig(
-        vocab_size=1536, width=160, encoder_layers=2, decoder_layers=3, heads=5
+        vocab_size=2048,
+        width=160,
+        encoder_layers=2,
+        decoder_layers=3,
+        heads=5,
+        reads_pictures=True,
     ),
     alignment=AlignmentConfig(
-        embed_dim=160, text_width=160, text_layers=3, text_heads=5, image_channels=(32, 64, 112)
+        embed_dim=160, text_width=160, text_layers=3, text_heads=5, image_channels=(32, 64, 96)
     ),
     flow=FlowConfig(
         channels=(80, 128),
         head_dim=4,
         text_width=224,
-        text_layers=5,
+        text_layers=4,
         text_heads=4,
-        env_width=128,
+        env_width=96,
         guidance_heads=4,
         map_entries="stream",
     ),
@@ -148,6 +153,7 @@ _BASE = Profile(
             weight_decay=0.05,
             optimizer="muon",
         ),
+        reports=StageConfig(steps=2500, batch=128, lr=1.5e-3, warmup=200, ema=0.998),
         round1=StageConfig(steps=1600, batch=128, lr=3e-3, warmup=100, ema=0.998, optimizer="muon"),
         round2=StageConfig(steps=800, batch=128, lr=3e-3, warmup=100, ema=0.998, optimizer="muon"),
         round3=StageConfig(steps=1200, batch=128, lr=3e-3, warmup=100, ema=0.998, optimizer="muon"),

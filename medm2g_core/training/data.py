@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -32,18 +31,25 @@ from medm2g_core.profiles import REPORT_STAGE, Profile
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import STREAMS, stream
 from medm2g_core.training.batches import can_align
-from medm2g_core.training.corpus import Corpus, random_reports, wordings
+from medm2g_core.training.corpus import (
+    Corpus,
+    descriptions,
+    random_prompts,
+    random_reports,
+    wordings,
+)
 from medm2g_core.training.endless import studies_there
+from medm2g_core.training.reader import Reader
 from medm2g_core.training.rounds import ROUNDS, Mix, Round
 
 __all__ = [
     "EmbeddedData",
     "SourceData",
     "TrainingData",
+    "codec_texts",
     "corpus_of",
     "load_corpora",
     "round_for",
-    "shortened",
 ]
 
 
@@ -57,6 +63,11 @@ class TrainingData(Protocol):
     def reports(self, n: int, seed: int, split: str = "train") -> list[str]:
         """``n`` reports, drawn with the seed; of ``"val"`` at most as many as there are; perhaps
         none."""
+        ...
+
+    def prompts(self, n: int, seed: int) -> list[str]:
+        """``n`` texts of the train split as people may give them, drawn with the seed; the reports
+        where there is no other register."""
         ...
 
     def fit(self, model: MedM2G) -> None:
@@ -79,6 +90,17 @@ class TrainingData(Protocol):
     def facts(self) -> dict[str, Any]:
         """What is written into the model's record."""
         ...
+
+
+def codec_texts(data: TrainingData, prompt_share: float) -> Callable[[int, int], list[str]]:
+    """``(n, seed)`` -> n texts of the train split for the text codec: prompts in that share, the
+    rest reports."""
+
+    def draw(n: int, seed: int) -> list[str]:
+        prompts = round(n * prompt_share)
+        return [*data.reports(n - prompts, seed), *data.prompts(prompts, seed)]
+
+    return draw
 
 
 # ---- embedded cohort
@@ -113,18 +135,30 @@ def load_corpora(
 
 def corpus_of(cohort: VirtualCohort, index: Sequence[int] | None = None) -> Corpus:
     """Studies of one region (those of ``index``, or all) in memory; training studies get several
-    wordings each."""
+    reports, prompts and contradictions each, others their report alone."""
     index = range(len(cohort)) if index is None else index
     images = {n: cohort.stack(n, index).half() for n in cohort[0].images}
-    reports = []
+    reports: list[list[str]] = []
+    prompts: list[list[str]] = []
+    contradictions: list[list[str]] = []
     for i in index:
         s = cohort[i]
         assert s.findings is not None and s.text is not None
-        more = (
-            wordings(s.findings, s.region, s.age, s.sex, seed=i) if cohort.split == "train" else []
-        )
-        reports.append([s.text, *more[1:]])
-    return Corpus(cohort.region, images, reports, weight=3 if cohort.region == "chest" else 1)
+        reports.append([s.text])
+        if cohort.split == "train":
+            patient = s.findings, s.region, s.age, s.sex
+            reports[-1] += wordings(*patient, seed=i)[1:]
+            own, wrong = descriptions(s.text, *patient, seed=i)
+            prompts.append(own)
+            contradictions.append(wrong)
+    return Corpus(
+        cohort.region,
+        images,
+        reports,
+        weight=3 if cohort.region == "chest" else 1,
+        prompts=prompts,
+        contradictions=contradictions,
+    )
 
 
 class EmbeddedData:
@@ -178,12 +212,14 @@ class EmbeddedData:
 
     def _corpora(self, split: str) -> list[Corpus]:
         whole = load_corpora(self.profile, split=split, persons=self.persons, workers=self.workers)
-        if self._reader is None:
-            return whole
-        return [replace(c, reports=[self._reader.fitted(r) for r in c.reports]) for c in whole]
+        return whole if self._reader is None else [self._reader.fitted_corpus(c) for c in whole]
 
     def reports(self, n: int, seed: int, split: str = "train") -> list[str]:
         texts = random_reports(n, seed if split == "train" else 2**31 + seed)
+        return texts if self._reader is None else self._reader.fitted(texts)
+
+    def prompts(self, n: int, seed: int) -> list[str]:
+        texts = random_prompts(n, seed)
         return texts if self._reader is None else self._reader.fitted(texts)
 
     def fit(self, model: MedM2G) -> None:
@@ -198,29 +234,6 @@ class EmbeddedData:
 
     def facts(self) -> dict[str, Any]:
         return {"persons": list(self.persons) if self.persons else "all"}
-
-
-class Reader:
-    """What a model can read of a report: CLIP reads 77 tokens, a report may have more.
-
-    Attributes:
-        limit: most tokens of a report.
-    """
-
-    def __init__(self, model: MedM2G) -> None:
-        self.limit = min(model.profile.text_codec.max_length, model.alignment.text.max_tokens)
-        self._tokenizer = model.tokenizer
-
-    def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text."""
-        return [len(ids) for ids in self._tokenizer(list(texts))["input_ids"]]
-
-    def fitted(self, texts: Sequence[str]) -> list[str]:
-        """The texts, each `shortened` if it is too long."""
-        return [
-            text if n <= self.limit else shortened(text, self.lengths, self.limit)
-            for text, n in zip(texts, self.lengths(texts), strict=True)
-        ]
 
 
 # ---- real data sets
@@ -317,7 +330,7 @@ class SourceData:
                 f"{self.name}, {split}: {cut} of {len(texts)} reports have more than"
                 f" {self._reader.limit} tokens and end earlier, most after a whole sentence"
             )
-        return replace(corpus, reports=[[t] for t in short])
+        return replace(corpus, reports=[[t] for t in short], prompts=[[t] for t in short])
 
     def reports(self, n: int, seed: int, split: str = "train") -> list[str]:
         texts = [r[0] for c in self.corpora(split) for r in c.reports if r]
@@ -327,6 +340,9 @@ class SourceData:
         ):  # held out: each once, or a few reports would pass for many
             return [texts[i] for i in rng.permutation(len(texts))[:n]]
         return [texts[i] for i in rng.integers(0, len(texts), n)]
+
+    def prompts(self, n: int, seed: int) -> list[str]:
+        return self.reports(n, seed)
 
     def original(self, report: str) -> str:
         """A report of `corpora` as it was before it was shortened: what scores compare with."""
@@ -393,21 +409,6 @@ def round_for(corpora: Sequence[Corpus], name: str) -> Round:
         tuple(mixes),
         tuple((new, source) for new, source in whole.initialised_from if source in every),
     )
-
-
-def shortened(text: str, lengths: Callable[[Sequence[str]], list[int]], limit: int) -> str:
-    """The longest beginning of a report with at most ``limit`` tokens: whole sentences, else words,
-    else letters.
-
-    Args:
-        lengths: texts -> their tokens.
-    """
-    for end in (r"[.!?](?=\s|$)", r"\S(?=\s|$)", r"."):
-        starts = [text[: m.end()] for m in re.finditer(end, text)]
-        tokens = lengths(starts) if starts else []
-        if fitting := [s for s, n in zip(starts, tokens, strict=True) if n <= limit]:
-            return fitting[-1]
-    raise ValueError(f"not one letter of a report fits into {limit} tokens")
 
 
 def _digest(shards: Path) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from medm2g_core.alignment.objective import (
+    Contradictions,
     central_alignment_loss,
     info_nce,
     visual_invariant_loss,
@@ -22,8 +23,9 @@ from medm2g_core.codecs.text import PAD_ID, text_codec_loss
 from medm2g_core.flows.guidance import Guide
 from medm2g_core.model import MedM2G
 from medm2g_core.streams import stream
-from medm2g_core.training.batches import AlignmentBatch, ImageBatch, RoundBatch, TextBatch
+from medm2g_core.training.batches import AlignmentBatch, ImageBatch, TextBatch
 from medm2g_core.training.report_batches import ReportBatch
+from medm2g_core.training.round_batches import RoundBatch
 
 __all__ = [
     "Logs",
@@ -52,30 +54,41 @@ def text_codec_objective(model: MedM2G, batch: TextBatch) -> tuple[torch.Tensor,
     Word dropout and the latent's noise come from torch's own generator, as any dropout layer's do;
     the loop seeds it for every step.
     """
-    return text_codec_loss(model.text_codec, *model.tokens(batch.texts))
+    return text_codec_loss(model.text_codec, batch.ids, batch.mask)
 
 
 def alignment_objective(model: MedM2G, batch: AlignmentBatch) -> tuple[torch.Tensor, Logs]:
-    """L = L_align + w L_inv: text against every image modality, and two views of one of them."""
+    """L = L_align + w L_inv: text against every image modality, and two views of one of them.
+
+    Contradictions are encoded with the prompts, and are wrong answers for pictures, nothing else.
+    """
     config, encoders = model.profile.alignment, model.alignment
-    h = {"text": encoders("text", model.tokens(batch.texts)).pooled.float()}  # (B, D)
-    rows = {"text": torch.arange(len(batch.texts), device=h["text"].device), **batch.rows}
+    words = encoders("text", (batch.ids, batch.mask)).pooled.float()  # (B + H, D)
+    prompts = len(words) - len(batch.contradicted)
+    h = {"text": words[:prompts]}  # (B, D)
     invariant = h["text"].new_zeros(())
     for m, view in batch.views.items():  # (B_m, 1, H, W)
         h[m] = encoders.encoders[m](view, batch.contrasts[m]).pooled.float()  # (B_m, D)
         if batch.second is not None and batch.second[0] == m:
             again = encoders.encoders[m](batch.second[1], batch.contrasts[m])
             invariant = visual_invariant_loss(h[m], again.pooled.float(), config)  # ()
-    align = central_alignment_loss(h, encoders.logit_scale, config.pairs, rows)  # ()
-    logs = {"align": align, "invariant": invariant, "r@1": _first_hits(h, rows)}
+    wrong = Contradictions(words[prompts:], batch.contradicted)
+    align = central_alignment_loss(
+        h, encoders.logit_scale, config.pairs, shared=batch.shared, contradictions=wrong
+    )  # ()
+    logs = {"align": align, "invariant": invariant, "r@1": _first_hits(h, batch.shared)}
     return align + config.invariant_weight * invariant, logs
 
 
 @torch.no_grad()
-def _first_hits(h: Mapping[str, torch.Tensor], rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Share of reports whose own picture, of the first image modality, is the most similar one."""
+def _first_hits(
+    h: Mapping[str, torch.Tensor],
+    shared: Mapping[tuple[str, str], tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    """Share of prompts whose own picture, of the first image modality, is the most similar one."""
     first = next(m for m in h if m != "text")
-    score = h["text"][rows[first]] @ h[first].T  # (B_m, B_m)
+    text, image = shared["text", first]
+    score = h["text"][text] @ h[first][image].T  # (B_m, B_m)
     return (score.argmax(1) == torch.arange(len(score), device=score.device)).float().mean()
 
 

@@ -12,7 +12,7 @@ from medm2g_core.codecs.text import PAD_ID
 from medm2g_core.codecs.writer import Picture
 from medm2g_core.profiles import ReportConfig, TextCodecConfig
 from medm2g_core.training.batches import normal
-from medm2g_core.training.corpus import LatentCorpus
+from medm2g_core.training.latents import LatentCorpus
 
 __all__ = ["ReportBatch", "ReportBatches"]
 

@@ -25,8 +25,9 @@ from medm2g_core.profiles import (
 )
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import MODALITIES
-from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports, weights_key
-from medm2g_core.training.data import EmbeddedData, TrainingData
+from medm2g_core.training.corpus import Corpus, random_prompts, random_reports
+from medm2g_core.training.data import EmbeddedData, TrainingData, codec_texts
+from medm2g_core.training.latents import LatentCorpus, weights_key
 from medm2g_core.training.loop import run_stage, state_file
 from medm2g_core.training.rounds import ROUNDS, Round, begin_round, initialise_flows, trained_with
 from medm2g_core.training.stages import (
@@ -43,10 +44,15 @@ __all__ = ["near_device", "new_model", "train"]
 
 Near = TypeVar("Near", Corpus, LatentCorpus)
 
-TOKENIZER_REPORTS = 4000
 ROUNDS_FOLDER = "rounds"
 """Below the model's folder: the model as the paper's rounds left it. ``joint`` goes on from there,
 and what pairs that never trained together can do is measured with it."""
+TEXT_POOL = 65536
+"""Texts that a GPU draws from: its text codec sees each less than ten times."""
+
+TOKENIZER_TEXTS = 2000
+"""Reports, and as many prompts, that a tokenizer is fitted to: capitals, abbreviations and British
+spelling, which only prompts have, else cost a token a letter."""
 
 
 def new_model(
@@ -55,16 +61,20 @@ def new_model(
     *,
     like: MedM2G | None = None,
     parts: Sequence[str] = (),
-    reports: Sequence[str] = (),
+    texts: Sequence[str] = (),
 ) -> MedM2G:
     """An untrained model with a tokenizer of its own; the seed fixes every weight.
 
     Args:
         like: a trained model, whose tokenizer and ``parts`` (`medm2g_core.model.PARTS`) are taken
             over.
-        reports: what the tokenizer is fitted to; by default reports of the grammar.
+        texts: what the tokenizer is fitted to; by default reports and prompts of the grammars, one
+            half each.
     """
-    texts = reports or random_reports(TOKENIZER_REPORTS, seed)
+    texts = texts or [
+        *random_reports(TOKENIZER_TEXTS, seed),
+        *random_prompts(TOKENIZER_TEXTS, seed + 1),
+    ]
     tokenizer = like.tokenizer if like else train_tokenizer(texts, profile.text_codec.vocab_size)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -179,7 +189,8 @@ def train(
     else:
         summary.pop("start", None)
         summary.pop("stable diffusion", None)
-        model = origin.model(reports=data.reports(TOKENIZER_REPORTS, seed))
+        texts = data.reports(TOKENIZER_TEXTS, seed), data.prompts(TOKENIZER_TEXTS, seed + 1)
+        model = origin.model(texts=[*texts[0], *texts[1]])
         if start is None:  # no flow was trained with anything yet
             for m in MODALITIES:
                 model.prompt_projection(m).trained_with.zero_()
@@ -223,7 +234,9 @@ def train(
         if name == "image_codec":
             stage = ImageCodecStage(model, near_device(device, data.corpora("train")))
         elif name == "text_codec":
-            stage = TextCodecStage(model, data.reports)
+            texts = codec_texts(data, profile.text_codec.prompt_share)
+            pool = 0 if torch.device(device).type == "cpu" else TEXT_POOL
+            stage = TextCodecStage(model.to(device), texts, pool)
         elif name == "alignment":
             stage = AlignmentStage(model, near_device(device, data.corpora("train")))
         else:
@@ -370,11 +383,11 @@ class _Origin:
                 f" with {flag}"
             )
 
-    def model(self, *, like: MedM2G | None = None, reports: Sequence[str] = ()) -> MedM2G:
+    def model(self, *, like: MedM2G | None = None, texts: Sequence[str] = ()) -> MedM2G:
         """A model with these weights, and the tokenizer of the start, of ``like``, or a new one."""
         if self.start is not None:
             return new_model(self.profile, self.seed, like=self._base, parts=PARTS)
-        model = new_model(self.profile, self.seed, like=like, reports=reports)
+        model = new_model(self.profile, self.seed, like=like, texts=texts)
         if self.stable_diffusion is not None:
             folder = str(self.stable_diffusion)
             model.image_codec.load_stable_diffusion(folder)

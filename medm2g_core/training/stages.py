@@ -23,11 +23,11 @@ from medm2g_core.training.batches import (
     AlignmentBatches,
     Batches,
     ImageBatches,
-    Levels,
-    RoundBatches,
     TextBatches,
+    TextPool,
 )
-from medm2g_core.training.corpus import Corpus, LatentCorpus, random_reports
+from medm2g_core.training.corpus import Corpus, random_reports
+from medm2g_core.training.latents import LatentCorpus
 from medm2g_core.training.objectives import (
     Logs,
     alignment_objective,
@@ -37,6 +37,7 @@ from medm2g_core.training.objectives import (
     text_codec_objective,
 )
 from medm2g_core.training.report_batches import ReportBatches
+from medm2g_core.training.round_batches import Levels, RoundBatches
 from medm2g_core.training.rounds import ROUNDS, Round
 
 __all__ = [
@@ -106,12 +107,21 @@ class ImageCodecStage(Stage):
 
 
 class TextCodecStage(Stage):
-    """The text codec, on reports from ``source(n, seed)``."""
+    """The text codec, on reports from ``source(n, seed)``.
+
+    Args:
+        pool: write so many once and draw from them, instead of writing for every batch.
+    """
 
     def __init__(
-        self, model: MedM2G, source: Callable[[int, int], list[str]] = random_reports
+        self,
+        model: MedM2G,
+        source: Callable[[int, int], list[str]] = random_reports,
+        pool: int = 0,
     ) -> None:
-        batches = TextBatches(source)
+        batches: Batches = TextBatches(source, model.tokens)
+        if pool:
+            batches = TextPool(source, model.tokens, pool, 0, model.device)
         super().__init__("text_codec", model, ["text_codec"], batches, text_codec_objective)
 
 
@@ -119,8 +129,8 @@ class AlignmentStage(Stage):
     """Central alignment plus the visual invariant."""
 
     def __init__(self, model: MedM2G, corpora: Sequence[Corpus]) -> None:
-        second = model.profile.alignment.invariant != "off"
-        batches = AlignmentBatches(corpora, second, _acquired(model))
+        config = model.profile.alignment
+        batches = AlignmentBatches(corpora, config, model.tokens, _acquired(model))
         super().__init__("alignment", model, ["alignment"], batches, alignment_objective)
 
 

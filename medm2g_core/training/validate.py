@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import torch
 
@@ -13,8 +12,9 @@ from medm2g_core.metrics.findings import finding_counts, finding_f1
 from medm2g_core.model import MedM2G
 from medm2g_core.profiles import REPORT_STAGE
 from medm2g_core.training.batches import can_align, normal
-from medm2g_core.training.corpus import Corpus, LatentCorpus
+from medm2g_core.training.corpus import Corpus
 from medm2g_core.training.data import TrainingData
+from medm2g_core.training.latents import LatentCorpus
 from medm2g_core.training.report_batches import ReportBatch
 from medm2g_core.training.stages import ReportStage, RoundStage
 
@@ -31,12 +31,6 @@ def recall_at(a: torch.Tensor, b: torch.Tensor, k: int) -> float:
 def _key(corpus: Corpus) -> str:
     """The corpus's name as part of a key."""
     return "_".join(re.findall("[a-z0-9]+", corpus.name.lower()))
-
-
-def _first(corpus: Corpus, n: int) -> Corpus:
-    return replace(
-        corpus, images={k: x[:n] for k, x in corpus.images.items()}, reports=corpus.reports[:n]
-    )
 
 
 @torch.no_grad()
@@ -74,7 +68,7 @@ def validate(
         out = {"exact": round(sum(same) / len(same), 3), "n": len(same)} if same else {}
     elif stage == "alignment":
         for c in (c for c in data.corpora("val") if can_align(c)):
-            text = model.embed({"text": [r[0] for r in c.reports[:most]]})["text"].pooled
+            text = model.embed({"text": [p[0] for p in c.prompts[:most]]})["text"].pooled
             for name, images in c.images.items():
                 image = model.embed({name: images[:most].to(model.dtype)})[name].pooled
                 for k in (1, 5):
@@ -82,16 +76,14 @@ def validate(
             out[f"n_{_key(c)}"] = len(text)
     elif stage == REPORT_STAGE:
         held_out = [c for c in data.corpora("val") if c.has_text and c.images]
-        for corpus in (_first(c, most) for c in held_out):
+        for corpus in (c.first(most) for c in held_out):
             found = _written(model, corpus)
             out |= {f"{_key(corpus)}_{name}": round(v, 4) for name, v in found.items()}
     else:
         plan = data.round(stage, "val")
         used = {mix.corpus for mix in plan.mixes}
         latent = [
-            LatentCorpus.build(model, _first(c, most))
-            for c in data.corpora("val")
-            if c.name in used
+            LatentCorpus.build(model, c.first(most)) for c in data.corpora("val") if c.name in used
         ]
         if not latent:
             return out
