@@ -33,6 +33,7 @@ def corpus(model, name: str, streams: tuple[str, ...], n: int = 12) -> LatentCor
         {s: noise(n, *wordings[s], d) for s in streams},
         {s: noise(n, *wordings[s], 6 if s == "text" else 4, d) for s in streams},
         torch.ones(n, 2, 6, dtype=torch.bool),
+        torch.ones(n, 2, 6, dtype=torch.int32),
     )
 
 

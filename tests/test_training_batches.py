@@ -280,7 +280,7 @@ def test_latents_on_disk_are_those_in_memory_and_are_mapped_not_loaded(model, co
 def test_encoding_that_was_interrupted_goes_on_with_the_shards_that_are_missing(
     model, corpora, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("medm2g_core.training.corpus.SHARD", 1)
+    monkeypatch.setattr("medm2g_core.training.latents.SHARD", 1)
     whole = LatentCorpus.build(model, corpora[1])
     encode, calls = corpus_module._encode, []
 
@@ -300,7 +300,7 @@ def test_encoding_that_was_interrupted_goes_on_with_the_shards_that_are_missing(
 
 
 def test_a_shard_is_on_disk_before_the_next_is_begun(model, corpora, tmp_path, monkeypatch):
-    monkeypatch.setattr("medm2g_core.training.corpus.SHARD", 2)
+    monkeypatch.setattr("medm2g_core.training.latents.SHARD", 2)
     encode, written = corpus_module._encode, []
 
     def watch(model, corpus, shard, *rest):

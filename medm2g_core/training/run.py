@@ -234,9 +234,9 @@ def train(
         if name == "image_codec":
             stage = ImageCodecStage(model, near_device(device, data.corpora("train")))
         elif name == "text_codec":
-            texts = codec_texts(data, profile.text_codec.prompt_share)
+            source = codec_texts(data, profile.text_codec.prompt_share)
             pool = 0 if torch.device(device).type == "cpu" else TEXT_POOL
-            stage = TextCodecStage(model.to(device), texts, pool)
+            stage = TextCodecStage(model.to(device), source, pool)
         elif name == "alignment":
             stage = AlignmentStage(model, near_device(device, data.corpora("train")))
         else:
