@@ -12,7 +12,7 @@ from conftest import BRAIN, CHEST
 from training_helpers import make
 
 from medm2g_core.profiles import ConditioningConfig
-from medm2g_core.training import corpus as corpus_module
+from medm2g_core.training import latents as latents_module
 from medm2g_core.training import objectives
 from medm2g_core.training.latents import LatentCorpus
 from medm2g_core.training.round_batches import RoundBatches, draw_guide_sets
@@ -190,9 +190,9 @@ def test_cached_latents_are_those_of_the_model(model, corpora, tmp_path):
     read = own.mask[..., None] * (e.tokens[:, :real] - own.tokens)
     assert read.abs().max() < 5e-3
     assert set(built.latents) == {"text", *CHEST} and len(built) == 4
-    ids = built.ids[index, wording]
-    assert torch.equal(ids[:, : e.mask.shape[1]].long(), model.tokens(texts)[0])
-    assert not ids[:, e.mask.shape[1] :].any()
+    ids, own_ids = built.ids[index, wording].long(), model.tokens(reports)[0]
+    assert torch.equal(ids[:, : own_ids.shape[1]], own_ids)
+    assert not ids[:, own_ids.shape[1] :].any()
 
 
 def test_embeddings_have_one_shape_whatever_is_drawn(latent_corpora):
@@ -282,7 +282,7 @@ def test_encoding_that_was_interrupted_goes_on_with_the_shards_that_are_missing(
 ):
     monkeypatch.setattr("medm2g_core.training.latents.SHARD", 1)
     whole = LatentCorpus.build(model, corpora[1])
-    encode, calls = corpus_module._encode, []
+    encode, calls = latents_module._encode, []
 
     def failing(model, corpus, shard, *rest):
         if len(calls) == 2:
@@ -290,7 +290,7 @@ def test_encoding_that_was_interrupted_goes_on_with_the_shards_that_are_missing(
         calls.append(shard.start)
         encode(model, corpus, shard, *rest)
 
-    monkeypatch.setattr(corpus_module, "_encode", failing)
+    monkeypatch.setattr(latents_module, "_encode", failing)
     with pytest.raises(KeyboardInterrupt):
         LatentCorpus.build(model, corpora[1], tmp_path)
     assert calls == [0, 1]
@@ -301,7 +301,7 @@ def test_encoding_that_was_interrupted_goes_on_with_the_shards_that_are_missing(
 
 def test_a_shard_is_on_disk_before_the_next_is_begun(model, corpora, tmp_path, monkeypatch):
     monkeypatch.setattr("medm2g_core.training.latents.SHARD", 2)
-    encode, written = corpus_module._encode, []
+    encode, written = latents_module._encode, []
 
     def watch(model, corpus, shard, *rest):
         (file,) = tmp_path.glob("*/z.mri_t1")
@@ -309,7 +309,7 @@ def test_a_shard_is_on_disk_before_the_next_is_begun(model, corpora, tmp_path, m
         written.append([bool(row.any()) for row in rows])
         encode(model, corpus, shard, *rest)
 
-    monkeypatch.setattr(corpus_module, "_encode", watch)
+    monkeypatch.setattr(latents_module, "_encode", watch)
     LatentCorpus.build(model, corpora[1], tmp_path)
     assert written == [[False] * 4, [True, True, False, False]]
 

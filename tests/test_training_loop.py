@@ -313,7 +313,7 @@ TWO_PROCESSES = """
     sys.path.insert(0, {tests!r})
     from conftest import CHEST, pictures, reports, untrained
     from medm2g_core.profiles import StageConfig, profile
-    from medm2g_core.training import corpus as corpus_module
+    from medm2g_core.training import latents as latents_module
     from medm2g_core.training.corpus import Corpus
     from medm2g_core.training.latents import LatentCorpus
     from medm2g_core.training.loop import run_stage
@@ -333,11 +333,11 @@ TWO_PROCESSES = """
     assert torch.equal(*both), "the processes ended with different weights"
     assert not torch.equal(mine, start)
     # the latents are encoded once, each process its share
-    corpus_module.SHARD, encode, own = 1, corpus_module._encode, []
-    corpus_module._encode = lambda m, c, s, *rest: own.append(s.start) or encode(m, c, s, *rest)
+    latents_module.SHARD, encode, own = 1, latents_module._encode, []
+    latents_module._encode = lambda m, c, s, *rest: own.append(s.start) or encode(m, c, s, *rest)
     latents = LatentCorpus.build(model, corpus, Path({folder!r}) / "work")
     assert own == [[0, 2], [1, 3]][dist.get_rank()], own
-    corpus_module._encode = encode
+    latents_module._encode = encode
     whole = LatentCorpus.build(model, corpus)
     assert all(torch.equal(latents.latents[n], whole.latents[n]) for n in whole.latents)
     # files, because two processes' prints may run into each other
