@@ -135,8 +135,8 @@ _BASE = Profile(
     data=DataConfig(chest_train=2816, brain_train=1408, chest_val=256, brain_val=128),
     stages=_stages(
         image_codec=StageConfig(
-            steps=4000,
-            batch=256,
+            steps=2500,
+            batch=192,
             lr=2e-3,
             warmup=100,
             ema=0.998,
@@ -157,7 +157,7 @@ _BASE = Profile(
         round1=StageConfig(steps=1600, batch=128, lr=3e-3, warmup=100, ema=0.998, optimizer="muon"),
         round2=StageConfig(steps=800, batch=128, lr=3e-3, warmup=100, ema=0.998, optimizer="muon"),
         round3=StageConfig(steps=1200, batch=128, lr=3e-3, warmup=100, ema=0.998, optimizer="muon"),
-        joint=StageConfig(steps=4000, batch=128, lr=3e-3, warmup=100, ema=0.999, optimizer="muon"),
+        joint=StageConfig(steps=3000, batch=128, lr=3e-3, warmup=100, ema=0.999, optimizer="muon"),
     ),
 )
 
