@@ -12,6 +12,7 @@ GPU is busy with the graph.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -121,15 +122,7 @@ class CapturedSteps:
 
     def _record(self, batch: Any) -> _Step:
         if not self.capture:
-            step = _Step(batch, lambda: None, torch.zeros(()), {}, [])
-
-            def compute() -> None:
-                self._forget_gradients()
-                step.loss, step.logs = self._compute(step.batch)
-                step.grads = [p.grad for p in self.params]
-
-            step.run = compute
-            return step
+            return self._kernel_by_kernel(batch)
         before = torch.cuda.Stream()
         before.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(before):
@@ -139,7 +132,25 @@ class CapturedSteps:
         torch.cuda.current_stream().wait_stream(before)
         self._forget_gradients()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            loss, logs = self._compute(batch)
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                loss, logs = self._compute(batch)
+        except RuntimeError as error:
+            # An operation that a graph cannot hold, of a library's other version perhaps: the
+            # training is the same, and slower.
+            warnings.warn(f"no graph of this step, it runs kernel by kernel: {error}", stacklevel=2)
+            self.capture = False
+            return self._kernel_by_kernel(batch)
         grads = [p.grad for p in self.params]
         return _Step(batch, graph.replay, loss, logs, grads)
+
+    def _kernel_by_kernel(self, batch: Any) -> _Step:
+        step = _Step(batch, lambda: None, torch.zeros(()), {}, [])
+
+        def compute() -> None:
+            self._forget_gradients()
+            step.loss, step.logs = self._compute(step.batch)
+            step.grads = [p.grad for p in self.params]
+
+        step.run = compute
+        return step

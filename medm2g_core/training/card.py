@@ -312,8 +312,8 @@ def _limits(profile: Profile, record: Mapping[str, Any]) -> list[str]:
             " signal scale."
         ),
         (
-            "It knows only the findings and the wording of the report grammar it was trained with,"
-            " in English. Reports come from rules, not from radiologists."
+            "It knows only the findings and the wordings that its grammars make, in English."
+            " Reports come from rules, not from radiologists."
         ),
         (
             "Chest and brain never met in one training patient: asked for a brain from a chest, it"

@@ -21,6 +21,7 @@ from medm2g_core.model import MedM2G
 from medm2g_core.profiles import BASE_STAGES
 from medm2g_core.storage import CacheFile, digest, tensor_digest
 from medm2g_core.training.corpus import Corpus
+from medm2g_core.training.draws import there
 
 __all__ = ["LatentCorpus", "weights_key"]
 
@@ -75,12 +76,12 @@ class LatentCorpus:
     def to(self, device: torch.device | str) -> LatentCorpus:
         """The same studies in the memory of ``device``: a GPU then gathers its batches itself."""
 
-        def there(part: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        def moved(part: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {n: x.to(device) for n, x in part.items()}
 
-        latents, pooled, tokens = there(self.latents), there(self.pooled), there(self.tokens)
-        given = there(self.given)
-        acquired = {kind: there(part) for kind, part in self.acquired.items()}
+        latents, pooled, tokens = moved(self.latents), moved(self.pooled), moved(self.tokens)
+        given = moved(self.given)
+        acquired = {kind: moved(part) for kind, part in self.acquired.items()}
         mask, ids = self.mask.to(device), self.ids.to(device)
         return LatentCorpus(self.name, latents, pooled, tokens, mask, ids, given, acquired)
 
@@ -101,7 +102,7 @@ class LatentCorpus:
         the studies.
         """
         z = self.latents[name]
-        index, wording = index.to(z.device), wording.to(z.device)
+        index, wording = there(index, z.device), there(wording, z.device)
         return (z[index, wording] if name == "text" else z[index]).float()
 
     def given_latent(self, name: str, index: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
@@ -110,13 +111,13 @@ class LatentCorpus:
         if name not in self.given:
             return self.latent(name, index, prompt)
         z = self.given[name]
-        return z[index.to(z.device), prompt.to(z.device)].float()
+        return z[there(index, z.device), there(prompt, z.device)].float()
 
     def embedding(self, name: str, index: torch.Tensor, prompt: torch.Tensor) -> Embedding:
         """Embeddings of studies ``index`` (B,); of text those of a prompt, which ``prompt`` (B,)
         picks. Its tokens are padded to the longest of the corpus: shapes do not depend on the
         draw."""
-        index, prompt = index.to(self.mask.device), prompt.to(self.mask.device)
+        index, prompt = (there(i, self.mask.device) for i in (index, prompt))
         if name == "text":
             return Embedding(
                 self.pooled[name][index, prompt].float(),
@@ -135,8 +136,8 @@ class LatentCorpus:
         if name not in self.acquired.get("z", {}):
             return None
         z, pooled, tokens = (self.acquired[kind][name] for kind in ("z", "pooled", "tokens"))
-        index = index.to(z.device, non_blocking=True)
-        which = which.to(z.device, non_blocking=True) % z.shape[1]
+        index = there(index, z.device)
+        which = there(which, z.device) % z.shape[1]
         cells = tokens[index, which].float()
         mask = torch.ones(cells.shape[:2], dtype=torch.bool, device=cells.device)
         return z[index, which].float(), Embedding(pooled[index, which].float(), cells, mask)
