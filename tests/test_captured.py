@@ -39,7 +39,7 @@ def corpus(model, name: str, streams: tuple[str, ...], n: int = 12) -> LatentCor
 
 @pytest.fixture(scope="module")
 def stage() -> RoundStage:
-    model = new_model(profile("smoke").replace(flow={"map_entries": "stream"}))
+    model = new_model(profile("smoke"))
     plan = ROUNDS["joint"]
     streams = {mix.corpus: mix.streams for mix in plan.mixes}
     corpora = [corpus(model, name, own) for name, own in streams.items()]

