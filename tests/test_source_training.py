@@ -35,7 +35,7 @@ from medm2g_core.training.reader import shortened
 from medm2g_core.training.run import train
 
 ALL = set(STAGES)
-NO_TEXT = {"text_codec", "alignment"}
+NO_TEXT = {"text_codec", "alignment", "reports"}
 REPLICAS: dict[str, tuple[Callable[[Path], Path], set[str]]] = {
     "acdc": (write_acdc, ALL - NO_TEXT - {"round1", "round2"}),
     "brain_mri_ct": (write_brain_mri_ct, ALL - NO_TEXT - {"round1"}),
