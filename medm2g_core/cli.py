@@ -12,6 +12,7 @@ Ctrl-C. Anything else is a fault of this program and ends with a traceback.
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import sys
 import traceback
@@ -38,16 +39,45 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
 
+MAX_SAMPLES = 1000
+"""Of one call; more would fill the folder and, on a small machine, the memory."""
+
+MAX_STEPS = 1000
+"""Of the sampler: the noise levels of the training are no finer."""
+
+MAX_SEED = 2**63 - 1 - MAX_SAMPLES
+"""Sample i has the seed + i, and PyTorch's seeds are numbers of 64 bits."""
+
+_MAX_DIGITS = 20
+
+
+def _whole(text: str, low: int, high: int | None = None) -> int:
+    number = text.strip()
+    wanted = f"from {low}" + (f" to {high}" if high is not None else "")
+    fits = number.isdecimal() and len(number) <= _MAX_DIGITS and int(number) >= low
+    if not fits or (high is not None and int(number) > high):
+        raise argparse.ArgumentTypeError(f"needed a whole number {wanted}, got {text[:40]!r}")
+    return int(number)
+
+
 def _natural(text: str) -> int:
-    if not text.strip().isdecimal():
-        raise argparse.ArgumentTypeError(f"needed a whole number from 0, got {text!r}")
-    return int(text)
+    return _whole(text, 0)
 
 
 def _count(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"needed a whole number from 1, got {text!r}")
-    return int(text)
+    return _whole(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0, MAX_SEED)
+
+
+def _samples(text: str) -> int:
+    return _whole(text, 1, MAX_SAMPLES)
+
+
+def _steps(text: str) -> int:
+    return _whole(text, 1, MAX_STEPS)
 
 
 def _finite(text: str) -> float:
@@ -150,7 +180,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="default outputs/train-<profile>[-<source>]"
     )
     train.add_argument(
-        "--seed", type=_natural, default=0, help="of weights, batches and noise (default 0)"
+        "--seed", type=_seed, default=0, help="of weights, batches and noise (default 0)"
     )
     train.add_argument("--device", choices=DEVICES, default="auto")
     train.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
@@ -219,7 +249,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--model", type=Path, metavar="DIR", help="model folder (default: the shipped weights)"
     )
-    generate.add_argument("--steps", type=_count, default=10, help="sampler steps (default 10)")
+    generate.add_argument("--steps", type=_steps, default=10, help="sampler steps (default 10)")
     generate.add_argument(
         "--guidance",
         type=_finite,
@@ -243,7 +273,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--order", choices=("joint", "cascade"), default="joint")
     generate.add_argument(
         "--best-of",
-        type=_count,
+        type=_samples,
         default=1,
         metavar="N",
         help=(
@@ -252,9 +282,9 @@ def build_parser() -> argparse.ArgumentParser:
         ),
     )
     generate.add_argument(
-        "--num-samples", type=_count, default=1, metavar="N", help="draws; sample i has seed + i"
+        "--num-samples", type=_samples, default=1, metavar="N", help="draws; sample i has seed + i"
     )
-    generate.add_argument("--seed", type=_natural, default=0)
+    generate.add_argument("--seed", type=_seed, default=0)
     generate.add_argument("--device", choices=DEVICES, default="auto")
     generate.add_argument(
         "--plane",
@@ -325,11 +355,11 @@ def build_parser() -> argparse.ArgumentParser:
             " those of MR fully; kinds: text, xray, ct, mri, pix2pix)"
         ),
     )
-    evaluate.add_argument("--steps", type=_count, default=10, help="sampler steps (default 10)")
+    evaluate.add_argument("--steps", type=_steps, default=10, help="sampler steps (default 10)")
     evaluate.add_argument(
         "--guidance", type=_finite, default=2.0, help="classifier-free guidance (default 2)"
     )
-    evaluate.add_argument("--seed", type=_natural, default=0)
+    evaluate.add_argument("--seed", type=_seed, default=0)
     evaluate.add_argument("--device", choices=DEVICES, default="auto")
 
     ablate = add("ablate", "Short trainings that differ in one component, over several seeds.")
@@ -413,6 +443,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see the head of this module)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     show = "--traceback" in arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may hold what the terminal's encoding does not; that must not end the run.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(build_parser().parse_args(arguments))
     except SystemExit as leaving:  # argparse after --help and --version

@@ -24,6 +24,9 @@ __all__ = [
     "check_weights",
 ]
 
+MAX_BATCH = 10_000
+"""Draws of each study in one call."""
+
 PICTURE_FLOOR = -0.01
 """A picture without a darker pixel is taken for one in 0..1. True pictures of every stream have air
 or background: in 800 studies of the cohort the darkest pixel of none was above -0.87."""
@@ -80,6 +83,14 @@ def check_batch(given: Mapping[str, Any], num_samples: int) -> dict[str, torch.T
                 f"{name}: got {value!r:.80}; needed a report or a list of reports, none of them"
                 " empty"
             )
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise StreamError(
+                    f"{name}: character {error.start} is half of one (bytes that are no UTF-8?);"
+                    " give the report as Unicode text"
+                ) from error
         raw[name] = [t for t in texts for _ in range(num_samples)]
     sizes = {n: len(v) // num_samples for n, v in raw.items()}
     if len(set(sizes.values())) > 1:
@@ -126,7 +137,13 @@ def check_num_samples(num_samples: Any, num_images_per_prompt: Any) -> int:
             f"num_samples={num_samples} and num_images_per_prompt={num_images_per_prompt}: two"
             " names of one setting; give one of them"
         )
-    return next(iter(counts.values()), 1)
+    count = next(iter(counts.values()), 1)
+    if count > MAX_BATCH:
+        raise ValueError(
+            f"{count} samples in one call would fill the memory; ask for at most {MAX_BATCH} at a"
+            " time"
+        )
+    return count
 
 
 def check_count(name: str, value: Any) -> int:

@@ -33,6 +33,10 @@ ONLY = {"chest": ("xray", "ct"), "brain": ("mri_pd", "mri_flair")}
 PLANES = {"chest": "coronal", "brain": "axial"}
 """Slice plane of the training's images (the radiograph is frontal, written as coronal)."""
 
+AT_ONCE = 16
+"""Samples drawn in one call of the pipeline; more of them take their turns, so that memory does not
+grow with their number."""
+
 NO_WORDS = "(the model wrote no words)"
 
 
@@ -223,23 +227,29 @@ def run_generation(args: argparse.Namespace) -> int:
     pipe.to(device)
     began = time.monotonic()
     pipe.set_progress_bar_config(desc="generate", unit="step")
-    drawn = pipe(
-        given=given.values,
-        want=args.want,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance,
-        cross_guidance_scale=args.cross_guidance,
-        prompt_weights=weights or None,
-        order=args.order,
-        num_samples=args.num_samples,
-        best_of=args.best_of,
-        generator=[torch.Generator().manual_seed(args.seed + i) for i in range(args.num_samples)],
-    )
+    samples: list[dict[str, torch.Tensor | str]] = []
+    for first in range(args.seed, args.seed + args.num_samples, AT_ONCE):
+        seeds = range(first, min(first + AT_ONCE, args.seed + args.num_samples))
+        drawn = pipe(
+            given=given.values,
+            want=args.want,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            cross_guidance_scale=args.cross_guidance,
+            prompt_weights=weights or None,
+            order=args.order,
+            num_samples=len(seeds),
+            best_of=args.best_of,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        )
+        samples += [
+            {
+                n: v.float().cpu() if isinstance(v := drawn[n][i], torch.Tensor) else v
+                for n in args.want
+            }
+            for i in range(len(seeds))
+        ]
     seconds = time.monotonic() - began
-    samples: list[dict[str, torch.Tensor | str]] = [
-        {n: v.float().cpu() if isinstance(v := drawn[n][i], torch.Tensor) else v for n in args.want}
-        for i in range(args.num_samples)
-    ]
     broken = [
         n
         for n, v in samples[0].items()
@@ -271,7 +281,10 @@ def run_generation(args: argparse.Namespace) -> int:
     }
     files.append(out / "generation.json")
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    atomic_write(files[-1], lambda p: p.write_text(text, encoding="utf-8"))
+    # A path with bytes that are no UTF-8 becomes JSON's own escapes.
+    atomic_write(
+        files[-1], lambda p: p.write_text(text, encoding="utf-8", errors="backslashreplace")
+    )
     for path in files:
         print(path)
     print(f"{SYNTHETIC_MARK} ({seconds:.1f} s on {device})")

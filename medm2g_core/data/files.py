@@ -22,6 +22,7 @@ from torch import Tensor
 
 from medm2g_core.data.dicom import fits, read_dicom_file, read_dicom_folder
 from medm2g_core.data.intensity import check_hu, mr_to_unit, xray_to_unit
+from medm2g_core.data.pictures import read_picture
 from medm2g_core.data.volumes import (
     KNOWN_FORMATS,
     SYNTHETIC_MARK,
@@ -29,7 +30,6 @@ from medm2g_core.data.volumes import (
     Volume,
     read_itk,
     read_nifti,
-    read_picture,
     sniff,
 )
 from medm2g_core.streams import check_image, hu_to_unit, stream
@@ -152,7 +152,7 @@ def read_volume(path: Path, stream_name: str) -> Volume:
         return read_dicom_folder(path, stream_name)
     kind = sniff(path)
     if kind == "dicom":
-        return read_dicom_file(path)
+        return read_dicom_file(path, stream_name)
     if kind == "nifti":
         return read_nifti(path)
     if kind in ("metaimage", "nrrd"):
@@ -210,7 +210,7 @@ def _as_stream(
             f"a pixel spacing of {flat_spacing[0]:.3g} x {flat_spacing[1]:.3g} mm; the header is"
             " broken"
         )
-    spacing = flat_spacing if spacing_known else (1.0, 1.0)
+    spacing = flat_spacing if spacing_known else (volume.aspect, 1.0)
     centre, fov = _field(
         unit.shape, spacing, body if spacing_known and not volume.tags else None, name, notes
     )
