@@ -37,7 +37,8 @@ def read_dicom_file(path: Path, stream_name: str) -> Volume:
         ds = _header(path, pixels=True)
         if ds is None:
             raise FileError(f"{path}: not a readable DICOM file")
-        grey = _grey(path, ds, notes := [])
+        notes: list[str] = []
+        grey = _grey(path, ds, notes)
         frames = frames_of(path, ds)[: len(grey.frames)]
         stacks = stacks_of(frames)
         # What one stack alone contradicts is said by the check of the picture, as of any file.

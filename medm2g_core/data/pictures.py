@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from medm2g_core.data.volumes import SYNTHETIC_MARK, FileError, Volume, blame
 
@@ -37,8 +38,6 @@ def read_picture(path: Path, kind: str) -> Volume:
     Raises:
         FileError: broken, too large, or a colour picture.
     """
-    from PIL import Image, ImageOps
-
     notes: list[str] = []
     with (
         blame(path, f"reading {kind.upper()}"),
@@ -51,7 +50,7 @@ def read_picture(path: Path, kind: str) -> Volume:
         opened.load()
         info = {str(k): str(v) for k, v in getattr(opened, "text", {}).items()}
         aspect = _aspect(opened.info)
-        picture = ImageOps.exif_transpose(opened)
+        picture: Image.Image = ImageOps.exif_transpose(opened)
         if opened.getexif().get(0x0112, 1) not in (0, 1):  # Orientation
             notes.append("turned as its EXIF orientation says")
             if picture.size == opened.size[::-1] != opened.size:
@@ -111,11 +110,8 @@ def _full_scale(pixels: np.ndarray, notes: list[str]) -> float:
     return float(2**bits - 1)
 
 
-def _on_black(picture: object, notes: list[str]) -> object:
+def _on_black(picture: Image.Image, notes: list[str]) -> Image.Image:
     """An RGBA picture over black."""
-    from PIL import Image
-
-    assert isinstance(picture, Image.Image)
     if picture.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
         notes.append("transparent parts are shown black")
     ground = Image.new("RGBA", picture.size, (0, 0, 0, 255))

@@ -36,6 +36,9 @@ sequence times and its name both do."""
 REMARK = -1.0
 """Points of one piece of evidence from which it is told."""
 
+FILE_NAME_WEIGHT = -3.0
+"""The most that the name of a file says against a stream: a note, never a refusal."""
+
 MR_STREAMS = ("mri_t1", "mri_t2", "mri_pd", "mri_flair")
 
 
@@ -73,11 +76,21 @@ def evidence(facts: Mapping[str, Any], name: str) -> list[Evidence]:
     types = _types(facts)
     words = _description(facts)
     if name == "ct":
-        out = _of_ct(facts, types, words)
+        out = _of_ct(facts, types, words) + _ct_words(words)
     elif name == "xray":
-        out = _of_film(facts, words)
+        out = _of_film(facts) + ([] if facts.get("ViewPosition") else _film_words(words))
     else:
-        out = _of_mr(facts, types, words, name)
+        out = _of_mr(facts, types, words) + _mr_words(words, name)
+        points, said = _sequence(facts, name)
+        if points:
+            out.append(Evidence(points, said))
+    if not words and "FileName" in facts:  # a file's name is weaker than a header
+        file = str(facts["FileName"]).lower()
+        by_name = {"ct": _ct_words, "xray": _film_words}.get(name) or (lambda f: _mr_words(f, name))
+        out += [
+            Evidence(min(1.0, max(e.points, FILE_NAME_WEIGHT)), f"{e.words} (its file's name)")
+            for e in by_name(file)
+        ]
     if "MOSAIC" in types:
         out.append(
             Evidence(-10, "a Siemens mosaic, many slices tiled in one image; convert it (dcm2niix)")
@@ -94,7 +107,7 @@ def _types(facts: Mapping[str, Any]) -> set[str]:
 
 
 def _description(facts: Mapping[str, Any]) -> str:
-    tags = ("SeriesDescription", "ProtocolName", "SequenceName", "FileName")
+    tags = ("SeriesDescription", "ProtocolName", "SequenceName")
     return " ".join(str(facts[t]) for t in tags if t in facts).lower()
 
 
@@ -109,20 +122,38 @@ _PROJECTION_TYPES = {"MIP", "MINIP", "MNIP", "PROJECTION IMAGE", "VRT", "VOLUME_
 _PROJECTION = r"mips?|minips?|vrt|3d.?vr|volume.?render\w*|thick.?mip"
 _CT_SHORT = r"(?:pre)?monitoring|premonit\w*|smart.?prep|bolus|tracker|test.?bolus|dose.*"
 _CHEST = r"chest|thorax|thoracic|lungs?|pulmo\w*|torso|ctpa|heart|cardiac|ribs?|mediastinum|tap|cap"
+_CHEST += r"|t[o\u00f3]rax|pecho|poumons?|poitrine|brust\w*|lunge\w*|pulm\w*"
+_NO_PART = {
+    "",
+    "UNKNOWN",
+    "OTHER",
+    "NONE",
+    "ANY",
+    "UNDEFINED",
+    "WHOLEBODY",
+    "WHOLE BODY",
+    "DEFAULT",
+}
+_OTHER_PARTS = (
+    r"hand|wrist|finger|thumb|elbow|shoulder|clavic|humerus|forearm|arm|hip|pelvi|femur|thigh|knee"
+    r"|patella|leg|tibia|ankle|foot|feet|toe|heel|calcan|abdomen|abdo|kub|head|skull|neck|spine"
+    r"|sacrum|coccyx|breast|jaw|mandib|teeth|tooth|dental|sinus|nasal|orbit|extremity|brain"
+)
 _SHARP = r"b[678]\d[a-z]?|br[67]\d\w*|bl[67]\d\w*|bone\w*|edge|lung|yc|yd|fc5\d|fc8\d"
 
 
 def _body_part(facts: Mapping[str, Any]) -> str:
-    return str(facts.get("BodyPartExamined", "")).strip().upper()
+    part = str(facts.get("BodyPartExamined", "")).strip().upper()
+    return "" if part in _NO_PART else part
 
 
-def _of_ct(facts: Mapping[str, Any], types: set[str], words: str) -> list[Evidence]:
+def _ct_words(words: str) -> list[Evidence]:
     out = []
-    if "LOCALIZER" in types or "SCOUT" in types or _has(words, _SCOUT):
+    if _has(words, _SCOUT):
         out.append(
             Evidence(-10, "a scout (localizer): a projection like a radiograph, not a slice")
         )
-    if types & _PROJECTION_TYPES or _has(words, _PROJECTION):
+    if _has(words, _PROJECTION):
         out.append(
             Evidence(
                 -10, "a projection or rendering (MIP, VRT), not a slice; give the source images"
@@ -130,15 +161,25 @@ def _of_ct(facts: Mapping[str, Any], types: set[str], words: str) -> list[Eviden
         )
     if _has(words, _CT_SHORT):
         out.append(Evidence(-3, "a bolus or dose series"))
+    if _has(words, _CHEST):
+        out.append(Evidence(1, "a chest by its description"))
+    return out
+
+
+def _of_ct(facts: Mapping[str, Any], types: set[str], words: str) -> list[Evidence]:
+    out = []
+    if types & {"LOCALIZER", "SCOUT"}:
+        out += _ct_words("scout")
+    if types & _PROJECTION_TYPES:
+        out += _ct_words("mip")
     if "AXIAL" in types:
         out.append(Evidence(0.5, "axial images"))
     part = _body_part(facts)
     if part and re.search(rf"\b(?:{_CHEST})", part.lower()):
-        out.append(Evidence(1, f"body part {part}"))
+        if not _has(words, _CHEST):
+            out.append(Evidence(1, f"body part {part}"))
     elif part:
         out.append(Evidence(-1, f"BodyPartExamined is {part}; the model was trained on chests"))
-    elif _has(words, _CHEST):
-        out.append(Evidence(1, "a chest by its description"))
     if _has(str(facts.get("ConvolutionKernel", "")).lower(), _SHARP):
         out.append(Evidence(-0.3, "a sharp kernel"))
     kvp = number(facts.get("KVP"))
@@ -150,18 +191,24 @@ def _of_ct(facts: Mapping[str, Any], types: set[str], words: str) -> list[Eviden
 USUAL_KVP = 120.0
 """Of two tube voltages the one nearer to the usual one is taken: contrast depends on it."""
 
-_FRONTAL = r"pa|ap|a\.?p\.?|p\.?a\.?|frontal|postero.?anterior\w*|antero.?posterior\w*"
+_POSTERIOR = r"pa|p\.a\.?|postero.?anterior\w*"
+_FRONTAL = rf"{_POSTERIOR}|ap|a\.p\.?|frontal|antero.?posterior\w*"
 _LATERAL = r"lat(?:eral)?|ll|rl|lld|rld|llat|rlat|left lateral|right lateral"
 
 
-def _of_film(facts: Mapping[str, Any], words: str) -> list[Evidence]:
+def _film_words(words: str) -> list[Evidence]:
+    if _has(words, _LATERAL):
+        return [Evidence(-10, "a lateral view by its description; give the PA or AP film")]
+    return [Evidence(1, "frontal by its description")] if _has(words, _FRONTAL) else []
+
+
+def _of_film(facts: Mapping[str, Any]) -> list[Evidence]:
     out = []
-    words += " " + str(facts.get("AcquisitionDeviceProcessingDescription", "")).lower()
     view = str(facts.get("ViewPosition", "")).strip().lower()
     column = str((facts.get("PatientOrientation") or ("",))[0])[:1].upper()
     if view:
         if _has(view, _FRONTAL):
-            out.append(Evidence(2 if _has(view, r"pa|p\.a\.?|postero.*") else 1.5, f"view {view}"))
+            out.append(Evidence(2 if _has(view, _POSTERIOR) else 1.5, f"view {view.upper()}"))
         else:
             out.append(
                 Evidence(
@@ -172,19 +219,13 @@ def _of_film(facts: Mapping[str, Any], words: str) -> list[Evidence]:
             )
     elif column in ("A", "P"):
         out.append(Evidence(-10, "PatientOrientation says a lateral view; give the PA or AP film"))
-    elif _has(words, _LATERAL):
-        named = Evidence(-10, "a lateral view by its description; give the PA or AP film")
-        by_file = _has(str(facts.get("FileName", "")).lower(), _LATERAL)
-        out.append(Evidence(-3, "a lateral view by its file's name") if by_file else named)
-    elif _has(words, _FRONTAL):
-        out.append(Evidence(1, "frontal by its description"))
     part = _body_part(facts)
-    if part and not re.search(rf"\b(?:{_CHEST})", part.lower()):
-        out.append(
-            Evidence(-10, f"BodyPartExamined is {part}; this stream is a chest film, give one")
-        )
-    elif part:
+    if part and re.search(rf"\b(?:{_CHEST})", part.lower()):
         out.append(Evidence(1, f"body part {part}"))
+    elif part:
+        known = re.search(_OTHER_PARTS, part.lower())
+        words = f"BodyPartExamined is {part}; this stream is a chest film, give one"
+        out.append(Evidence(-10 if known else -2, words))
     modality = facts.get("Modality")
     if modality == "PX":
         out.append(Evidence(-10, "a panoramic dental film"))
@@ -212,7 +253,20 @@ _FLAIR_NAMES = r"(?:t2.?)?flair\w*|tirm|dark.?fluid\w*|da.?fl\w*"
 _BRAIN = r"brain|head|skull|neuro|iac|orbit\w*|pituitary|cranium"
 
 
-def _of_mr(facts: Mapping[str, Any], types: set[str], words: str, name: str) -> list[Evidence]:
+def _mr_words(words: str, name: str) -> list[Evidence]:
+    if _has(words, _MR_OTHER):
+        return [Evidence(-4, "no plain T1, T2, PD or FLAIR by its description")]
+    out = []
+    called = _called(words)
+    if called:
+        kinds = " or ".join(sorted(c.removeprefix("mri_").upper() for c in called))
+        out.append(Evidence(3 if name in called else -3, f"{kinds} by its name"))
+    if _has(words, r"gd|gado\w*|post|ce|km|contrast"):
+        out.append(Evidence(-0.5, "with contrast agent"))
+    return out
+
+
+def _of_mr(facts: Mapping[str, Any], types: set[str], words: str) -> list[Evidence]:
     out = []
     if types & _PROJECTION_TYPES - {"3D"}:
         out.append(Evidence(-10, "a projection (MIP), not a slice; give the source images"))
@@ -222,28 +276,22 @@ def _of_mr(facts: Mapping[str, Any], types: set[str], words: str, name: str) -> 
             Evidence(-10, f"ImageType {what}: a map or a phase image, not an anatomical one")
         )
     b_value = number(facts.get("DiffusionBValue"))
-    if b_value is not None and b_value > 50:
+    if b_value is not None and b_value > DIFFUSION_B:
         out.append(Evidence(-10, f"diffusion-weighted (b = {b_value:g})"))
     elif b_value is not None:
         out.append(Evidence(-1, "of a diffusion series (b = 0)"))
-    if "LOCALIZER" in types:
+    if "LOCALIZER" in types and not _has(words, _MR_OTHER):
         out.append(Evidence(-4, "a localizer"))
-    points, said = _sequence(facts, name)
-    if points:
-        out.append(Evidence(points, said))
-    called = _called(words)
-    if _has(words, _MR_OTHER):
-        out.append(Evidence(-4, "no plain T1, T2, PD or FLAIR by its description"))
-    elif called:
-        fits = name in called
-        kinds = " or ".join(sorted(c.removeprefix("mri_").upper() for c in called))
-        out.append(Evidence(3 if fits else -3, f"{kinds} by its name"))
     part = _body_part(facts)
     if part and not re.search(rf"\b(?:{_CHEST}|{_BRAIN})", part.lower()):
         out.append(Evidence(-1, f"BodyPartExamined is {part}; the model knows brains and chests"))
-    if facts.get("ContrastBolusAgent") or _has(words, r"gd|gado\w*|post|ce|\+c|km|contrast"):
+    if facts.get("ContrastBolusAgent"):
         out.append(Evidence(-0.5, "with contrast agent"))
     return out
+
+
+DIFFUSION_B = 50.0
+"""b-value in s/mm2 from which an image is weighted by diffusion."""
 
 
 def _called(words: str) -> set[str]:
@@ -331,6 +379,9 @@ FEW_VALUES, MANY_LABELS = 16, 512
 """A slice of labels has few different values: up to 16 where they are counted through, some hundred
 in an atlas. A slice of 8-bit signal has some 200."""
 
+MASK_VALUES = (1.0, 255.0, 65535.0)
+"""What stands for yes in a mask."""
+
 BACKGROUND_LEVEL = 0.2
 """Level of a picture's edge between its darkest and brightest part above which the edge is not the
 darkest thing there is, as it is where signal is a magnitude."""
@@ -361,10 +412,10 @@ def check_values(values: np.ndarray, facts: Mapping[str, Any], name: str) -> Ver
     whole = bool((distinct == np.rint(distinct)).all())
     if name == "ct":
         return verdict  # the check of Hounsfield units sees these
-    if len(distinct) <= 2:
+    if len(distinct) <= 2 and distinct[-1] in MASK_VALUES:
         verdict.refusal = (
-            f"only {len(distinct)} different values ({distinct[0]:g}, {distinct[-1]:g}): a mask, not"
-            " an image"
+            f"only {len(distinct)} different values ({distinct[0]:g}, {distinct[-1]:g}): a mask,"
+            " not an image"
         )
     elif whole and distinct[0] >= 0:
         said = f"only {len(distinct)} different values, up to {distinct[-1]:g}"
@@ -376,7 +427,7 @@ def check_values(values: np.ndarray, facts: Mapping[str, Any], name: str) -> Ver
             verdict.notes.append(f"{said}: is it a label map?")
     if not name.startswith("mri_") or verdict.refusal:
         return verdict
-    edge = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+    edge = _edge(values)
     low, high = np.quantile(values, (0.005, 0.995))
     level = (float(np.median(edge)) - low) / (high - low) if high > low else 0.0
     below = float((values < min(0.0, 0.05 * low)).mean()) if low < 0 else 0.0
@@ -390,33 +441,62 @@ def check_values(values: np.ndarray, facts: Mapping[str, Any], name: str) -> Ver
 
 SMALLEST_MM = {"ct": 80.0, "mri": 40.0}
 LARGEST_MM = {"ct": 800.0, "mri": 600.0}
-USUAL_MM = {"ct": (180.0, 560.0), "mri": (100.0, 480.0)}
-"""Longer side of what a slice shows: chests and heads, from a newborn's to the largest bore. A
-narrow field of view cuts the body, so its size then says nothing."""
+USUAL_MM = {"ct": (150.0, 560.0), "mri": (90.0, 480.0)}
+"""Longer side of what a slice shows: chests and heads, from a newborn's to the largest bore."""
+
+AIR_AROUND = 0.75
+"""Part of a slice's edge that is background where the body is not cut by it (a neck may be)."""
+
+MUCH_OF_SLICE = 0.3
+"""A body that takes a smaller part of the slice's side may be the end of one."""
 
 
-def check_size(extent_mm: tuple[float, float], body_mm: tuple[float, float], name: str) -> Verdict:
+def check_size(
+    cut: np.ndarray, spacing: tuple[float, float], body_mm: tuple[float, float], name: str
+) -> Verdict:
     """Whether the body in a slice has the size of a patient.
 
+    A small field of view cuts the body, whose size then says nothing.
+
     Args:
-        extent_mm: of the whole slice (rows, columns).
-        body_mm: of the bounding box of the body in it.
+        cut: the slice (rows, columns); Hounsfield units of a CT.
+        spacing: of its rows and columns in mm.
+        body_mm: height and width of the bounding box of the body in it.
     """
     kind = "ct" if name == "ct" else "mri"
     what = "body" if kind == "ct" else "head or body"
     verdict = Verdict()
     largest = max(body_mm)
-    cut = all(b > 0.95 * e for b, e in zip(body_mm, extent_mm, strict=True))
-    hint = "check the pixel spacing in the header (cm or inches written as mm?)"
-    if largest > LARGEST_MM[kind] or (largest < SMALLEST_MM[kind] and not (cut and kind == "ct")):
-        verdict.refusal = f"the {what} measures {largest:.3g} mm; {hint}"
-    elif not cut and not USUAL_MM[kind][0] <= largest <= USUAL_MM[kind][1]:
+    low, high = USUAL_MM[kind]
+    part = max(b / (n * s) for b, n, s in zip(body_mm, cut.shape, spacing, strict=True))
+    alone = _air_around(cut, kind) >= AIR_AROUND
+    if largest > LARGEST_MM[kind] or (largest < SMALLEST_MM[kind] and alone):
+        if part >= MUCH_OF_SLICE:
+            verdict.refusal = (
+                f"the {what} measures {largest:.3g} mm; check the pixel spacing in the header (cm"
+                " or inches written as mm?)"
+            )
+            return verdict
+    if largest > high or (largest < low and alone):
         verdict.notes.append(
-            f"the {what} measures only {largest:.3g} mm: is the spacing right?"
-            if largest < USUAL_MM[kind][0]
-            else f"the {what} measures {largest:.3g} mm: is the spacing right?"
+            f"the {what} measures {largest:.3g} mm: is the spacing right, and is this its middle?"
         )
     return verdict
+
+
+def _edge(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+
+
+def _air_around(cut: np.ndarray, kind: str) -> float:
+    """Part of the edge of a slice that is background."""
+    if kind == "ct":
+        return float((_edge(cut) < AIR_HU).mean())
+    low, high = np.quantile(cut, (0.005, 0.995))
+    return float((_edge(cut) <= low + BACKGROUND_LEVEL * (high - low)).mean())
+
+
+AIR_HU = -500.0
 
 
 # ---- what the picture shows

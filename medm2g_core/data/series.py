@@ -13,16 +13,15 @@ from medm2g_core.data.volumes import FileError
 
 __all__ = ["Choice", "choose", "fits"]
 
-_OTHER = frozenset(
-    ["SEG", "RTDOSE", "RTIMAGE", "PT", "NM", "US", "MG", "ES", "SM", "OP", "OPT", "ECG", "PR", "KO"]
-    + ["SR", "BI", "XC", "GM", "OCT", "IVUS", "IO", "RTSTRUCT", "RTPLAN"]
-)
+_OTHER = {"SEG", "RTDOSE", "RTIMAGE", "RTSTRUCT", "RTPLAN", "ECG", "PR", "KO", "SR", "PT", "NM"}
+_OTHER |= {"US", "MG", "ES", "SM", "OP", "OPT", "OCT", "IVUS", "BI", "XC", "GM", "IO"}
 
 FEW_IMAGES, FEW_POINTS = 10, -2.0
 """A CT stack of fewer images than this is a series for timing or a single slice more often than the
 scan."""
 
-MAX_LISTED = 6
+MAX_LISTED, MAX_NAME = 3, 40
+"""Stacks that a refusal names, and letters of a description."""
 
 
 def fits(modality: str, stream_name: str) -> bool:
@@ -82,7 +81,7 @@ def _score(stack: Stack, name: str) -> _Scored:
 
 def describe(stack: Stack) -> str:
     """A stack in a few words: its description, size and what parts it from its like."""
-    name = str(stack.facts.get("SeriesDescription", "")) or "no description"
+    name = str(stack.facts.get("SeriesDescription", ""))[:MAX_NAME] or "no description"
     several = f", {stack.parted_by}" if stack.siblings > 1 and stack.parted_by else ""
     count = len(stack.frames)
     return f"{name}: {count} image{'s' if count > 1 else ''}{several}"

@@ -31,6 +31,8 @@ from nibabel.orientations import (
     ornt_transform,
 )
 
+from medm2g_core.data.headers import sidecar_facts
+
 __all__ = [
     "KNOWN_FORMATS",
     "MAX_VOXELS",
@@ -57,8 +59,8 @@ _NIFTI_FATAL = 40
 """nibabel's severity from which a header is not used: unknown data type, no image."""
 
 LONG_QUATERNION = 1.05
-"""Length of a NIfTI quaternion's vector part, which is at most 1 but for rounding, up to which it is
-made 1; a longer one is broken."""
+"""A NIfTI quaternion's vector part is at most 1 long but for rounding. Up to this length it is made
+1; a longer one is broken."""
 
 MM_OF_UNIT = {"meter": 1000.0, "micron": 0.001}
 """NIfTI's units of length other than mm."""
@@ -267,11 +269,19 @@ def read_nifti(path: Path) -> Volume:
     if array.ndim == 2:
         array = array[:, :, None]
     volume = _name(path, lambda: oriented(array, affine, "nifti", notes))
-    volume.facts = {"FileName": path.name, "intent": header.get_intent("label")[0]}
+    volume.facts = {"FileName": path.name, "intent": _intent(header)} | sidecar_facts(path)
     description = bytes(header["descrip"]).rstrip(b"\0").decode("latin-1")
     if description.startswith(SYNTHETIC_MARK):
         volume.tags = {"stream": bytes(header["intent_name"]).rstrip(b"\0").decode("latin-1")}
     return volume
+
+
+def _intent(header: Any) -> str:
+    """What a NIfTI header says its values are, in words."""
+    try:
+        return str(header.get_intent("label")[0])
+    except KeyError:  # a code that the standard does not have
+        return ""
 
 
 def _nifti_affine(path: Path, header: Any, codes: tuple[int, int], notes: list[str]) -> np.ndarray:
