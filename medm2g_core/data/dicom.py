@@ -14,7 +14,7 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from medm2g_core.data.dicom_pixels import Grey, grey_frames, has_pixels
-from medm2g_core.data.dicom_stacks import Frame, Stack, depths, frames_of, same_place, stacks_of
+from medm2g_core.data.dicom_stacks import Frame, depths, frames_of, same_place, stacks_of
 from medm2g_core.data.headers import XRAY_MODALITIES, number
 from medm2g_core.data.series import Choice, choose, fits
 from medm2g_core.data.volumes import SYNTHETIC_MARK, FileError, Volume, blame, oriented, sniff

@@ -17,13 +17,37 @@ __all__ = ["XRAY_MODALITIES", "facts_of_frame", "functional", "number", "sidecar
 XRAY_MODALITIES = frozenset({"CR", "DX", "DR", "RG", "RF", "XA", "PX"})
 
 _PLAIN = (
-    "Modality SOPInstanceUID SeriesInstanceUID SeriesNumber SeriesDescription ProtocolName"
-    " SequenceName StudyDescription BodyPartExamined ViewPosition PatientOrientation"
-    " ScanningSequence KVP ConvolutionKernel SliceThickness AcquisitionNumber InstanceNumber"
-    " AcquisitionTime TriggerTime TemporalPositionIdentifier NominalPercentageOfCardiacPhase"
-    " EchoNumbers ImageComments ContrastBolusAgent BurnedInAnnotation PresentationIntentType"
-    " Rows Columns AcquisitionDeviceProcessingDescription SynchronizationTrigger"
-).split()
+    "Modality",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "SeriesDescription",
+    "ProtocolName",
+    "SequenceName",
+    "StudyDescription",
+    "BodyPartExamined",
+    "ViewPosition",
+    "PatientOrientation",
+    "ScanningSequence",
+    "KVP",
+    "ConvolutionKernel",
+    "SliceThickness",
+    "AcquisitionNumber",
+    "InstanceNumber",
+    "AcquisitionTime",
+    "TriggerTime",
+    "TemporalPositionIdentifier",
+    "NominalPercentageOfCardiacPhase",
+    "EchoNumbers",
+    "ImageComments",
+    "ContrastBolusAgent",
+    "BurnedInAnnotation",
+    "PresentationIntentType",
+    "Rows",
+    "Columns",
+    "AcquisitionDeviceProcessingDescription",
+    "SynchronizationTrigger",
+)
 _OF_FRAMES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "ImageType": (
         ("MRImageFrameTypeSequence", "FrameType"),

@@ -242,8 +242,8 @@ _MR_OTHER = (
     r"|spectro\w*|mrs|elasto\w*|cine|trufi\w*|ssfp|fiesta|t2.?star\w*|t2\*.*|t1map|t2map"
     rf"|{_SCOUT}|{_PROJECTION}"
 )
-_MAP_TYPES = {"ADC", "FA", "TRACEW", "DIFFUSION", "PHASE", "P", "PHASE MAP", "R", "I", "REAL"}
-_MAP_TYPES |= {"IMAGINARY", "CBF", "CBV", "MTT", "TTP", "RCBF", "SUBTRACTION", "SUB", "VELOCITY"}
+_MAP_TYPES = {"ADC", "FA", "TRACEW", "DIFFUSION", "PHASE", "P", "PHASE MAP", "I", "IMAGINARY"}
+_MAP_TYPES |= {"CBF", "CBV", "MTT", "TTP", "RCBF", "SUBTRACTION", "SUB", "VELOCITY"}
 _T1_NAMES = (
     r"t1w?|t1.?(?:se|tse|fse|gre|mpr\w*|vibe|tfl|w.*)|mp.?rage|mp2rage|bravo|f?spgr|vibe|lava"
 )
@@ -470,14 +470,13 @@ def check_size(
     low, high = USUAL_MM[kind]
     part = max(b / (n * s) for b, n, s in zip(body_mm, cut.shape, spacing, strict=True))
     alone = _air_around(cut, kind) >= AIR_AROUND
-    if largest > LARGEST_MM[kind] or (largest < SMALLEST_MM[kind] and alone):
-        if part >= MUCH_OF_SLICE:
-            verdict.refusal = (
-                f"the {what} measures {largest:.3g} mm; check the pixel spacing in the header (cm"
-                " or inches written as mm?)"
-            )
-            return verdict
-    if largest > high or (largest < low and alone):
+    small = largest < SMALLEST_MM[kind] and alone and part >= MUCH_OF_SLICE
+    if small or largest > LARGEST_MM[kind]:
+        verdict.refusal = (
+            f"the {what} measures {largest:.3g} mm; check the pixel spacing in the header (cm"
+            " or inches written as mm?)"
+        )
+    elif largest > high or (largest < low and alone):
         verdict.notes.append(
             f"the {what} measures {largest:.3g} mm: is the spacing right, and is this its middle?"
         )
@@ -501,7 +500,7 @@ AIR_HU = -500.0
 
 # ---- what the picture shows
 
-FLOOR_REFUSED, FLOOR_TOLD = -0.01, -0.6
+FLOOR_REFUSED, FLOOR_TOLD = -0.25, -0.6
 """Darkest part of a picture (its 0.5th percentile). True pictures of every stream have air or
 background: in 800 studies of the cohort the darkest pixel of none was above -0.87."""
 
@@ -532,7 +531,7 @@ def check_picture(picture: np.ndarray, name: str) -> Verdict:
     span = f"values {lowest:.3g}..{highest:.3g}"
     if highest - lowest < FLAT_REFUSED:
         verdict.refusal = f"it is blank: {span}"
-    elif lowest > FLOOR_REFUSED or low > 0:
+    elif low > FLOOR_REFUSED:
         verdict.refusal = (
             f"it has {span}, as a picture in 0..1 has; needed -1..1, where every true picture has"
             " values near -1: multiply by 2 and subtract 1"
