@@ -3,6 +3,7 @@ padding."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,8 @@ def _rescaled(ds: Dataset, frame: np.ndarray, index: int, notes: list[str]) -> n
     """Stored values on the modality's scale."""
     if ds.get("ModalityLUTSequence"):
         _note(notes, "the file's modality look-up table is applied")
-        whole = frame if frame.dtype.kind in "iu" else frame.astype(np.int32)
         # Signed and wide: pydicom subtracts the first entry in the array's own type.
-        return apply_modality_lut(whole.astype(np.int64), ds).astype(np.float32)
+        return apply_modality_lut(frame.astype(np.int64), _sixteen_bits(ds)).astype(np.float32)
 
     def get(tag: str) -> Any:
         value = functional(ds, index, "PixelValueTransformationSequence", tag)
@@ -104,6 +104,18 @@ def _rescaled(ds: Dataset, frame: np.ndarray, index: int, notes: list[str]) -> n
     return frame.astype(np.float32) * float(1 if slope is None else slope) + float(
         0 if intercept is None else intercept
     )
+
+
+def _sixteen_bits(ds: Dataset) -> Dataset:
+    """A modality LUT as pydicom takes it: it makes an array of the type ``uint12`` of one of 12
+    bits, and there is none. The entries are words of 16 bits whatever they use."""
+    item = copy.deepcopy(ds.ModalityLUTSequence[0])
+    count, first, _ = item.LUTDescriptor
+    item.LUTDescriptor = [count, first, 16]
+    out = Dataset()
+    out.file_meta = ds.file_meta
+    out.ModalityLUTSequence = [item]
+    return out
 
 
 def _window(ds: Dataset) -> tuple[float, float] | None:
