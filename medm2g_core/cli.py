@@ -1,5 +1,5 @@
-"""The command line: ``python -m medm2g_core prepare | train | generate | evaluate | demo | info``
-(or ``medm2g ...``).
+"""The command line: ``python -m medm2g_core prepare | train | generate | check | evaluate | demo |
+info`` (or ``medm2g ...``).
 
 This file only reads arguments and turns errors into one sentence; the work is in
 `medm2g_core.commands`, whose modules are imported when their command runs, so that ``--help`` is
@@ -303,6 +303,29 @@ def build_parser() -> argparse.ArgumentParser:
         help="of generated images (default png,nifti,dicom)",
     )
 
+    generate.add_argument(
+        "--explain",
+        action="store_true",
+        help="print the series of a given folder with the points that the choice was made by",
+    )
+
+    check = add(
+        "check",
+        "Say what a file is, what of it would be used and what speaks against it; draws nothing.",
+    )
+    check.add_argument("file", metavar="FILE", help="a file or DICOM folder; of text the words")
+    check.add_argument(
+        "--as", dest="stream", required=True, metavar="STREAM", help=f"one of the {STREAM_HELP}"
+    )
+    check.add_argument(
+        "--out", type=Path, metavar="PNG", help="the picture (default check-STREAM.png)"
+    )
+    check.add_argument(
+        "--model", type=Path, metavar="DIR", help="model folder (default: the shipped weights)"
+    )
+    check.add_argument("--plane", choices=("auto", "axial", "coronal"), default="auto")
+    check.add_argument("--slice", type=_natural, metavar="N")
+
     evaluate = add(
         "evaluate", "Measure a model on held-out virtual patients, beside baselines and ceilings."
     )
@@ -395,6 +418,10 @@ def _run(args: argparse.Namespace) -> int:
         from medm2g_core.commands.generate import run_generation
 
         return run_generation(args)
+    if args.command == "check":
+        from medm2g_core.commands.check import run_check
+
+        return run_check(args)
     if args.command == "evaluate":
         from medm2g_core.commands.evaluate import run_evaluation
 

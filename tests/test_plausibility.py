@@ -100,9 +100,7 @@ def test_the_sidecar_of_a_converter_is_read(tmp_path: Path) -> None:
     (tmp_path / "scan.json").write_text(
         json.dumps({"RepetitionTime": 9, "EchoTime": 0.12, "InversionTime": 2.5})
     )
-    with pytest.raises(
-        FileError, match=r"a FLAIR by TR 9000 ms, .* TI 2500 ms .*mri_flair"
-    ):
+    with pytest.raises(FileError, match=r"a FLAIR by TR 9000 ms, .* TI 2500 ms .*mri_flair"):
         read_stream(path, "mri_t1")
     assert not [n for n in read_stream(path, "mri_flair").notes if "may not" in n]
     (tmp_path / "scan.json").write_text("[1, 2")

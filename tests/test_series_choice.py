@@ -10,7 +10,8 @@ from film_helpers import dicom_film, film
 from replicas.files import chest, dicom_slice, save_series
 
 from medm2g_core.data.files import FileError, read_stream
-from medm2g_core.data.plausibility import check_header, looks_like
+from medm2g_core.data.header_evidence import looks_like
+from medm2g_core.data.plausibility import check_header
 
 
 def save_mr(folder: Path, level: float, uid: str, count: int = 6, **tags: object) -> None:

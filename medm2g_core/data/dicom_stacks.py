@@ -23,8 +23,9 @@ __all__ = ["Frame", "Stack", "depths", "first_in_order", "frames_of", "same_plac
 ORIENTATION_TOLERANCE = 0.02
 """Direction cosines that differ by less are those of one stack (a degree)."""
 
-SAME_PLACE = 0.1
-"""Frames nearer together than this part of the mean distance lie at one position."""
+SAME_PLACE, LEAST_STEP_MM = 0.1, 0.1
+"""Frames nearer together than this part of the usual distance, or than this many mm, lie at one
+position: scanners write positions with some rounding, and no slices so close."""
 
 PARTING: tuple[tuple[str, str], ...] = (
     ("DiffusionBValue", "b-value"),
@@ -196,8 +197,10 @@ def depths(frames: Sequence[Frame]) -> np.ndarray | None:
 def same_place(depth: np.ndarray) -> np.ndarray:
     """Number of the position that each frame lies at, counted along the normal."""
     order = np.argsort(depth, kind="stable")
-    reach = float(np.ptp(depth)) / max(1, len(depth) - 1) * SAME_PLACE
-    steps = np.diff(depth[order]) > max(reach, 1e-3)
+    gaps = np.diff(depth[order])
+    apart = gaps[gaps > LEAST_STEP_MM]
+    reach = SAME_PLACE * float(np.median(apart)) if len(apart) else LEAST_STEP_MM
+    steps = gaps > min(reach, LEAST_STEP_MM)
     numbers = np.empty(len(depth), int)
     numbers[order] = np.concatenate([[0], np.cumsum(steps)])
     return numbers

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medm2g_core.data.dicom_stacks import Stack, first_in_order
+from medm2g_core.data.header_evidence import Evidence, evidence, looks_like
 from medm2g_core.data.headers import XRAY_MODALITIES, number
-from medm2g_core.data.plausibility import Evidence, check_header, evidence, looks_like
+from medm2g_core.data.plausibility import check_header
 from medm2g_core.data.volumes import FileError
 
 __all__ = ["Choice", "choose", "fits"]
