@@ -12,6 +12,7 @@ Ctrl-C. Anything else is a fault of this program and ends with a traceback.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import math
 import sys
@@ -45,10 +46,8 @@ MAX_SAMPLES = 1000
 MAX_STEPS = 1000
 """Of the sampler: the noise levels of the training are no finer."""
 
-MAX_SEED = 2**63 - 1 - MAX_SAMPLES
+MAX_SEED, _MAX_DIGITS = 2**63 - 1 - MAX_SAMPLES, 20
 """Sample i has the seed + i, and PyTorch's seeds are numbers of 64 bits."""
-
-_MAX_DIGITS = 20
 
 
 def _whole(text: str, low: int, high: int | None = None) -> int:
@@ -60,24 +59,11 @@ def _whole(text: str, low: int, high: int | None = None) -> int:
     return int(number)
 
 
-def _natural(text: str) -> int:
-    return _whole(text, 0)
-
-
-def _count(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _seed(text: str) -> int:
-    return _whole(text, 0, MAX_SEED)
-
-
-def _samples(text: str) -> int:
-    return _whole(text, 1, MAX_SAMPLES)
-
-
-def _steps(text: str) -> int:
-    return _whole(text, 1, MAX_STEPS)
+_natural = functools.partial(_whole, low=0)
+_count = functools.partial(_whole, low=1)
+_seed = functools.partial(_whole, low=0, high=MAX_SEED)
+_samples = functools.partial(_whole, low=1, high=MAX_SAMPLES)
+_steps = functools.partial(_whole, low=1, high=MAX_STEPS)
 
 
 def _finite(text: str) -> float:
@@ -470,9 +456,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see the head of this module)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     show = "--traceback" in arguments
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file's name may hold what the terminal's encoding does not; that must not end the run.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for out in (sys.stdout, sys.stderr):
+        if isinstance(
+            out, io.TextIOWrapper
+        ):  # a file's name may hold what the terminal cannot show
+            out.reconfigure(errors="backslashreplace")
     try:
         return _run(build_parser().parse_args(arguments))
     except SystemExit as leaving:  # argparse after --help and --version

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from medm2g_core.data.findings import FINDINGS
 from medm2g_core.data.labeller import find_mentions
 from medm2g_core.data.plausibility import check_picture
+from medm2g_core.familiarity import note_on
 from medm2g_core.streams import StreamError, check_image, stream
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ def notes_on(
             else:
                 more = check_picture(_array(value), name).notes
             found += [note for note in more if note not in found]
+        if isinstance(values, torch.Tensor):
+            found += note_on(model, name, values[::num_samples])
         notes[name] = found
     return notes
 

@@ -376,6 +376,12 @@ def read_text(path_or_text: str | Path) -> str:
             )
         elif is_folder and len(path.parts) > 1:
             raise FileError(f"{path}: a folder, not a text file")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FileError(
+            f"{source} holds bytes that are no UTF-8 (letter {error.start}); give it as Unicode"
+        ) from error
     if text.startswith(f"# {SYNTHETIC_MARK}"):
         lines = text.splitlines()
         start = next((i for i, line in enumerate(lines) if not line.startswith("# ")), len(lines))

@@ -131,7 +131,7 @@ def check_values(values: np.ndarray, facts: Mapping[str, Any], name: str) -> Ver
     return verdict
 
 
-SMALLEST_MM = {"ct": 80.0, "mri": 40.0}
+SMALLEST_MM = {"ct": 40.0, "mri": 25.0}
 LARGEST_MM = {"ct": 800.0, "mri": 600.0}
 USUAL_MM = {"ct": (150.0, 560.0), "mri": (90.0, 480.0)}
 """Longer side of what a slice shows: chests and heads, from a newborn's to the largest bore."""

@@ -165,7 +165,7 @@ def _notes(scored: Sequence[_Scored], name: str) -> list[str]:
 
 
 def _line(number_: int, scored: _Scored, name: str) -> str:
-    reasons = "; ".join(e.words for e in scored.reasons if abs(e.points) >= 0.1) or "no hints"
+    reasons = "; ".join(e.words for e in scored.reasons if e.points) or "no hints"
     other = looks_like(scored.stack.facts) if name.startswith("mri_") else ""
     like = f" [like {other}]" if other and other != name else ""
     series = number(scored.stack.facts.get("SeriesNumber"))
