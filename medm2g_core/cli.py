@@ -1,5 +1,5 @@
-"""The command line: ``python -m medm2g_core prepare | train | generate | evaluate | demo | info``
-(or ``medm2g ...``).
+"""The command line: ``python -m medm2g_core prepare | train | generate | check | evaluate | demo |
+info`` (or ``medm2g ...``).
 
 This file only reads arguments and turns errors into one sentence; the work is in
 `medm2g_core.commands`, whose modules are imported when their command runs, so that ``--help`` is
@@ -12,6 +12,8 @@ Ctrl-C. Anything else is a fault of this program and ends with a traceback.
 from __future__ import annotations
 
 import argparse
+import functools
+import io
 import math
 import sys
 import traceback
@@ -38,16 +40,30 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
 
-def _natural(text: str) -> int:
-    if not text.strip().isdecimal():
-        raise argparse.ArgumentTypeError(f"needed a whole number from 0, got {text!r}")
-    return int(text)
+MAX_SAMPLES = 1000
+"""Of one call; more would fill the folder and, on a small machine, the memory."""
+
+MAX_STEPS = 1000
+"""Of the sampler: the noise levels of the training are no finer."""
+
+MAX_SEED, _MAX_DIGITS = 2**63 - 1 - MAX_SAMPLES, 20
+"""Sample i has the seed + i, and PyTorch's seeds are numbers of 64 bits."""
 
 
-def _count(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"needed a whole number from 1, got {text!r}")
-    return int(text)
+def _whole(text: str, low: int, high: int | None = None) -> int:
+    number = text.strip()
+    wanted = f"from {low}" + (f" to {high}" if high is not None else "")
+    fits = number.isdecimal() and len(number) <= _MAX_DIGITS and int(number) >= low
+    if not fits or (high is not None and int(number) > high):
+        raise argparse.ArgumentTypeError(f"needed a whole number {wanted}, got {text[:40]!r}")
+    return int(number)
+
+
+_natural = functools.partial(_whole, low=0)
+_count = functools.partial(_whole, low=1)
+_seed = functools.partial(_whole, low=0, high=MAX_SEED)
+_samples = functools.partial(_whole, low=1, high=MAX_SAMPLES)
+_steps = functools.partial(_whole, low=1, high=MAX_STEPS)
 
 
 def _finite(text: str) -> float:
@@ -150,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="default outputs/train-<profile>[-<source>]"
     )
     train.add_argument(
-        "--seed", type=_natural, default=0, help="of weights, batches and noise (default 0)"
+        "--seed", type=_seed, default=0, help="of weights, batches and noise (default 0)"
     )
     train.add_argument("--device", choices=DEVICES, default="auto")
     train.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
@@ -219,7 +235,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--model", type=Path, metavar="DIR", help="model folder (default: the shipped weights)"
     )
-    generate.add_argument("--steps", type=_count, default=10, help="sampler steps (default 10)")
+    generate.add_argument("--steps", type=_steps, default=10, help="sampler steps (default 10)")
     generate.add_argument(
         "--guidance",
         type=_finite,
@@ -243,7 +259,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--order", choices=("joint", "cascade"), default="joint")
     generate.add_argument(
         "--best-of",
-        type=_count,
+        type=_samples,
         default=1,
         metavar="N",
         help=(
@@ -252,9 +268,9 @@ def build_parser() -> argparse.ArgumentParser:
         ),
     )
     generate.add_argument(
-        "--num-samples", type=_count, default=1, metavar="N", help="draws; sample i has seed + i"
+        "--num-samples", type=_samples, default=1, metavar="N", help="draws; sample i has seed + i"
     )
-    generate.add_argument("--seed", type=_natural, default=0)
+    generate.add_argument("--seed", type=_seed, default=0)
     generate.add_argument("--device", choices=DEVICES, default="auto")
     generate.add_argument(
         "--plane",
@@ -272,6 +288,29 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="of generated images (default png,nifti,dicom)",
     )
+
+    generate.add_argument(
+        "--explain",
+        action="store_true",
+        help="print the series of a given folder with the points that the choice was made by",
+    )
+
+    check = add(
+        "check",
+        "Say what a file is, what of it would be used and what speaks against it; draws nothing.",
+    )
+    check.add_argument("file", metavar="FILE", help="a file or DICOM folder; of text the words")
+    check.add_argument(
+        "--as", dest="stream", required=True, metavar="STREAM", help=f"one of the {STREAM_HELP}"
+    )
+    check.add_argument(
+        "--out", type=Path, metavar="PNG", help="the picture (default check-STREAM.png)"
+    )
+    check.add_argument(
+        "--model", type=Path, metavar="DIR", help="model folder (default: the shipped weights)"
+    )
+    check.add_argument("--plane", choices=("auto", "axial", "coronal"), default="auto")
+    check.add_argument("--slice", type=_natural, metavar="N")
 
     evaluate = add(
         "evaluate", "Measure a model on held-out virtual patients, beside baselines and ceilings."
@@ -325,11 +364,11 @@ def build_parser() -> argparse.ArgumentParser:
             " those of MR fully; kinds: text, xray, ct, mri, pix2pix)"
         ),
     )
-    evaluate.add_argument("--steps", type=_count, default=10, help="sampler steps (default 10)")
+    evaluate.add_argument("--steps", type=_steps, default=10, help="sampler steps (default 10)")
     evaluate.add_argument(
         "--guidance", type=_finite, default=2.0, help="classifier-free guidance (default 2)"
     )
-    evaluate.add_argument("--seed", type=_natural, default=0)
+    evaluate.add_argument("--seed", type=_seed, default=0)
     evaluate.add_argument("--device", choices=DEVICES, default="auto")
 
     ablate = add("ablate", "Short trainings that differ in one component, over several seeds.")
@@ -365,6 +404,10 @@ def _run(args: argparse.Namespace) -> int:
         from medm2g_core.commands.generate import run_generation
 
         return run_generation(args)
+    if args.command == "check":
+        from medm2g_core.commands.check import run_check
+
+        return run_check(args)
     if args.command == "evaluate":
         from medm2g_core.commands.evaluate import run_evaluation
 
@@ -413,6 +456,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see the head of this module)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     show = "--traceback" in arguments
+    for out in (sys.stdout, sys.stderr):
+        if isinstance(
+            out, io.TextIOWrapper
+        ):  # a file's name may hold what the terminal cannot show
+            out.reconfigure(errors="backslashreplace")
     try:
         return _run(build_parser().parse_args(arguments))
     except SystemExit as leaving:  # argparse after --help and --version

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
+from medm2g_core.data.findings import FINDINGS
+from medm2g_core.data.labeller import find_mentions
+from medm2g_core.data.plausibility import check_picture
+from medm2g_core.familiarity import note_on
 from medm2g_core.streams import StreamError, check_image, stream
 
+if TYPE_CHECKING:
+    from medm2g_core.model import MedM2G
+
 __all__ = [
+    "InputWarning",
     "check_batch",
     "check_choice",
     "check_count",
@@ -22,11 +33,24 @@ __all__ = [
     "check_number",
     "check_want",
     "check_weights",
+    "notes_on",
+    "notes_on_report",
 ]
 
-PICTURE_FLOOR = -0.01
-"""A picture without a darker pixel is taken for one in 0..1. True pictures of every stream have air
-or background: in 800 studies of the cohort the darkest pixel of none was above -0.87."""
+MAX_BATCH = 10_000
+"""Draws of each study in one call."""
+
+MAX_PIECES = 3.0
+"""Pieces that the tokenizer cuts a word into, on average. In reports like those it was fitted to a
+word is one piece, in other English reports up to 2; another language takes 3.5 and more."""
+
+NORMAL_WORDS = re.compile(
+    r"\b(?:normal|unremarkable|clear|negative|no acute|no abnormal\w*)\b", re.IGNORECASE
+)
+
+
+class InputWarning(UserWarning):
+    """What was given can be used, but may not be what the model was trained on."""
 
 
 def check_given(given: Any) -> dict[str, Any]:
@@ -80,6 +104,14 @@ def check_batch(given: Mapping[str, Any], num_samples: int) -> dict[str, torch.T
                 f"{name}: got {value!r:.80}; needed a report or a list of reports, none of them"
                 " empty"
             )
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise StreamError(
+                    f"{name}: character {error.start} is half of one (bytes that are no UTF-8?);"
+                    " give the report as Unicode text"
+                ) from error
         raw[name] = [t for t in texts for _ in range(num_samples)]
     sizes = {n: len(v) // num_samples for n, v in raw.items()}
     if len(set(sizes.values())) > 1:
@@ -88,7 +120,8 @@ def check_batch(given: Mapping[str, Any], num_samples: int) -> dict[str, torch.T
 
 
 def _check_pictures(name: str, value: Any) -> torch.Tensor:
-    """Images (1, H, W) or (B, 1, H, W) of a stream as (B, 1, H, W), in -1..1 and not in 0..1."""
+    """Images (1, H, W) or (B, 1, H, W) of a stream as (B, 1, H, W), checked, each by
+    `medm2g_core.data.plausibility.check_picture`."""
     if not isinstance(value, torch.Tensor):
         raise StreamError(
             f"{name}: got {type(value).__name__}; needed a tensor (1, H, W) or (B, 1, H, W) with"
@@ -101,15 +134,60 @@ def _check_pictures(name: str, value: Any) -> torch.Tensor:
         )
     images = check_image(value, name)
     images = images[None] if images.ndim == 3 else images
-    lowest, highest = images.flatten(1).aminmax(dim=1)  # (B,) each
-    if (lowest > PICTURE_FLOOR).any():
-        i = int(lowest.argmax())
-        raise StreamError(
-            f"{name}: picture {i} has values {lowest[i]:.3g}..{highest[i]:.3g}, as a picture in"
-            f" 0..1 has; needed -1..1 ({stream(name).meaning}), where every true picture has values"
-            " below 0: multiply by 2 and subtract 1"
-        )
+    for i, picture in enumerate(images):
+        refusal = check_picture(_array(picture), name).refusal
+        if refusal:
+            raise StreamError(
+                f"{name}: picture {i} cannot be used: {refusal} ({stream(name).meaning})"
+            )
     return images
+
+
+def _array(picture: torch.Tensor) -> np.ndarray:
+    return picture[0].detach().float().cpu().numpy()
+
+
+def notes_on(
+    model: MedM2G, raw: Mapping[str, torch.Tensor | list[str]], num_samples: int = 1
+) -> dict[str, list[str]]:
+    """What a user should know of each given stream, besides that it was taken.
+
+    Args:
+        raw: what `check_batch` gave.  num_samples: how often it repeated each study.
+    """
+    notes: dict[str, list[str]] = {}
+    for name, values in raw.items():
+        found: list[str] = []
+        for value in values[::num_samples]:
+            if isinstance(value, str):
+                more = notes_on_report(model.tokenizer, value)
+            else:
+                more = check_picture(_array(value), name).notes
+            found += [note for note in more if note not in found]
+        if isinstance(values, torch.Tensor):
+            found += note_on(model, name, values[::num_samples])
+        notes[name] = found
+    return notes
+
+
+def notes_on_report(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
+    """Whether a report speaks of what the model knows, in words that it knows."""
+    words = re.findall(r"[^\W\d_]+", text)
+    if not words:
+        return ["there are no words in it: whatever is drawn has nothing to do with it"]
+    pieces = tokenizer([f" {w}" for w in words], add_special_tokens=False)["input_ids"]
+    if sum(map(len, pieces)) / len(words) >= MAX_PIECES:
+        return [
+            "the model does not know most of its words (another language?): it reads English"
+            " reports of chests and brains, and will draw something, most likely a normal body"
+        ]
+    if not find_mentions(text) and not NORMAL_WORDS.search(text):
+        known = ", ".join(kind.title.lower() for kind in FINDINGS.values())
+        return [
+            "it names no finding that the model knows, so a normal body will be drawn; known are:"
+            f" {known}"
+        ]
+    return []
 
 
 def check_num_samples(num_samples: Any, num_images_per_prompt: Any) -> int:
@@ -126,7 +204,13 @@ def check_num_samples(num_samples: Any, num_images_per_prompt: Any) -> int:
             f"num_samples={num_samples} and num_images_per_prompt={num_images_per_prompt}: two"
             " names of one setting; give one of them"
         )
-    return next(iter(counts.values()), 1)
+    count = next(iter(counts.values()), 1)
+    if count > MAX_BATCH:
+        raise ValueError(
+            f"{count} samples in one call would fill the memory; ask for at most {MAX_BATCH} at a"
+            " time"
+        )
+    return count
 
 
 def check_count(name: str, value: Any) -> int:

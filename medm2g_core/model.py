@@ -109,6 +109,9 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if not isinstance(profile, Profile):
             profile = Profile.from_dict(dict(profile))
         self.profile, self.tokenizer = profile, tokenizer
+        # Stream -> PSNR of the codec below which a picture is unlike training, if measured; see
+        # `medm2g_core.familiarity`.
+        self.familiar: dict[str, float] = {}
         image, text = profile.image_codec, profile.text_codec
         align, flow = profile.alignment, profile.flow
         self.schedule = NoiseSchedule(flow.objective)
@@ -147,6 +150,7 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
             _diffusers_version=diffusers_version,
             format_version=FORMAT_VERSION,
             profile=self.profile.to_dict(),
+            **({"familiar": dict(self.familiar)} if self.familiar else {}),
         )
 
     # ---- streams <-> latents
@@ -438,6 +442,7 @@ class MedM2G(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 f"{config_file} describes another model version ({error})"
             ) from error
         model = cls(profile, load_tokenizer(folder))
+        model.familiar = {n: float(db) for n, db in config.get("familiar", {}).items()}
         for name in model.parts if parts is None else parts:
             model.load_part(folder, name)
         nn.Module.to(model, torch_dtype or torch.float32)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from medm2g_core.alignment.encoders import Embedding
 from medm2g_core.codecs.tokenizer import TextTooLongError
 from medm2g_core.flows.prompt import Prompt, mix, null_prompt
 from medm2g_core.inputs import (
+    InputWarning,
     check_batch,
     check_choice,
     check_count,
@@ -27,6 +29,7 @@ from medm2g_core.inputs import (
     check_number,
     check_want,
     check_weights,
+    notes_on,
 )
 from medm2g_core.model import CheckpointError, MedM2G
 from medm2g_core.sampling import ORDERS, Order, SampleStep, sample_latents
@@ -61,12 +64,14 @@ class MedM2GOutput(BaseOutput):
         streams: stream -> images in the form that ``output_type`` asked for, or a list of B
             reports.
         latents: stream -> standardised latents (B, ...), for who wants to go on with them.
+        notes: given stream -> what speaks against it, in words; empty lists where nothing does.
 
     Generated streams are for research and teaching, never for diagnosis.
     """
 
     streams: dict[str, Any]
     latents: dict[str, torch.Tensor]
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
     def __getitem__(self, key: Any) -> Any:
         return self.streams[key] if key in self.streams else super().__getitem__(key)
@@ -233,9 +238,12 @@ class MedM2GPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs: out of ``"latents"`` (after the step) and
                 ``"denoised"`` (the clean latents predicted in it).
 
+        Warns:
+            InputWarning: something speaks against what is given; `MedM2GOutput` has it too.
+
         Raises:
             StreamError: unknown streams, a wanted stream that is also given, wrong shapes or
-                ranges, or batches of different sizes.
+                ranges, pictures that cannot be that stream, or batches of different sizes.
             TextTooLongError: a report has more tokens than the model reads.
             ValueError: a setting that is not a number or out of its range, generators or latents
                 that do not fit, an unknown order, output type or tensor name.
@@ -271,6 +279,11 @@ class MedM2GPipeline(DiffusionPipeline):
         check_generator(generator, batch)
         shapes = {n: (batch, *self.model.latent_shape(n)) for n in want}
         noise = check_latents("latents", latents, shapes)
+
+        notes = notes_on(self.model, raw, num_samples)
+        for name, found in notes.items():
+            for note in found:
+                warnings.warn(f"{name}: {note}", InputWarning, stacklevel=3)  # 2 is no_grad's own
 
         embeddings = self.model.embed(raw)
         if raw:
@@ -324,8 +337,8 @@ class MedM2GPipeline(DiffusionPipeline):
                 best_score = torch.maximum(score, best_score)
         streams = self._decode(best, embeddings, output_type)
         self.maybe_free_model_hooks()
-        out = MedM2GOutput(streams, best)
-        return out if return_dict else out.to_tuple()  # type: ignore[return-value]
+        out = MedM2GOutput(streams, best, notes)
+        return out if return_dict else (streams, best)  # type: ignore[return-value]
 
     def _decode(
         self,

@@ -28,6 +28,7 @@ RANK = {  # imports point from a higher number to a lower one, or stay within on
     "flows": 2,
     "metrics": 2,
     "model": 3,
+    "familiarity": 4,
     "inputs": 4,
     "sampling": 4,
     "pipeline": 5,

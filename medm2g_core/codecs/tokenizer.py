@@ -67,10 +67,12 @@ def encode_texts(
     Returns:
         ids (B, L) int64 and mask (B, L) int64 with 1 where a token is, L <= ``max_length``.
 
+    ``</s>`` and its like in a text are words like any others, not the tokens of that name.
+
     Raises:
         TextTooLongError: a text has more than ``max_length`` tokens. Nothing is cut silently.
     """
-    out = tokenizer(texts, padding=True, return_tensors="pt")
+    out = tokenizer(texts, padding=True, return_tensors="pt", split_special_tokens=True)
     lengths = out["attention_mask"].sum(1)
     if int(lengths.max()) > max_length:
         i = int(lengths.argmax())

@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,14 @@ from typing import Any
 
 import torch
 
+from medm2g_core.commands.check import print_table
 from medm2g_core.commands.common import pick_device, writable_folder
 from medm2g_core.commands.info import versions
 from medm2g_core.commands.overview import overview_png
 from medm2g_core.data.export import FORMATS, SYNTHETIC_MARK, write_stream, write_text
 from medm2g_core.data.files import CHEST_FOV_MM, read_stream, read_text
 from medm2g_core.data.labeller import guess_region
+from medm2g_core.inputs import InputWarning
 from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import StreamError, stream
@@ -32,6 +35,10 @@ ONLY = {"chest": ("xray", "ct"), "brain": ("mri_pd", "mri_flair")}
 
 PLANES = {"chest": "coronal", "brain": "axial"}
 """Slice plane of the training's images (the radiograph is frontal, written as coronal)."""
+
+AT_ONCE = 16
+"""Samples drawn in one call of the pipeline; more of them take their turns, so that memory does not
+grow with their number."""
 
 NO_WORDS = "(the model wrote no words)"
 
@@ -100,6 +107,7 @@ def read_given(
             "plane": loaded.plane,
             "spacing_mm": spacing,
             "notes": list(loaded.notes),
+            "series": list(loaded.table),
         }
     return out
 
@@ -185,6 +193,11 @@ def _remarks(
             f"{', '.join(unclear)}: nothing tells whether this is a chest or a brain; written as a"
             " brain slice"
         )
+    if "text" in want and "xray" not in given.values and images & set(ONLY["chest"]):
+        out.append(
+            "text: the model words every chest report as one of a radiograph, also from CT or MR;"
+            " it never names the modality"
+        )
     if any(isinstance(v, str) and not v.strip() for sample in samples for v in sample.values()):
         out.append("text: the model wrote no words")
     return out
@@ -215,6 +228,8 @@ def run_generation(args: argparse.Namespace) -> int:
     given = read_given(sources, size=size, plane=args.plane, index=args.slice)
     for name, record in given.records.items():
         print(f"{name}: " + ("; ".join(record["notes"]) or "read as it is"))
+        if args.explain:
+            print_table(tuple(record.get("series", ())))
     if "text" in given.values:
         pipe.model.tokens(
             [str(given.values["text"])]
@@ -223,28 +238,40 @@ def run_generation(args: argparse.Namespace) -> int:
     pipe.to(device)
     began = time.monotonic()
     pipe.set_progress_bar_config(desc="generate", unit="step")
-    drawn = pipe(
-        given=given.values,
-        want=args.want,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance,
-        cross_guidance_scale=args.cross_guidance,
-        prompt_weights=weights or None,
-        order=args.order,
-        num_samples=args.num_samples,
-        best_of=args.best_of,
-        generator=[torch.Generator().manual_seed(args.seed + i) for i in range(args.num_samples)],
-    )
+    samples: list[dict[str, torch.Tensor | str]] = []
+    for first in range(args.seed, args.seed + args.num_samples, AT_ONCE):
+        seeds = range(first, min(first + AT_ONCE, args.seed + args.num_samples))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", InputWarning)  # printed below, once
+            drawn = pipe(
+                given=given.values,
+                want=args.want,
+                num_inference_steps=args.steps,
+                guidance_scale=args.guidance,
+                cross_guidance_scale=args.cross_guidance,
+                prompt_weights=weights or None,
+                order=args.order,
+                num_samples=len(seeds),
+                best_of=args.best_of,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            )
+        _tell(given, drawn.notes)
+        samples += [
+            {
+                n: v.float().cpu() if isinstance(v := drawn[n][i], torch.Tensor) else v
+                for n in args.want
+            }
+            for i in range(len(seeds))
+        ]
     seconds = time.monotonic() - began
-    samples: list[dict[str, torch.Tensor | str]] = [
-        {n: v.float().cpu() if isinstance(v := drawn[n][i], torch.Tensor) else v for n in args.want}
-        for i in range(args.num_samples)
-    ]
-    broken = [
-        n
-        for n, v in samples[0].items()
-        if isinstance(v, torch.Tensor) and not torch.isfinite(v).all()
-    ]
+    broken = sorted(
+        {
+            n
+            for sample in samples
+            for n, v in sample.items()
+            if isinstance(v, torch.Tensor) and not torch.isfinite(v).all()
+        }
+    )
     if broken:
         raise ValueError(
             f"{', '.join(broken)}: the model gave NaN; a smaller --guidance or another --device may"
@@ -271,12 +298,25 @@ def run_generation(args: argparse.Namespace) -> int:
     }
     files.append(out / "generation.json")
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    atomic_write(files[-1], lambda p: p.write_text(text, encoding="utf-8"))
+    # A path with bytes that are no UTF-8 becomes JSON's own escapes.
+    atomic_write(
+        files[-1], lambda p: p.write_text(text, encoding="utf-8", errors="backslashreplace")
+    )
     for path in files:
         print(path)
     print(f"{SYNTHETIC_MARK} ({seconds:.1f} s on {device})")
     sys.stdout.flush()
     return 0
+
+
+def _tell(given: GivenStreams, notes: Mapping[str, list[str]]) -> None:
+    """Print and record what the pipeline has to say of what was given and reading it did not."""
+    for name, found in notes.items():
+        known = given.records[name]["notes"]
+        for note in found:
+            if note not in known:
+                print(f"{name}: {note}")
+                known.append(note)
 
 
 def _settings(args: argparse.Namespace, weights: Mapping[str, float]) -> dict[str, Any]:

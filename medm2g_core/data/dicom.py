@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,64 +13,46 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 
-from medm2g_core.data.volumes import (
-    MAX_VOXELS,
-    SYNTHETIC_MARK,
-    FileError,
-    Volume,
-    blame,
-    oriented,
-    sniff,
-)
+from medm2g_core.data.dicom_pixels import Grey, grey_frames, has_pixels
+from medm2g_core.data.dicom_stacks import Frame, depths, frames_of, same_place, stacks_of
+from medm2g_core.data.headers import XRAY_MODALITIES, number
+from medm2g_core.data.series import Choice, choose, fits
+from medm2g_core.data.volumes import SYNTHETIC_MARK, FileError, Volume, blame, oriented, sniff
 
-__all__ = ["read_dicom_file", "read_dicom_folder"]
+__all__ = ["fits", "read_dicom_file", "read_dicom_folder"]
 
 MAX_FILES = 20_000
-_OTHER = {
-    "SEG",
-    "RTDOSE",
-    "RTIMAGE",
-    "PT",
-    "NM",
-    "US",
-    "MG",
-    "ES",
-    "SM",
-    "OP",
-    "OPT",
-    "ECG",
-    "PR",
-    "KO",
-    "SR",
-}
-_XRAY = {"CR", "DX", "DR", "RG", "RF", "XA", "PX"}
+NO_DISPLAY = frozenset({"CT", "MR", "PT", "NM"})
+"""Modalities whose values are measurements; in the others the picture shown is what counts."""
+
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
-def fits(modality: str, stream_name: str) -> bool:
-    """Whether a DICOM Modality can hold the stream; unspecific ones (SC, OT, none) may."""
-    if modality in _OTHER:
-        return False
-    kind = {"CT": "ct", "MR": "mri"}.get(modality, "xray" if modality in _XRAY else "")
-    return not kind or stream_name.startswith(kind)
-
-
-def read_dicom_file(path: Path) -> Volume:
-    """One DICOM file: a slice, a radiograph, or a multi-frame volume."""
+def read_dicom_file(path: Path, stream_name: str) -> Volume:
+    """One DICOM file: a slice, a radiograph, or a multi-frame object, of which the stack that suits
+    the stream best."""
     with blame(
         path, "reading DICOM"
     ):  # pydicom parses a value when it is first asked for, so anywhere below
         ds = _header(path, pixels=True)
         if ds is None:
             raise FileError(f"{path}: not a readable DICOM file")
-        return _volume(path, [(path, ds)], [])
+        notes: list[str] = []
+        grey = _grey(path, ds, notes)
+        frames = frames_of(path, ds)[: len(grey.frames)]
+        stacks = stacks_of(frames)
+        # What one stack alone contradicts is said by the check of the picture, as of any file.
+        one = Choice(stacks[0], (), ())
+        choice = one if len(stacks) == 1 else choose(stacks, stream_name, str(path))
+        notes[:0] = [n.replace("in the folder", "in the file") for n in choice.notes]
+        return _volume(path, choice, ds, {path: grey}, notes)
 
 
 def read_dicom_folder(folder: Path, stream_name: str) -> Volume:
-    """The series of a folder (searched with its subfolders) that suits the stream best.
+    """The stack of a folder (searched with its subfolders) that suits the stream best.
 
-    Files are grouped by SeriesInstanceUID, then by image size, orientation and echo time.
-    Localisers and other modalities lose; among the rest the one with the most slices wins.
+    Files are parted by `medm2g_core.data.dicom_stacks` and chosen among by
+    `medm2g_core.data.series`.
     """
     with blame(folder, "reading the DICOM series"):
         return _read_folder(folder, stream_name)
@@ -84,7 +67,7 @@ def _read_folder(folder: Path, stream_name: str) -> Volume:
             f"{folder}: {len(found)} files; give the folder of one series or study (at most"
             f" {MAX_FILES})"
         )
-    groups: dict[tuple, list[tuple[Path, Dataset]]] = defaultdict(list)
+    frames: list[Frame] = []
     broken, other = [], 0
     for path in found:
         try:
@@ -92,56 +75,39 @@ def _read_folder(folder: Path, stream_name: str) -> Volume:
                 other += 1
                 continue
             ds = _header(path, pixels=False)
+            if ds is None or not has_pixels(ds):
+                other += 1
+                continue
+            with blame(path, "reading the header"):
+                frames += frames_of(path, ds)
         except FileError as error:
             broken.append(str(error))
-            continue
-        if ds is None or not _has_pixels(ds):
-            other += 1
-            continue
-        orientation = tuple(round(float(v), 2) for v in ds.get("ImageOrientationPatient") or ())
-        echo = str(ds.get("EchoTime", "")) if stream_name.startswith("mri") else ""
-        key = (
-            ds.get("SeriesInstanceUID", ""),
-            ds.get("Rows"),
-            ds.get("Columns"),
-            orientation,
-            echo,
-        )
-        groups[key].append((path, ds))
-    if not groups:
+    if not frames:
         why = f"; the first problem: {broken[0]}" if broken else ""
         raise FileError(f"{folder}: no DICOM image among {len(found)} files{why}")
-    fitting = {
-        k: v for k, v in groups.items() if fits(str(v[0][1].get("Modality", "")), stream_name)
-    }
-    if not fitting:
-        kinds = sorted({str(v[0][1].get("Modality", "?")) for v in groups.values()})
-        raise FileError(
-            f"{folder}: holds {', '.join(kinds)} images, none of which can be the stream"
-            f" {stream_name}"
-        )
-    real = {
-        k: v for k, v in fitting.items() if "LOCALIZER" not in (v[0][1].get("ImageType") or ())
-    } or fitting
-    most = max(len(v) for v in real.values())
-    best = [k for k, v in real.items() if len(v) == most]
-    # Equal stacks of one series differ in echo time: the T2 is the late echo, T1 and PD the early
-    # one.
-    best.sort(
-        key=lambda k: float(k[4]) if k[4] not in ("", "None") else 0.0,
-        reverse=stream_name == "mri_t2",
-    )
-    files, notes = real[best[0]], []
-    if len(groups) > 1:
-        name = str(files[0][1].get("SeriesDescription", "")).strip() or "no description"
-        notes.append(
-            f"{len(groups)} image stacks in the folder: took the one with {most} images ({name})"
-        )
+    choice = choose(stacks_of(frames), stream_name, str(folder))
+    notes = list(choice.notes)
     if broken:
         notes.append(f"{len(broken)} unreadable files left out: slices may be missing")
     if other:
         notes.append(f"{other} files without an image left out")
-    return _volume(folder, files, notes)
+    first, pixels = None, {}
+    skipped, files = 0, sorted({f.path for f in choice.stack.frames})
+    for path in files:
+        try:
+            ds = _header(path, pixels=True)
+            assert ds is not None
+            pixels[path] = _grey(path, ds, notes)
+        except FileError:
+            skipped += 1
+            if len(files) == 1 or skipped > len(files) // 4:
+                raise
+            continue
+        first = ds if first is None else first
+    assert first is not None
+    if skipped:
+        notes.append(f"{skipped} of {len(files)} slices could not be decoded and were left out")
+    return _volume(folder, choice, first, pixels, notes)
 
 
 def _header(path: Path, *, pixels: bool) -> Dataset | None:
@@ -150,160 +116,29 @@ def _header(path: Path, *, pixels: bool) -> Dataset | None:
         return ds if len(ds) else None
 
 
-def _has_pixels(ds: Dataset) -> bool:
-    return bool(ds.get("Rows") and ds.get("Columns") and ds.get("BitsAllocated"))
+def _grey(path: Path, ds: Dataset, notes: list[str]) -> Grey:
+    return grey_frames(path, ds, notes, display=ds.get("Modality", "") not in NO_DISPLAY)
 
 
-def _pixels(path: Path, ds: Dataset) -> np.ndarray:
-    """Stored pixels (rows, columns) or (frames, rows, columns), grey, before any rescaling."""
-    if "PixelData" not in ds:
-        meta = getattr(ds, "file_meta", {})
-        uid = ds.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID", "")
-        what = getattr(uid, "name", "") or str(ds.get("Modality", "")) or "unknown object"
-        raise FileError(
-            f"{path}: DICOM without pixel data that can be read here ({what}); needed an image"
-            " object"
-        )
-    if not _has_pixels(ds):
-        raise FileError(f"{path}: DICOM without Rows, Columns or BitsAllocated; the file is broken")
-    syntax = getattr(ds.file_meta, "TransferSyntaxUID", None) if hasattr(ds, "file_meta") else None
-    with blame(path, "decoding the pixels"):
-        frames = int(ds.get("NumberOfFrames") or 1)
-        if frames * int(ds.Rows) * int(ds.Columns) > MAX_VOXELS:
-            raise FileError(f"{path}: more than {MAX_VOXELS} voxels")
-        if syntax is None:
-            raw = ds.original_encoding
-            syntax = (
-                pydicom.uid.ImplicitVRLittleEndian if raw[0] else pydicom.uid.ExplicitVRLittleEndian
-            )
-            syntax = syntax if raw[1] is not False else pydicom.uid.ExplicitVRBigEndian
-            if not hasattr(ds, "file_meta"):
-                ds.file_meta = pydicom.dataset.FileMetaDataset()
-            ds.file_meta.TransferSyntaxUID = syntax
-        if syntax.is_compressed:
-            decoder = pydicom.pixels.get_decoder(syntax) if _decodable_syntax(syntax) else None
-            if decoder is None or not decoder.is_available:
-                raise _undecodable(path, syntax, "")
-    with blame(path, "decoding the pixels"):
-        try:
-            pixels = pydicom.pixels.pixel_array(ds)
-        except (
-            RuntimeError
-        ) as error:  # what pydicom raises when none of its decoder plugins manages
-            if not syntax.is_compressed:
-                raise
-            raise _undecodable(path, syntax, str(error).strip().splitlines()[-1].strip()) from error
-    if int(ds.get("SamplesPerPixel") or 1) > 1:
-        if np.quantile(np.ptp(pixels.astype(np.float32), axis=-1), 0.999) > 2:
-            raise FileError(
-                f"{path}: a colour DICOM ({ds.get('PhotometricInterpretation', '?')}); needed a"
-                " grey image"
-            )
-        pixels = pixels[..., 0]
-    elif ds.get("PhotometricInterpretation") == "PALETTE COLOR":
-        raise FileError(f"{path}: a colour DICOM (PALETTE COLOR); needed a grey image")
-    return pixels
-
-
-def _undecodable(path: Path, syntax: Any, why: str) -> FileError:
-    return FileError(
-        f"{path}: compressed with {syntax.name} ({syntax}), which cannot be decoded"
-        f" here{f' ({why[:120]})' if why else ''}; pip install pylibjpeg pylibjpeg-libjpeg"
-        " pylibjpeg-openjpeg, or export it uncompressed"
-    )
-
-
-def _decodable_syntax(syntax: Any) -> bool:
-    try:
-        pydicom.pixels.get_decoder(syntax)
-    except NotImplementedError:
-        return False
-    return True
-
-
-def _functional(ds: Dataset, frame: int, group: str, tag: str) -> Any:
-    """A value of an enhanced multi-frame object's functional groups (own frame first, then shared),
-    or ``None``."""
-    per = ds.get("PerFrameFunctionalGroupsSequence") or []
-    for item in ([per[frame]] if frame < len(per) else []) + list(
-        ds.get("SharedFunctionalGroupsSequence") or []
-    ):
-        inner = item.get(group)
-        if inner and tag in inner[0]:
-            return inner[0][tag].value
-    return None
-
-
-def _slices(path: Path, ds: Dataset, notes: list[str]) -> list[tuple[np.ndarray, Any, Any, Any]]:
-    """(values, position, orientation, pixel spacing) of each frame; values rescaled, by slope 1 and
-    0 if absent."""
-    pixels = _pixels(path, ds)
-    frames = pixels if pixels.ndim == 3 else pixels[None]
-    out = []
-    for index, frame in enumerate(frames):
-
-        def get(tag: str, group: str, index: int = index) -> Any:
-            value = ds.get(tag)
-            return _functional(ds, index, group, tag) if value is None else value
-
-        slope, intercept = (
-            get(t, "PixelValueTransformationSequence") for t in ("RescaleSlope", "RescaleIntercept")
-        )
-        if slope is None and "no rescale slope: 1/0 used" not in notes:
-            notes.append("no rescale slope: 1/0 used")
-        values = frame.astype(np.float32)
-        padding = ds.get("PixelPaddingValue")
-        values = values * float(1 if slope is None else slope) + float(
-            0 if intercept is None else intercept
-        )
-        if isinstance(padding, int) and (frame == padding).any():
-            values[frame == padding] = (
-                values[frame != padding].min() if (frame != padding).any() else 0
-            )
-            text = "padding pixels set to the lowest true value"
-            if text not in notes:
-                notes.append(text)
-        position = get("ImagePositionPatient", "PlanePositionSequence")
-        orientation = get("ImageOrientationPatient", "PlaneOrientationSequence")
-        out.append((values, position, orientation, get("PixelSpacing", "PixelMeasuresSequence")))
-    return out
-
-
-def _volume(path: Path, files: list[tuple[Path, Dataset]], notes: list[str]) -> Volume:
-    slices: list[tuple[np.ndarray, Any, Any, Any]] = []
-    first: Dataset | None = None
-    skipped = 0
-    for file, header in files:
-        try:
-            ds = header if "PixelData" in header else _header(file, pixels=True)
-            assert ds is not None
-            got = _slices(file, ds, notes)
-        except FileError:
-            if len(files) == 1:
-                raise
-            skipped += 1
-            if skipped > len(files) // 4:
-                raise
-            continue
-        first = first if first is not None else ds
-        slices += got
-    assert first is not None
-    if skipped:
-        notes.append(f"{skipped} of {len(files)} slices could not be decoded and were left out")
+def _volume(
+    path: Path, choice: Choice, first: Dataset, pixels: dict[Path, Grey], notes: list[str]
+) -> Volume:
+    """The frames of a stack that were read, as one volume."""
+    stack = choice.stack
+    frames = [f for f in stack.frames if f.path in pixels]
+    values = [pixels[f.path].frames[f.index] for f in frames]
     with blame(path, "reading the geometry"):
-        volume = _assemble(slices, first, notes)
-        volume.modality = str(first.get("Modality", ""))
-        volume.inverted = first.get("PhotometricInterpretation") == "MONOCHROME1"
-        centre, width = first.get("WindowCenter"), first.get("WindowWidth")
-        if centre is not None and width is not None:
-            c, w = (
-                float(v[0] if isinstance(v, pydicom.multival.MultiValue) else v)
-                for v in (centre, width)
-            )
-            volume.window = (c - w / 2, c + w / 2) if w > 0 else None
+        volume = _assemble(path, frames, values, first, notes)
+    volume.facts = dict(stack.facts)
+    volume.table = list(choice.table)
+    volume.modality = str(first.get("Modality", ""))
+    grey = pixels[frames[0].path]
+    volume.inverted, volume.window = grey.inverted, grey.window
+    with blame(path, "reading the header"):
         for name, label in (("RepetitionTime", "TR"), ("EchoTime", "TE"), ("InversionTime", "TI")):
-            if volume.modality == "MR" and first.get(name) is not None:
-                notes.append(f"{label} {float(first.get(name)):.4g} ms")
+            time = number(stack.facts.get(name))
+            if volume.modality == "MR" and time is not None:
+                notes.append(f"{label} {time:.4g} ms")
         if str(first.get("ImageComments", "")).startswith(SYNTHETIC_MARK):
             description = str(first.get("SeriesDescription", "")).split()
             volume.tags = {"stream": description[-1] if description else ""}
@@ -311,58 +146,87 @@ def _volume(path: Path, files: list[tuple[Path, Dataset]], notes: list[str]) -> 
 
 
 def _assemble(
-    slices: list[tuple[np.ndarray, Any, Any, Any]], ds: Dataset, notes: list[str]
+    path: Path,
+    frames: Sequence[Frame],
+    values: list[np.ndarray],
+    ds: Dataset,
+    notes: list[str],
 ) -> Volume:
-    values = [s[0] for s in slices]
     if len({v.shape for v in values}) > 1:
-        raise FileError("the images differ in size")
-    positions, orientation, pixel = [s[1] for s in slices], slices[0][2], slices[0][3]
-    if (
-        orientation is None
-        or len(orientation) != 6
-        or any(p is None or len(p) != 3 for p in positions)
-    ):
-        return _flat(values, ds, pixel, notes)
-    along_row, along_column = (
-        np.array(orientation[:3], float),
-        np.array(orientation[3:], float),
-    )  # LPS
+        raise FileError(f"{path}: the images differ in size")
+    depth = depths(frames)
+    if depth is None or ds.get("Modality") in XRAY_MODALITIES:
+        return _flat(values, frames[len(frames) // 2], ds, notes)
+    orientation = frames[0].orientation
+    assert orientation is not None
+    along_row, along_column = orientation[:3], orientation[3:]  # LPS
     normal = np.cross(along_row, along_column)
-    where = np.array([[float(c) for c in p] for p in positions])
-    depth = where @ normal
-    order = np.argsort(depth, kind="stable")
-    keep = [order[0]] + [b for a, b in pairwise(order) if depth[b] - depth[a] > 1e-3]
-    if len(keep) < len(order):
-        notes.append(
-            f"{len(order) - len(keep)} images repeat a position (time points?): first used"
-        )
-    spacing = (
-        [float(v) for v in pixel] if pixel is not None else [1.0, 1.0]
-    )  # row distance, column distance
-    if pixel is None:
-        notes.append("no pixel spacing: 1 mm assumed")
+    keep = _one_each(path, depth, values, notes)
+    spacing = frames[0].spacing
+    pixel = spacing or (1.0, 1.0)
     if len(keep) > 2:
         keep = _longest_run(keep, depth, notes)
     if len(keep) > 1:
+        where = np.array([f.position for f in frames])
         gaps = np.diff(depth[keep])
         step = float(np.median(gaps))
         vector = (where[keep[-1]] - where[keep[0]]) / (depth[keep[-1]] - depth[keep[0]]) * step
         stack = np.stack([values[i] for i in keep])
+        if frames[0].step is not None:
+            notes.append(
+                f"one position for all frames: {step:.3g} mm apart along the normal, by the header"
+            )
         if gaps.max() > 1.05 * step or gaps.min() < 0.95 * step:
             apart = f"{gaps.min():.3g}..{gaps.max():.3g} mm"
             notes.append(f"uneven slice distances ({apart}) interpolated to {step:.3g} mm")
             stack = _even(stack, depth[keep], step)
     else:
-        thick = ds.get("SpacingBetweenSlices") or ds.get("SliceThickness") or 1.0
-        vector, stack = normal * abs(float(thick)), np.stack([values[keep[0]]])
+        stated = (number(ds.get(t)) for t in ("SpacingBetweenSlices", "SliceThickness"))
+        thick = next((abs(s) for s in stated if s), 1.0)
+        vector, stack = normal * thick, np.stack([values[keep[0]]])
     affine = np.eye(4)
     affine[:3, :3] = _LPS_TO_RAS @ np.stack(
-        [along_row * spacing[1], along_column * spacing[0], vector], axis=1
+        [along_row * pixel[1], along_column * pixel[0], vector], axis=1
     )
-    return oriented(stack.transpose(2, 1, 0), affine, "dicom", notes)
+    volume = oriented(stack.transpose(2, 1, 0), affine, "dicom", notes)
+    if spacing is None:
+        # The axis that the slices are counted along keeps its distance.
+        counted = int(np.argmax(np.abs(normal[[2, 1, 0]])))
+        volume.spacing_mm = tuple(
+            s if axis == counted else float("nan") for axis, s in enumerate(volume.spacing_mm)
+        )
+        volume.acquired = ("axial", "coronal", "sagittal")[counted]
+    elif ds.get("PixelSpacing") is None and ds.get("ReconstructionDiameter") is not None:
+        notes.append(f"no pixel spacing: {spacing[0]:.3g} mm from the reconstructed diameter")
+    return volume
 
 
-def _longest_run(keep: list[Any], depth: np.ndarray, notes: list[str]) -> list[Any]:
+def _one_each(
+    path: Path, depth: np.ndarray, values: list[np.ndarray], notes: list[str]
+) -> list[int]:
+    """One frame for each position, in order of depth.
+
+    Raises:
+        FileError: different images at one position, which no header parted.
+    """
+    places: dict[int, list[int]] = defaultdict(list)
+    for index, place in enumerate(same_place(depth)):
+        places[int(place)].append(index)
+    copies = len(depth) - len(places)
+    for members in places.values():
+        for a, b in pairwise(members):
+            if not np.array_equal(values[a], values[b]):
+                raise FileError(
+                    f"{path}: {copies} images lie at positions that others have too, and nothing"
+                    " in their headers parts them (time points? phases?); give the files of one"
+                    " acquisition"
+                )
+    if copies:
+        notes.append(f"{copies} images are copies of others at their positions: left out")
+    return [places[place][0] for place in sorted(places)]
+
+
+def _longest_run(keep: list[int], depth: np.ndarray, notes: list[str]) -> list[int]:
     """The longest part of a stack without a gap of more than three slices: such a gap must not be
     interpolated."""
     gaps = np.diff(depth[keep])
@@ -384,14 +248,12 @@ def _even(stack: np.ndarray, depth: np.ndarray, step: float) -> np.ndarray:
     return stack[low] * (1 - part) + stack[low + 1] * part
 
 
-def _flat(values: list[np.ndarray], ds: Dataset, pixel: Any, notes: list[str]) -> Volume:
+def _flat(values: list[np.ndarray], frame: Frame, ds: Dataset, notes: list[str]) -> Volume:
     """An image without a place in space: a radiograph or a secondary capture. Of several frames,
     the middle one."""
     if len(values) > 1:
         notes.append(f"{len(values)} frames without positions: the middle one is used")
     array = values[len(values) // 2]
-    if pixel is None:
-        pixel = ds.get("ImagerPixelSpacing") or ds.get("NominalScannedPixelSpacing")
     rows_columns = [str(v) for v in ds.get("PatientOrientation") or ()]
     if len(rows_columns) == 2:
         if rows_columns[0][:1] == "R":
@@ -400,9 +262,18 @@ def _flat(values: list[np.ndarray], ds: Dataset, pixel: Any, notes: list[str]) -
         if rows_columns[1][:1] in ("H", "A"):
             array = array[::-1]
             notes.append("rows ran upward: turned to display convention")
-    spacing = (
-        tuple(float(v) for v in pixel)
-        if pixel is not None and len(pixel) == 2
-        else (float("nan"),) * 2
+    spacing = frame.spacing or (float("nan"),) * 2
+    return Volume(
+        np.ascontiguousarray(array), spacing, "dicom", notes, aspect=_pixel_aspect(ds.get(_ASPECT))
     )
-    return Volume(np.ascontiguousarray(array), spacing, "dicom", notes)
+
+
+_ASPECT = "PixelAspectRatio"
+
+
+def _pixel_aspect(value: Any) -> float:
+    """Height over width of a pixel from PixelAspectRatio (vertical, horizontal); 1 without one."""
+    if value is None or len(value) != 2:
+        return 1.0
+    down, across = number(value[0]), number(value[1])
+    return down / across if down and across and down > 0 and across > 0 else 1.0

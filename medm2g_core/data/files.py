@@ -12,16 +12,32 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from scipy import ndimage
 from torch import Tensor
 
 from medm2g_core.data.dicom import fits, read_dicom_file, read_dicom_folder
 from medm2g_core.data.intensity import check_hu, mr_to_unit, xray_to_unit
+from medm2g_core.data.pictures import read_picture
+from medm2g_core.data.plausibility import (
+    Verdict,
+    check_header,
+    check_picture,
+    check_size,
+    check_values,
+)
+from medm2g_core.data.slices import (
+    CHEST_FOV_MM,
+    MIN_PIXELS,
+    SMALL_FOV_MM,
+    Plane,
+    body_box_mm,
+    body_mask,
+    cut_slice,
+    field_of_view,
+)
 from medm2g_core.data.volumes import (
     KNOWN_FORMATS,
     SYNTHETIC_MARK,
@@ -29,7 +45,6 @@ from medm2g_core.data.volumes import (
     Volume,
     read_itk,
     read_nifti,
-    read_picture,
     sniff,
 )
 from medm2g_core.streams import check_image, hu_to_unit, stream
@@ -44,27 +59,10 @@ __all__ = [
     "square_picture",
 ]
 
-CHEST_FOV_MM = 358.4
-"""Side of a chest picture: 128 pixels of 2.8 mm, the grid of the virtual patients."""
-
-HEAD_FILL = 0.92
-"""Part of a brain picture's side that the longer side of the head takes."""
-
-SMALL_FOV_MM = 200.0
-"""A CT narrower than this may hold no air, and is fitted to the picture instead of shown on the
-chest's scale."""
-
-VERTEX_TO_SLICE_MM = 70.0
-"""The middle slice of a head that was imaged with its neck: this far below the vertex (body of the
-ventricles)."""
-
-MIN_PIXELS = 16
 MAX_VALUE = 1e9
 MAX_ASPECT = 12
 SPACING_MM = (0.02, 50.0)
 MAX_TEXT_BYTES = 1_000_000
-Plane = Literal["auto", "axial", "coronal"]
-_AXIS = {"axial": 0, "coronal": 1, "sagittal": 2}
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,8 @@ class LoadedImage:
         kind: ``"dicom"``, ``"nifti"``, ``"metaimage"``, ``"nrrd"``, ``"png"`` or ``"jpeg"``.
         plane: ``"axial"``, ``"coronal"``, ``"sagittal"``, or ``"flat"`` for a picture without a
             place in space.
+        table: of a folder: its series and how well each fits the stream, a line each, best first.
+        what: the file in a few words: format, size, modality and description.
     """
 
     image: Tensor
@@ -87,6 +87,8 @@ class LoadedImage:
     spacing_mm: tuple[float, float]
     kind: str
     plane: str
+    table: tuple[str, ...] = ()
+    what: str = ""
 
 
 def read_stream(
@@ -152,7 +154,7 @@ def read_volume(path: Path, stream_name: str) -> Volume:
         return read_dicom_folder(path, stream_name)
     kind = sniff(path)
     if kind == "dicom":
-        return read_dicom_file(path)
+        return read_dicom_file(path, stream_name)
     if kind == "nifti":
         return read_nifti(path)
     if kind in ("metaimage", "nrrd"):
@@ -182,6 +184,8 @@ def _as_stream(
             f"the DICOM Modality is {volume.modality}, which cannot be the stream {name}"
         )
     notes = volume.notes
+    if not volume.tags:
+        _heed(check_header(volume.facts, name), notes)
     array = _checked_hu(volume) if name == "ct" and not volume.tags.get("window") else volume.array
     if name == "xray":
         array = np.squeeze(array)
@@ -190,7 +194,7 @@ def _as_stream(
                 f"a volume of shape {volume.array.shape} was given as a radiograph; needed one 2-D"
                 " image"
             )
-    cut, flat_spacing, shown = _cut(array, volume, name, plane, index)
+    cut, flat_spacing, shown = cut_slice(array, volume, name, plane, index)
     if min(cut.shape) < MIN_PIXELS:
         raise FileError(
             f"the image is {cut.shape[0]} x {cut.shape[1]} pixels; needed at least {MIN_PIXELS}"
@@ -203,6 +207,8 @@ def _as_stream(
         )
     if np.ptp(cut) == 0:
         raise FileError(f"the image is blank: every value is {cut.flat[0]:g}")
+    if not volume.tags:
+        _heed(check_values(cut, volume.facts, name), notes)
     unit, body = _unit(cut, array, volume, name)
     spacing_known = all(math.isfinite(s) and s > 0 for s in flat_spacing)
     if spacing_known and not all(SPACING_MM[0] <= s <= SPACING_MM[1] for s in flat_spacing):
@@ -210,18 +216,55 @@ def _as_stream(
             f"a pixel spacing of {flat_spacing[0]:.3g} x {flat_spacing[1]:.3g} mm; the header is"
             " broken"
         )
-    spacing = flat_spacing if spacing_known else (1.0, 1.0)
-    centre, fov = _field(
+    spacing = flat_spacing if spacing_known else (volume.aspect, 1.0)
+    if spacing_known and body is not None and body.any() and not volume.tags:
+        _heed(check_size(cut, spacing, body_box_mm(body, spacing), name), notes)
+    centre, fov = field_of_view(
         unit.shape, spacing, body if spacing_known and not volume.tags else None, name, notes
     )
     picture = square_picture(unit, spacing, centre, fov, size)
+    if not volume.tags:
+        _heed(check_picture(picture, name), notes)
     image = check_image(torch.from_numpy(picture)[None], name)
     if not spacing_known:
         notes.append("no pixel spacing: the whole picture fitted to a square")
     if volume.tags:
         notes.append("made by this project: synthetic, its value scale taken as written")
     pixel = fov / size if spacing_known else float("nan")
-    return LoadedImage(image, tuple(notes), (pixel, pixel), volume.kind, shown)
+    return LoadedImage(
+        image,
+        tuple(notes),
+        (pixel, pixel),
+        volume.kind,
+        shown,
+        tuple(volume.table),
+        _in_words(volume),
+    )
+
+
+def _in_words(volume: Volume) -> str:
+    """What was read, before anything was chosen from it."""
+    sizes = " x ".join(str(n) for n in volume.array.shape)
+    unit = "pixels" if volume.array.ndim == 2 else "voxels (head to feet, front to back, across)"
+    known = all(math.isfinite(s) for s in volume.spacing_mm)
+    spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
+    facts = volume.facts
+    more = [f"modality {volume.modality}"] if volume.modality else []
+    if facts.get("SeriesDescription"):
+        more.append(f"{facts['SeriesDescription']!r}")
+    if facts.get("BodyPartExamined"):
+        more.append(f"of {facts['BodyPartExamined']}")
+    if volume.tags:
+        more.append("generated by this project")
+    scale = f" of {spacing} mm" if known else ", spacing not stated"
+    return ", ".join([f"{volume.kind}, {sizes} {unit}{scale}", *more])
+
+
+def _heed(verdict: Verdict, notes: list[str]) -> None:
+    """Take the notes of a check over, or refuse."""
+    if verdict.refusal:
+        raise FileError(verdict.refusal)
+    notes += [note for note in verdict.notes if note not in notes]
 
 
 def _checked_hu(volume: Volume) -> np.ndarray:
@@ -241,95 +284,6 @@ def _checked_hu(volume: Volume) -> np.ndarray:
     return array
 
 
-def _cut(
-    array: np.ndarray, volume: Volume, name: str, plane: Plane, index: int | None
-) -> tuple[np.ndarray, tuple[float, float], str]:
-    """One slice (rows, columns) of a volume with its spacing and plane; a flat picture as it is."""
-    notes = volume.notes
-    if array.ndim == 2:
-        if plane != "auto" or index is not None:
-            notes.append("a single flat picture: plane and index ignored")
-        sizes = zip(volume.spacing_mm, volume.array.shape, strict=True)
-        kept = [s for s, n in sizes if n > 1 or volume.array.ndim == 2]
-        pair = (kept[0], kept[1]) if len(kept) == 2 else (float("nan"), float("nan"))
-        return array, pair, volume.tags.get("plane") or "flat"
-    counts = dict(zip(_AXIS, array.shape, strict=True))
-    spacing = dict(zip(_AXIS, volume.spacing_mm, strict=True))
-    span = counts["axial"] * spacing["axial"]
-    chosen: str = plane
-    if plane == "auto":
-        thick = volume.acquired and spacing[volume.acquired] > 3 * min(spacing.values())
-        single = [p for p, n in counts.items() if n == 1]
-        if single:
-            chosen = single[0]
-        elif name == "ct" and counts["axial"] >= 24 and span >= 150:
-            chosen = "coronal"
-        elif name != "ct" and thick:
-            chosen = volume.acquired
-        else:
-            chosen = "axial"
-        if name == "ct" and chosen != "coronal" and not volume.tags:
-            notes.append(f"{chosen} slice shown; the model was trained on coronal chest slices")
-        if name != "ct" and chosen != "axial" and not volume.tags:
-            notes.append(
-                f"{chosen} slice shown, as acquired; the model was trained on axial brain slices"
-            )
-    axis, count = _AXIS[chosen], counts[chosen]
-    rest = [n for p, n in counts.items() if p != chosen]
-    if min(rest) < MIN_PIXELS:
-        shape = " x ".join(str(n) for n in array.shape)
-        hint = f"; the images are {volume.acquired}" if volume.acquired not in ("", chosen) else ""
-        raise FileError(
-            f"the {chosen} slice would be {rest[0]} x {rest[1]} pixels, too small (volume {shape}, "
-            f"needed at least {MIN_PIXELS} each way){hint}"
-        )
-    if index is None:
-        index = _middle(array, volume.spacing_mm, axis, name) if count > 1 else 0
-    if not 0 <= index < count:
-        raise FileError(f"{chosen} slice {index} does not exist; the volume has 0..{count - 1}")
-    if count > 1:
-        notes.append(f"{chosen} slice {index} of {count}")
-    rows, columns = (spacing[p] for p in _AXIS if p != chosen)
-    return np.take(array, index, axis=axis), (rows, columns), chosen
-
-
-def _middle(array: np.ndarray, spacing: tuple[float, ...], axis: int, name: str) -> int:
-    """Slice through the middle of the body's mass; for a head with neck, `VERTEX_TO_SLICE_MM` below
-    the vertex."""
-    steps = tuple(max(1, int(4 / s)) if s > 0 else 1 for s in spacing)
-    body = _body(array[tuple(slice(None, None, n) for n in steps)], name)
-    profile = body.sum(axis=tuple(a for a in range(3) if a != axis)).astype(float)
-    if not profile.any():
-        return array.shape[axis] // 2
-    filled = np.flatnonzero(profile)
-    if name != "ct" and axis == 0:
-        top, bottom = filled[0] * steps[0], filled[-1] * steps[0]
-        if (bottom - top) * spacing[0] >= 2 * VERTEX_TO_SLICE_MM:
-            return int(top + VERTEX_TO_SLICE_MM / spacing[0])
-        return int((top + bottom) // 2)
-    middle = float((profile * np.arange(len(profile))).sum() / profile.sum()) * steps[axis]
-    return min(array.shape[axis] - 1, round(middle))
-
-
-def _body(values: np.ndarray, name: str) -> np.ndarray:
-    """Mask of the body: CT above -500 HU, MR above Otsu's threshold of the smoothed signal; largest
-    connected part."""
-    if name == "ct":
-        mask = values > -500
-    else:
-        from skimage.filters import threshold_otsu
-
-        smooth = ndimage.gaussian_filter(
-            values.astype(np.float32), [1.0 if n > 8 else 0.0 for n in values.shape]
-        )
-        mask = smooth > 0.6 * threshold_otsu(smooth)
-    opened = ndimage.binary_opening(mask)  # parts the table from the back
-    labels, count = ndimage.label(opened if opened.any() else mask)
-    if count == 0:
-        return np.asarray(mask)
-    return labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
-
-
 def _unit(
     cut: np.ndarray, array: np.ndarray, volume: Volume, name: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -338,7 +292,7 @@ def _unit(
         low, high = volume.window or (0.0, 255.0)
         return ((cut - low) / (high - low) * 2 - 1).astype(np.float32), None
     if name == "ct":
-        return hu_to_unit(torch.from_numpy(np.ascontiguousarray(cut))).numpy(), _body(cut, name)
+        return hu_to_unit(torch.from_numpy(np.ascontiguousarray(cut))).numpy(), body_mask(cut, name)
     if volume.tags:
         if cut.min() < -1.01 or cut.max() > 1.01:
             raise FileError(
@@ -354,44 +308,7 @@ def _unit(
     if volume.inverted:
         volume.notes.append("MONOCHROME1 inverted")
         cut, array = array.max() - cut, array.max() - array
-    return mr_to_unit(cut, array, name), _body(cut, name)
-
-
-def _field(
-    shape: tuple[int, ...],
-    spacing: tuple[float, float],
-    body: np.ndarray | None,
-    name: str,
-    notes: list[str],
-) -> tuple[tuple[float, float], float]:
-    """Centre (row, column in pixels) and side in mm (pixels if the spacing is unknown) of the
-    square to show."""
-    extent = (shape[0] * spacing[0], shape[1] * spacing[1])
-    centre, whole = (shape[0] / 2, shape[1] / 2), max(extent)
-    if name == "xray":
-        return centre, max(whole, CHEST_FOV_MM) if 200 < whole < 600 and body is not None else whole
-    if body is None or not body.any():
-        return centre, whole
-    rows, columns = np.flatnonzero(body.any(axis=1)), np.flatnonzero(body.any(axis=0))
-    middle = ((rows[0] + rows[-1] + 1) / 2, (columns[0] + columns[-1] + 1) / 2)
-    box = ((rows[-1] - rows[0] + 1) * spacing[0], (columns[-1] - columns[0] + 1) * spacing[1])
-    if name == "ct":
-        if whole < SMALL_FOV_MM:
-            notes.append(
-                f"small field of view ({extent[0]:.0f} x {extent[1]:.0f} mm) enlarged to fill the"
-                " picture"
-            )
-            return centre, whole
-        if max(box) > CHEST_FOV_MM + 3:
-            notes.append(
-                f"the body is {max(box):.0f} mm, the picture {CHEST_FOV_MM:.0f} mm: the edges"
-                " are cut"
-            )
-        return middle, CHEST_FOV_MM
-    if min(box[0] / extent[0], box[1] / extent[1]) < 0.4:
-        notes.append("no head found in the slice: the whole picture is shown")
-        return centre, whole
-    return middle, float(max(box)) / HEAD_FILL
+    return mr_to_unit(cut, array, name), body_mask(cut, name)
 
 
 def square_picture(
@@ -459,6 +376,12 @@ def read_text(path_or_text: str | Path) -> str:
             )
         elif is_folder and len(path.parts) > 1:
             raise FileError(f"{path}: a folder, not a text file")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FileError(
+            f"{source} holds bytes that are no UTF-8 (letter {error.start}); give it as Unicode"
+        ) from error
     if text.startswith(f"# {SYNTHETIC_MARK}"):
         lines = text.splitlines()
         start = next((i for i, line in enumerate(lines) if not line.startswith("# ")), len(lines))

@@ -9,6 +9,10 @@ from medm2g_core.data.volumes import FileError
 
 __all__ = ["check_hu", "mr_to_unit", "xray_to_unit"]
 
+WINDOW_FILL = 0.5
+"""A window that less than half of the pixels lie in was meant for other values (it would clip the
+picture); one of which the pixels span less than half leaves it almost black or white."""
+
 MR_BRIGHT = 0.8
 """Where the bright end of an MR image goes on the streams' scale -1..1."""
 
@@ -91,16 +95,15 @@ def xray_to_unit(
 ) -> np.ndarray:
     """Radiograph to -1..1 with bone bright; adds to ``notes`` what was done.
 
-    The file's own display window is used where it covers the data, else the 0.5th to 99.5th
-    percentiles.
+    The file's own display window is used where it holds half of the pixels and these span half of
+    it (see `WINDOW_FILL`), else the 0.5th to 99.5th percentiles.
 
     Args:
         values: (rows, columns).
         window: (low, high) in the same unit, or ``None``.
         inverted: MONOCHROME1, large values are dark.
     """
-    inside = 0.0 if window is None else float(((values > window[0]) & (values < window[1])).mean())
-    if window is None or inside < 0.5:
+    if window is None or not _fills(values, window):
         window = (float(np.quantile(values, 0.005)), float(np.quantile(values, 0.995)))
         if window[0] == window[1]:
             window = (float(values.min()), float(values.max()))
@@ -113,3 +116,10 @@ def xray_to_unit(
         unit = -unit
         notes.append("MONOCHROME1 inverted: bone is bright")
     return unit.astype(np.float32)
+
+
+def _fills(values: np.ndarray, window: tuple[float, float]) -> bool:
+    """Whether a display window and the values belong together."""
+    inside = float(((values >= window[0]) & (values <= window[1])).mean())
+    low, high = np.quantile(np.clip(values, *window), (0.005, 0.995))
+    return inside >= WINDOW_FILL and bool(high - low >= WINDOW_FILL * (window[1] - window[0]))

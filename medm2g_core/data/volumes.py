@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
 import re
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -29,6 +31,8 @@ from nibabel.orientations import (
     ornt_transform,
 )
 
+from medm2g_core.data.headers import sidecar_facts
+
 __all__ = [
     "KNOWN_FORMATS",
     "MAX_VOXELS",
@@ -39,7 +43,6 @@ __all__ = [
     "oriented",
     "read_itk",
     "read_nifti",
-    "read_picture",
     "sniff",
 ]
 
@@ -48,6 +51,19 @@ SYNTHETIC_MARK = "SYNTHETIC - NOT FOR DIAGNOSIS"
 
 MAX_VOXELS = 600_000_000
 """Larger arrays are refused before they are read (2.4 GB as float32)."""
+
+VOXEL_MM = (1e-3, 1e3)
+"""Smaller or larger voxels are no patient's: the header is broken."""
+
+_NIFTI_FATAL = 40
+"""nibabel's severity from which a header is not used: unknown data type, no image."""
+
+LONG_QUATERNION = 1.05
+"""A NIfTI quaternion's vector part is at most 1 long but for rounding. Up to this length it is made
+1; a longer one is broken."""
+
+MM_OF_UNIT = {"meter": 1000.0, "micron": 0.001}
+"""NIfTI's units of length other than mm."""
 
 KNOWN_FORMATS = "DICOM, NIfTI (.nii, .nii.gz), MetaImage (.mhd, .mha), NRRD, PNG and JPEG"
 
@@ -79,6 +95,10 @@ class Volume:
         tags: marks of this project's own files (``stream``, ``plane``, ``window``), else empty.
         window: (low, high) display window in the units of `array`, if the file has one.
         inverted: values stand for MONOCHROME1, so large is dark.
+        aspect: height over width of a pixel of a flat picture whose spacing is not known.
+        facts: what the header says of the picture: DICOM keyword -> value, see
+            `medm2g_core.data.headers`; besides ``FileName``.
+        table: of a folder: its series and how well each fits the stream, a line each.
     """
 
     array: np.ndarray
@@ -90,6 +110,9 @@ class Volume:
     tags: dict[str, str] = field(default_factory=dict)
     window: tuple[float, float] | None = None
     inverted: bool = False
+    aspect: float = 1.0
+    facts: dict[str, Any] = field(default_factory=dict)
+    table: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -162,6 +185,11 @@ def oriented(array: np.ndarray, affine: np.ndarray, kind: str, notes: list[str])
     Axes are permuted and flipped to the nearest patient axes, never interpolated.
     """
     shape = array.shape
+    if not np.isfinite(affine).all():
+        raise FileError("the orientation matrix holds NaN or infinite values")
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    if not ((VOXEL_MM[0] <= steps) & (steps <= VOXEL_MM[1])).all():
+        raise FileError(f"voxels of {_mm(steps)}; the header is broken")
     ornt = io_orientation(affine)
     if np.isnan(ornt).any():
         raise FileError("the orientation matrix is degenerate: an axis has no direction")
@@ -196,32 +224,33 @@ def read_nifti(path: Path) -> Volume:
                 f"{path}: this is half of a NIfTI pair (.hdr with .img); convert it to one .nii.gz"
                 " file"
             )
-        header_class: Any = (
-            nib.nifti1.Nifti1Image if data[344:348] == b"n+1\0" else nib.nifti2.Nifti2Image
-        )
-        image = header_class.from_bytes(data)
-        shape = tuple(int(n) for n in image.shape)
+        new = data[344:348] != b"n+1\0"
+        header_class: Any = nib.nifti2.Nifti2Header if new else nib.nifti1.Nifti1Header
+        header = header_class.from_fileobj(io.BytesIO(data), check=False)
+        codes = int(header["sform_code"]), int(header["qform_code"])
+        quiet = logging.Logger(__name__)  # what is broken is told below, in the reader's words
+        header.check_fix(logger=quiet, error_level=_NIFTI_FATAL)
+        shape = tuple(int(n) for n in header.get_data_shape())
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
         if len(shape) > 3:
             raise FileError(
-                f"{path}: 4-D NIfTI of shape {image.shape}; give one 3-D volume, such as one time"
-                " point"
+                f"{path}: 4-D NIfTI of shape {shape}; give one 3-D volume, such as one time point"
             )
-        if len(shape) < 2 or not 0 < int(np.prod(shape, dtype=np.int64)) <= MAX_VOXELS:
+        if len(shape) < 2 or min(shape) < 1 or int(np.prod(shape, dtype=np.int64)) > MAX_VOXELS:
             raise FileError(
-                f"{path}: NIfTI of shape {image.shape}; needed 2-D or 3-D, at most {MAX_VOXELS}"
-                " voxels"
+                f"{path}: NIfTI of shape {shape}; needed 2-D or 3-D, at most {MAX_VOXELS} voxels"
             )
-        if image.get_data_dtype().fields or image.get_data_dtype().kind == "c":
+        if header.get_data_dtype().fields or header.get_data_dtype().kind == "c":
             raise FileError(
                 f"{path}: NIfTI of colours or complex numbers; needed one real number a voxel"
             )
         # nibabel applies scl_slope and scl_inter, and knows that a slope of 0 or NaN means none
-        array = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
-        header, affine = image.header, np.array(image.affine, dtype=float)
+        array = np.asarray(header.data_from_fileobj(io.BytesIO(data)), dtype=np.float32)
+        array = array.reshape(shape)
+        notes: list[str] = []
+        affine = _nifti_affine(path, header, codes, notes)
         zooms = np.array([*header.get_zooms()[: len(shape)], 1.0][:3], dtype=float)
-    notes: list[str] = []
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if (
         np.allclose(sizes, 1, atol=1e-3)
@@ -232,15 +261,64 @@ def read_nifti(path: Path) -> Volume:
         notes.append(
             f"the sform claims 1 mm voxels, the header {_mm(zooms)}: the header's spacing is used"
         )
-    if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
-        notes.append("no orientation in the header: left and right are nibabel's assumption")
+    unit = header.get_xyzt_units()[0]
+    in_mm = sizes * MM_OF_UNIT.get(unit, 1.0)
+    if unit in MM_OF_UNIT and ((VOXEL_MM[0] <= in_mm) & (in_mm <= VOXEL_MM[1] / 10)).all():
+        affine[:3] *= MM_OF_UNIT[unit]
+        notes.append(f"the header counts in {unit}s: turned to mm")
     if array.ndim == 2:
         array = array[:, :, None]
     volume = _name(path, lambda: oriented(array, affine, "nifti", notes))
+    volume.facts = {"FileName": path.name, "intent": _intent(header)} | sidecar_facts(path)
     description = bytes(header["descrip"]).rstrip(b"\0").decode("latin-1")
     if description.startswith(SYNTHETIC_MARK):
         volume.tags = {"stream": bytes(header["intent_name"]).rstrip(b"\0").decode("latin-1")}
     return volume
+
+
+def _intent(header: Any) -> str:
+    """What a NIfTI header says its values are, in words."""
+    try:
+        return str(header.get_intent("label")[0])
+    except KeyError:  # a code that the standard does not have
+        return ""
+
+
+def _nifti_affine(path: Path, header: Any, codes: tuple[int, int], notes: list[str]) -> np.ndarray:
+    """The sform, or else the qform, or else nibabel's assumption.
+
+    Args:
+        codes: of sform and qform as the file has them; nibabel sets those that it does not know
+            to 0, which would throw a good matrix away.
+    """
+    complaints = []
+    if codes[0] > 0:
+        sform = np.array(header.get_sform(), dtype=float)
+        if np.isfinite(sform).all() and abs(np.linalg.det(sform[:3, :3])) > 0:
+            return sform
+        complaints.append("its sform holds NaN or has no extent")
+    if codes[1] > 0:
+        turn = np.array([header[f"quatern_{axis}"] for axis in "bcd"], dtype=float)
+        length = float(np.linalg.norm(turn))
+        if length <= LONG_QUATERNION and np.isfinite(length):
+            if length > 1:
+                for axis, value in zip("bcd", turn / length * (1 - 1e-7), strict=True):
+                    header[f"quatern_{axis}"] = value
+                if length > 1 + 1e-5:
+                    notes.append("the qform's quaternion is a little too long: shortened to 1")
+            qform = np.array(header.get_qform(), dtype=float)
+            if np.isfinite(qform).all():
+                if complaints:
+                    notes.append(f"{complaints[0]}: the qform is used")
+                return qform
+        complaints.append("its qform holds NaN or is no turn")
+    if complaints:
+        raise FileError(
+            f"{path}: {' and '.join(complaints)}, so where left, front and head lie is not known;"
+            " write the header again, for example with the tool that converted it from DICOM"
+        )
+    notes.append("no orientation in the header: left and right are nibabel's assumption")
+    return np.array(header.get_base_affine(), dtype=float)
 
 
 def _name(path: Path, make: Any) -> Volume:
@@ -254,10 +332,10 @@ def _name(path: Path, make: Any) -> Volume:
 def read_itk(path: Path, kind: str) -> Volume:
     import SimpleITK as sitk
 
-    with blame(path, f"reading {kind}"):
+    with blame(path, f"reading {kind}"), _plain_name(path) as name:
         reader = sitk.ImageFileReader()
         reader.SetImageIO("MetaImageIO" if kind == "metaimage" else "NrrdImageIO")
-        reader.SetFileName(str(path))
+        reader.SetFileName(name)
         reader.ReadImageInformation()
         size = [int(n) for n in reader.GetSize()]
         while len(size) > 3 and size[-1] == 1:
@@ -269,6 +347,8 @@ def read_itk(path: Path, kind: str) -> Volume:
                 f"{path}: {reader.GetNumberOfComponents()} values a voxel (colour or vector);"
                 " needed one"
             )
+        if not size or min(size) < 1:
+            raise FileError(f"{path}: an image of size {size} holds nothing")
         if int(np.prod(size, dtype=np.int64)) > MAX_VOXELS:
             raise FileError(f"{path}: size {size} is more than {MAX_VOXELS} voxels")
         if kind == "metaimage":
@@ -287,9 +367,51 @@ def read_itk(path: Path, kind: str) -> Volume:
         array = array[:, :, None]
     affine = np.eye(4)
     affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ axes  # ITK's LPS to RAS
-    return _name(path, lambda: oriented(array, affine, kind, []))
+    volume = _name(path, lambda: oriented(array, affine, kind, []))
+    volume.facts = {"FileName": path.name}
+    if not _states_spacing(path, kind):  # ITK then counts 1 mm
+        volume.spacing_mm = (float("nan"),) * 3
+        volume.acquired = ""
+    return volume
 
 
+@contextmanager
+def _plain_name(path: Path) -> Iterator[str]:
+    """A name of the file that ITK can open: it takes no bytes that are no UTF-8, so such a folder
+    is reached through a link."""
+    if _is_utf8(str(path)):
+        yield str(path)
+        return
+    if not _is_utf8(path.name):
+        raise FileError(
+            f"{path}: its name holds bytes that are no UTF-8, which ITK cannot open; rename it"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "data"
+        link.symlink_to(path.parent.absolute(), target_is_directory=True)
+        yield str(link / path.name)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _states_spacing(path: Path, kind: str) -> bool:
+    """Whether a MetaImage or NRRD header says how large its voxels are."""
+    with path.open("rb") as stream:
+        head = stream.read(_HEADER_BYTES)
+    if kind == "metaimage":
+        head = head.partition(b"ElementDataFile")[0]
+        return b"ElementSpacing" in head or b"ElementSize" in head
+    head = head.partition(b"\n\n")[0].partition(b"\r\n\r\n")[0].lower()
+    return b"space directions" in head or b"spacings" in head
+
+
+_HEADER_BYTES = 1 << 16
 _ELEMENT_BYTES = {
     "CHAR": 1,
     "SHORT": 2,
@@ -334,45 +456,6 @@ def _check_meta_length(path: Path, size: list[int]) -> None:
             f"{path}: the header promises {need} bytes of data and there are {have}: the file is"
             " truncated"
         )
-
-
-def read_picture(path: Path, kind: str) -> Volume:
-    from PIL import Image
-
-    with (
-        blame(path, f"reading {kind.upper()}"),
-        Image.open(path, formats=[kind.upper()]) as picture,
-    ):
-        if picture.width * picture.height > 100_000_000:
-            raise FileError(
-                f"{path}: a picture of {picture.width} x {picture.height} pixels is too large"
-            )
-        picture.load()
-        info = {str(k): str(v) for k, v in getattr(picture, "text", {}).items()}
-        pixels = np.asarray(picture.convert("RGB") if picture.mode in ("P", "PA") else picture)
-        mode = picture.mode
-    notes: list[str] = []
-    full = 65535.0 if pixels.dtype.itemsize > 1 else 255.0
-    if pixels.dtype == bool:
-        full = 1.0
-    if pixels.ndim == 3:
-        colours = pixels[..., : 3 if pixels.shape[-1] > 2 else 1].astype(np.float32)
-        spread = np.ptp(colours, axis=-1)
-        if np.quantile(spread, 0.999) > (12 if kind == "jpeg" else 2):
-            raise FileError(
-                f"{path}: a colour picture (a screenshot?); needed a grey image without annotations"
-            )
-        if pixels.shape[-1] > 1:
-            notes.append(f"{mode} picture with equal channels taken as grey")
-        pixels = colours[..., 0]
-    volume = Volume(pixels.astype(np.float32), (float("nan"),) * 2, kind, notes, window=(0.0, full))
-    if info.get("Comment", "").startswith(SYNTHETIC_MARK):
-        volume.tags = {key.lower(): info.get(key, "") for key in ("Stream", "Plane", "Window")}
-        parts = info.get("Spacing", "").split()
-        if len(parts) >= 2:
-            with blame(path, "reading the spacing"):
-                volume.spacing_mm = (float(parts[0]), float(parts[1]))
-    return volume
 
 
 def _mm(spacing: np.ndarray) -> str:
