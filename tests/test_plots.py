@@ -33,6 +33,12 @@ def test_matrices_share_one_scale_and_are_not_blurred() -> None:
     assert [line.get_xdata()[0] for line in a.lines if line.get_xdata()[0] == 1.5] == [1.5]
 
 
+def test_rows_of_a_matrix_are_named_once() -> None:
+    a, b, _bar = matrix({"a": torch.eye(2), "b": torch.eye(2)}, rows=["x", "y"]).axes
+    assert [t.get_text() for t in a.get_yticklabels()] == ["x", "y"]
+    assert [t.get_text() for t in b.get_yticklabels()] == ["", ""]
+
+
 def test_a_smoothed_line_is_shorter_and_keeps_a_constant() -> None:
     figure = curves({"flat": [3.0] * 10}, xlabel="step", ylabel="loss", smooth=4)
     (line,) = figure.axes[0].lines
@@ -82,7 +88,7 @@ def test_points_of_one_label_share_a_colour_and_of_one_mark_a_shape() -> None:
     ],
 )
 def test_what_cannot_be_shown_is_refused(wrong) -> None:
-    with pytest.raises(ValueError, match="needed|places"):
+    with pytest.raises(ValueError, match=r"needed|places"):
         wrong()
 
 

@@ -102,6 +102,7 @@ def matrix(
     limits: tuple[float, float] | None = None,
     cmap: str = "viridis",
     groups: Sequence[Hashable] = (),
+    rows: Sequence[str] = (),
     unit: str = "",
     size: float = 2.4,
 ) -> Figure:
@@ -113,6 +114,7 @@ def matrix(
         limits: values of the two ends of the scale; the least and largest of all unless told.
         groups: one label for each row and column (square matrices); lines are drawn between
             neighbours with different ones.
+        rows: names of the rows, written beside the first panel instead of their numbers.
         unit: what the scale counts.
         size: side of a panel in inches.
 
@@ -141,6 +143,8 @@ def matrix(
                 axes.axhline(edge, color="white", linewidth=0.5)
                 axes.axvline(edge, color="white", linewidth=0.5)
             _dress(axes, xlabel, ylabel if axes is every[0] else "", name)
+            if rows:
+                axes.set_yticks(range(len(rows)), rows if axes is every[0] else [""] * len(rows))
         bar = figure.colorbar(shown, ax=list(every), fraction=0.05, pad=0.02)
         bar.set_label(unit, fontsize=SMALL)
         bar.ax.tick_params(labelsize=SMALL - 0.5)
