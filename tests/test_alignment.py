@@ -13,6 +13,7 @@ from medm2g_core.alignment.objective import (
     Contradictions,
     augmented_view,
     central_alignment_loss,
+    cross_correlation,
     info_nce,
     shared_studies,
     visual_invariant_loss,
@@ -198,6 +199,13 @@ def test_the_invariant_equals_a_plain_reference(config):
     weight = config.diagonal_weight if config.invariant == "full" else None
     expected = reference_invariant(a.double().numpy(), b.double().numpy(), weight)
     assert visual_invariant_loss(a, b, config).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_cross_correlation_is_that_of_numpy():
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 16, 5, generator=g)
+    expected = np.corrcoef(a.numpy(), b.numpy(), rowvar=False)[:5, 5:]
+    assert np.allclose(cross_correlation(a, b).numpy(), expected, atol=1e-3)
 
 
 def test_two_identical_decorrelated_views_are_perfect():

@@ -16,6 +16,7 @@ __all__ = [
     "Shared",
     "augmented_view",
     "central_alignment_loss",
+    "cross_correlation",
     "info_nce",
     "normal",
     "shared_studies",
@@ -150,26 +151,35 @@ def central_alignment_loss(
     return torch.stack(losses).mean()
 
 
-def visual_invariant_loss(
-    view1: torch.Tensor, view2: torch.Tensor, config: AlignmentConfig
-) -> torch.Tensor:
-    """L_inv on the cross-correlation matrix C of two views' embeddings (B, D).
+def cross_correlation(view1: torch.Tensor, view2: torch.Tensor) -> torch.Tensor:
+    """C (D, D) of two views' embeddings (B, D): C_ij is the correlation over the batch of dimension
+    i of view 1 with dimension j of view 2.
 
-    C_ij = corr over the batch of dimension i of view 1 with j of view 2. The paper minimises the
-    off-diagonal elements: mean_{i != j} C_ij^2. ``full`` adds ``diagonal_weight`` * mean_i (1 -
-    C_ii)^2 (Zbontar et al. 2021), because the off-diagonal term alone is also minimal for two views
-    that have nothing to do with each other. The mean is scaled by D so that the weight does not
-    depend on the width.
+    Raises:
+        ValueError: a batch of 1.
     """
-    if config.invariant == "off":
-        return view1.new_zeros(())
     if len(view1) < 2:
         raise ValueError(
             "the visual invariant needs a batch of at least 2: it correlates over the batch"
         )
     a = (view1 - view1.mean(0)) / (view1.std(0) + 1e-4)  # (B, D)
     b = (view2 - view2.mean(0)) / (view2.std(0) + 1e-4)  # (B, D)
-    c = a.T @ b / (len(a) - 1)  # (D, D)
+    return a.T @ b / (len(a) - 1)  # (D, D)
+
+
+def visual_invariant_loss(
+    view1: torch.Tensor, view2: torch.Tensor, config: AlignmentConfig
+) -> torch.Tensor:
+    """L_inv on the `cross_correlation` matrix C of two views' embeddings (B, D).
+
+    The paper minimises the off-diagonal elements: mean_{i != j} C_ij^2. ``full`` adds
+    ``diagonal_weight`` * mean_i (1 - C_ii)^2 (Zbontar et al. 2021), because the off-diagonal term
+    alone is also minimal for two views that have nothing to do with each other. The mean is scaled
+    by D so that the weight does not depend on the width.
+    """
+    if config.invariant == "off":
+        return view1.new_zeros(())
+    c = cross_correlation(view1, view2)  # (D, D)
     d = len(c)
     diagonal = torch.diagonal(c)
     off = (c.square().sum() - diagonal.square().sum()) / (d * (d - 1))
