@@ -10,7 +10,8 @@ import torch
 
 from medm2g_core.alignment.objective import visual_invariant_loss
 from medm2g_core.profiles import AlignmentConfig
-from medm2g_core.show.exercises import _returned, _say, _unanswered, _wrong_names
+from medm2g_core.show.answers import check_function, say, unanswered
+from medm2g_core.show.exercises import _wrong_names
 
 __all__ = ["check_shortcut", "check_transforms", "check_variance_term"]
 
@@ -26,47 +27,47 @@ _STUDIES, _WIDTH = 512, 8  # of the pair that `check_shortcut` asks for
 _SMALL = 0.2  # of a loss that starts near 8: nearly nothing is left to learn
 
 
+def _missing_deviation(a: torch.Tensor) -> float:
+    return (1 - a.std(0)).clamp(min=0).mean().item()
+
+
 def check_variance_term(function: Callable[[torch.Tensor], Any] | None) -> None:
     """mean_j max(0, 1 - std_j) of an embedding (N, D), the deviation with N - 1."""
-    if _unanswered(function):
-        return None
-    if not callable(function):
-        return _say(False, "a function of one embedding (N, D) is needed")
     noise = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
     scales = torch.tensor([0.0, 0.3, 0.9, 1.5, 4.0])
-    for a in (noise * scales, noise * 3, noise * 0.1):
-        value, wrong = _returned(function, a)
-        if wrong:
-            return _say(False, wrong)
-        std = a.std(0)
-        if abs(value - (1 - std).clamp(min=0).mean().item()) <= 1e-4:
-            continue
-        if abs(value - (1 - std).mean().item()) <= 1e-4:
-            return _say(False, "a dimension that varies more than 1 must cost 0, not less")
-        if abs(value - (1 - a.var(0)).clamp(min=0).mean().item()) <= 1e-4:
-            return _say(False, "that is the variance; the term takes the deviation, its root")
-        deviations = ", ".join(f"{s:.2f}" for s in std.tolist())
-        return _say(
-            False,
-            f"for deviations {deviations} the term is {(1 - std).clamp(min=0).mean():.3f},"
-            f" the function says {value:.3f}",
-        )
-    return _say(True, "a collapsed dimension costs 1, one that varies enough costs nothing.")
+    check_function(
+        function,
+        _missing_deviation,
+        [(noise * scales,), (noise * 3,), (noise * 0.1,)],
+        takes="a function of one embedding (N, D) that returns one number",
+        hints={
+            "a dimension that varies more than 1 must cost 0, not less": (
+                lambda a: (1 - a.std(0)).mean().item()
+            ),
+            "that is the variance; the term takes the deviation, its root": (
+                lambda a: (1 - a.var(0)).clamp(min=0).mean().item()
+            ),
+            "the deviation is taken over the batch, not over the dimensions": (
+                lambda a: (1 - a.std(1)).clamp(min=0).mean().item()
+            ),
+        },
+        right="a collapsed dimension costs 1, one that varies enough costs nothing.",
+    )
 
 
 def check_shortcut(pair: Sequence[torch.Tensor] | None) -> None:
     """Two embeddings (512, 8) of which the full loss is nearly 0."""
-    if _unanswered(pair) or pair is None:
+    if unanswered(pair) or pair is None:
         return None
     if not isinstance(pair, list | tuple) or len(pair) != 2:
-        return _say(False, "two tensors are needed, as a tuple")
+        return say(False, "two tensors are needed, as a tuple")
     for x in pair:
         if not isinstance(x, torch.Tensor) or tuple(x.shape) != (_STUDIES, _WIDTH):
             kind = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
-            return _say(False, f"needed two tensors ({_STUDIES}, {_WIDTH}), got {kind}")
+            return say(False, f"needed two tensors ({_STUDIES}, {_WIDTH}), got {kind}")
     a, b = (x.detach().float() for x in pair)
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        return _say(False, "a tensor holds NaN or infinite values")
+        return say(False, "a tensor holds NaN or infinite values")
     loss = visual_invariant_loss(a, b, AlignmentConfig(diagonal_weight=1.0)).item()
     if loss > _SMALL:
         c = torch.corrcoef(torch.cat([a, b], 1).T)[:_WIDTH, _WIDTH:]
@@ -76,20 +77,20 @@ def check_shortcut(pair: Sequence[torch.Tensor] | None) -> None:
             if weak
             else "the dimensions repeat each other: the off-diagonal is high"
         )
-        return _say(False, f"the loss is {loss:.2f}; {hint}")
-    return _say(True, f"the loss is {loss:.2f}, and no picture was ever looked at.")
+        return say(False, f"the loss is {loss:.2f}; {hint}")
+    return say(True, f"the loss is {loss:.2f}, and no picture was ever looked at.")
 
 
 def check_transforms(names: Sequence[str] | None) -> None:
     """The transforms after which the report of a chest is still true."""
-    if _unanswered(names) or names is None:
+    if unanswered(names) or names is None:
         return None
     wrong = _wrong_names("the answer", names, _TRANSFORMS)
     if wrong:
-        return _say(False, wrong)
+        return say(False, wrong)
     for name, (keeps, why) in _TRANSFORMS.items():
         if keeps and name not in names:
-            return _say(False, f"'{name}' is missing: {why}")
+            return say(False, f"'{name}' is missing: {why}")
         if not keeps and name in names:
-            return _say(False, f"not '{name}': {why}")
-    return _say(True, "an encoder may forget whatever these three change, and nothing else.")
+            return say(False, f"not '{name}': {why}")
+    return say(True, "an encoder may forget whatever these three change, and nothing else.")
