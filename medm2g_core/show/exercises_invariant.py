@@ -77,7 +77,7 @@ def check_shortcut(pair: Sequence[torch.Tensor] | None) -> None:
             if weak
             else "the dimensions repeat each other: the off-diagonal is high"
         )
-        return say(False, f"the loss is {loss:.2f}; {hint}")
+        return say(False, f"{hint}; the loss is {loss:.2f}")
     return say(True, f"the loss is {loss:.2f}, and no picture was ever looked at.")
 
 

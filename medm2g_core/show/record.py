@@ -193,7 +193,7 @@ def gate_table(model: MedM2G) -> list[Gate]:
             for name, site in sites(model, flow).items():
                 if site.mode == "off":
                     continue
-                value = float(cast(torch.Tensor, site.gate[guide]))
+                value = cast(torch.Tensor, site.gate[guide]).item()
                 trained = trained_with(guide)
                 out.append(Gate(flow, guide, name, value, trained, not trained and value != start))
     return out
