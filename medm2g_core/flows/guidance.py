@@ -28,6 +28,7 @@ __all__ = [
     "SelfAttnProcessor",
     "grid_positions",
     "install",
+    "level_grid",
 ]
 
 N_FREQUENCIES = 8
@@ -187,24 +188,36 @@ class CrossGuidedAttnProcessor(nn.Module):
 
     def _look(self, h: torch.Tensor, guide: Guide, guidance: GuidanceInput) -> torch.Tensor:
         """What (B, N, C) the guide says to each of the N places of ``h``."""
-        query_grid = _grid_of(h.shape[1], guidance.latent_size)
+        query_grid = level_grid(h.shape[1], guidance.latent_size)
         if self.mode == "adapter":
             if guide.grid is None or query_grid is None:
                 return self.adapt(guide.tokens.mean(1, keepdim=True)).expand(-1, h.shape[1], -1)
             cells = guide.tokens.transpose(1, 2).unflatten(-1, guide.grid)  # (B, E, r, c)
             cells = F.interpolate(cells, size=query_grid, mode="bilinear", align_corners=False)
             return self.adapt(cells.flatten(2).transpose(1, 2))  # (B, N, C)
+        q, k, v = self.query_key_value(h, guide, query_grid)
+        out = F.scaled_dot_product_attention(q, k, v)  # (B, n, N, C/n)
+        return self.to_out(out.transpose(1, 2).flatten(2))  # (B, N, C)
+
+    def query_key_value(
+        self, h: torch.Tensor, guide: Guide, query_grid: tuple[int, int] | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (B, n, N, C/n) of the places of ``h`` (B, N, C), keys and values (B, n, M, C/n)
+        of the guide, for n heads; not of an ``adapter``, which has none."""
         q, k = self.to_q(h), self.to_k(guide.tokens)  # (B, N, C), (B, M, C)
         if hasattr(self, "q_position") and guide.grid is not None and query_grid is not None:
             q = q + self.q_position(grid_positions(query_grid, h.device).to(h.dtype))
             k = k + self.k_position(grid_positions(guide.grid, h.device).to(h.dtype))
         q, k, v = (_heads(x, self.n_heads) for x in (q, k, self.to_v(guide.tokens)))
-        out = F.scaled_dot_product_attention(q, k, v)  # (B, n, N, C/n)
-        return self.to_out(out.transpose(1, 2).flatten(2))  # (B, N, C)
+        return q, k, v
 
 
-def _grid_of(n: int, latent_size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """The (rows, columns) of a level of the UNet that has ``n`` places."""
+def level_grid(n: int, latent_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The (rows, columns) of a level of the UNet that has ``n`` places; ``None`` for text.
+
+    Raises:
+        ValueError: no level of a latent of that size has ``n`` places.
+    """
     if latent_size is None:
         return None
     rows, columns = latent_size
