@@ -248,8 +248,15 @@ def scatter(
             for k, shape in enumerate(shapes):
                 own = [c == name and m == shape for c, m in zip(colour, marks, strict=True)]
                 if any(own):
-                    style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKS[k % len(MARKS)]}
-                    axes.scatter(xy[own, 0], xy[own, 1], s=18, linewidths=0.3, zorder=2, **style)
+                    axes.scatter(
+                        xy[own, 0],
+                        xy[own, 1],
+                        s=18,
+                        color=COLOURS[i % len(COLOURS)],
+                        marker=MARKS[k % len(MARKS)],
+                        linewidths=0.3,
+                        zorder=2,
+                    )
         for i, name in enumerate(names):
             axes.scatter([], [], color=COLOURS[i % len(COLOURS)], marker="o", label=name)
         for k, shape in enumerate(shapes):
