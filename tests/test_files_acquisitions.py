@@ -226,3 +226,29 @@ def test_a_ct_without_spacing_has_no_measured_size(tmp_path: Path) -> None:
     loaded = read_stream(known, "ct")
     assert loaded.plane == "coronal" and loaded.spacing_mm == pytest.approx((2.8, 2.8))
     assert any("5 mm from the reconstructed diameter" in n for n in loaded.notes)
+
+
+def test_an_anonymiser_that_gives_all_images_one_uid_does_no_harm(tmp_path: Path) -> None:
+    expected = read_stream(save_series(tmp_path / "a", chest()), "ct")
+    loaded = read_stream(save_series(tmp_path / "b", chest(), SOPInstanceUID="1.2.3.4"), "ct")
+    assert torch.equal(loaded.image, expected.image)
+    assert not any("copies" in n for n in loaded.notes)
+
+
+def test_two_patients_are_never_one_volume(tmp_path: Path) -> None:
+    expected = read_stream(save_series(tmp_path / "a", chest()), "ct")
+    for person, hu in (("A", chest()), ("B", chest()[:, ::-1] + 100 * (chest() == 40))):
+        save_series(tmp_path / "two" / person, hu, PatientID=person, InstanceNumber=None)
+    loaded = read_stream(tmp_path / "two", "ct")
+    assert torch.equal(loaded.image, expected.image)
+    assert any("images of 2 patients" in n for n in loaded.notes)
+
+
+def test_images_without_a_place_are_counted_by_their_numbers(tmp_path: Path) -> None:
+    gone = {"ImagePositionPatient": None, "ImageOrientationPatient": None}
+    for name, number in (("a", 3), ("b", 1), ("c", 2)):
+        hu = np.where(chest()[20] == 40, 40.0 + 10 * number, chest()[20])
+        ds = dicom_slice((hu + 1024).astype(np.int16), InstanceNumber=number, **gone)
+        ds.save_as(tmp_path / name)
+    loaded = read_stream(tmp_path, "ct")
+    assert unit_to_hu(loaded.image)[0, 64, 64] == pytest.approx(60, abs=1)  # of the second

@@ -92,6 +92,14 @@ def test_a_code_that_nobody_knows_does_not_throw_the_sform_away(tmp_path: Path) 
     assert torch.equal(loaded.image, expected.image)
 
 
+def test_an_sform_and_a_qform_that_disagree_are_told(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(chest().transpose(2, 1, 0), lpi_affine(SPACING))
+    image.set_qform(lpi_affine(SPACING) @ np.diag([-1.0, 1, 1, 1]), code=1)
+    nib.save(image, tmp_path / "a.nii")
+    loaded = read_stream(tmp_path / "a.nii", "ct")
+    assert any("check left and right" in n for n in loaded.notes)
+
+
 @pytest.mark.parametrize("mm", [1e-12, 1e12, 3e38])
 def test_absurd_voxels_are_refused(tmp_path: Path, mm: float) -> None:
     row = {"srow_x": [-mm, 0, 0, 0], "srow_y": [0, -mm, 0, 0], "srow_z": [0, 0, -mm, 0]}

@@ -192,3 +192,26 @@ def test_a_flair_given_as_t1_is_refused_and_the_right_stream_named() -> None:
 def test_times_alone_against_a_stream_are_a_note() -> None:
     verdict = check_header(TIMES["t2"], "mri_t1")
     assert not verdict.refusal and "may not be mri_t1: T2-weighted by TR" in verdict.notes[0]
+
+
+def test_of_a_dixon_series_the_image_in_phase_is_taken(tmp_path: Path) -> None:
+    for i, kind in enumerate(("FAT", "OUT_PHASE", "IN_PHASE", "WATER")):
+        types = ["DERIVED", "PRIMARY", "DIXON", kind]
+        level = 100.0 * (i + 1)
+        save_mr(tmp_path / kind, level, "1.2.3", ImageType=types, **TIMES["t1"])
+    loaded = read_stream(tmp_path, "mri_t1")
+    assert any("took image type DERIVED/PRIMARY/DIXON/IN_PHASE" in n for n in loaded.notes)
+
+
+def test_a_soft_kernel_is_preferred_to_a_sharp_one(tmp_path: Path) -> None:
+    for name, kernel in (("lung", "B70f"), ("soft", "B31f")):
+        tags = {"SeriesInstanceUID": f"1.{len(name)}.{ord(name[0])}", "ConvolutionKernel": kernel}
+        save_series(tmp_path / name, chest(), SeriesDescription=name, **tags)
+    assert "soft: 40 images" in read_stream(tmp_path, "ct").table[0]
+
+
+def test_the_series_before_contrast_is_preferred(tmp_path: Path) -> None:
+    named = {"SeriesDescription": "t1_se_tra"} | TIMES["t1"]
+    save_mr(tmp_path / "a", 300, "1.2.1", ContrastBolusAgent="Gadobutrol", SeriesNumber=1, **named)
+    save_mr(tmp_path / "b", 100, "1.2.2", SeriesNumber=2, **named)
+    assert "series 2," in read_stream(tmp_path, "mri_t1").table[0]

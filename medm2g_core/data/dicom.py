@@ -126,6 +126,7 @@ def _volume(
     """The frames of a stack that were read, as one volume."""
     stack = choice.stack
     frames = [f for f in stack.frames if f.path in pixels]
+    frames.sort(key=lambda f: (number(f.facts.get("InstanceNumber")) or 0.0, f.path, f.index))
     values = [pixels[f.path].frames[f.index] for f in frames]
     with blame(path, "reading the geometry"):
         volume = _assemble(path, frames, values, first, notes)

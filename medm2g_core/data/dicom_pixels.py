@@ -214,7 +214,7 @@ def _stored(path: Path, ds: Dataset) -> np.ndarray:
         uid = ds.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID", "")
         what = getattr(uid, "name", "") or str(ds.get("Modality", "")) or "unknown object"
         raise FileError(
-            f"{path}: DICOM without pixel data that can be read here ({what}); needed an image"
+            f"{path}: DICOM without pixel data that can be read here ({what[:80]}); needed an image"
             " object"
         )
     if not has_pixels(ds):

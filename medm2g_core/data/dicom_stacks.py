@@ -208,7 +208,7 @@ def same_place(depth: np.ndarray) -> np.ndarray:
 
 def stacks_of(frames: Sequence[Frame]) -> list[Stack]:
     """Part frames into stacks, each of one series, size, plane and acquisition."""
-    seen: set[tuple[str, int]] = set()
+    seen: set[tuple] = set()
     groups: dict[tuple, list[Frame]] = defaultdict(list)
     copies: dict[tuple, int] = defaultdict(int)
     planes: dict[tuple, list[np.ndarray]] = defaultdict(list)
@@ -216,6 +216,7 @@ def stacks_of(frames: Sequence[Frame]) -> list[Stack]:
         facts = frame.facts
         kind = frozenset(image_type(facts)) & frozenset(_UNLIKE)
         key: tuple = (
+            facts.get("PatientID", ""),
             facts.get("SeriesInstanceUID", ""),
             facts.get("Rows"),
             facts.get("Columns"),
@@ -228,10 +229,13 @@ def stacks_of(frames: Sequence[Frame]) -> list[Stack]:
             key += (_plane(planes[key], frame.orientation),)
         uid = facts.get("SOPInstanceUID")
         if uid:
-            if (uid, frame.index) in seen:
+            # With its place: an anonymiser may give all images of a series one UID.
+            place = None if frame.position is None else tuple(frame.position.round(3))
+            name = (uid, frame.index, place, facts.get("InstanceNumber"))
+            if name in seen:
                 copies[key] += 1
                 continue
-            seen.add((uid, frame.index))
+            seen.add(name)
         groups[key].append(frame)
     return [s for key, group in groups.items() for s in _acquisitions(group, copies[key])]
 

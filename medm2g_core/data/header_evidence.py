@@ -122,7 +122,7 @@ def _ct_words(words: str) -> list[Evidence]:
     if has_word(words, _CT_SHORT):
         out.append(Evidence(-3, "a bolus or dose series"))
     if has_word(words, _CHEST):
-        out.append(Evidence(1, "a chest by its description"))
+        out.append(Evidence(0.5, "a chest by its description"))
     return out
 
 
@@ -137,11 +137,11 @@ def _of_ct(facts: Mapping[str, Any], types: set[str], words: str) -> list[Eviden
     part = _body_part(facts)
     if part and re.search(rf"\b(?:{_CHEST})", part.lower()):
         if not has_word(words, _CHEST):
-            out.append(Evidence(1, f"body part {part}"))
+            out.append(Evidence(0.5, f"body part {part}"))
     elif part:
         out.append(Evidence(-1, f"BodyPartExamined is {part}; the model was trained on chests"))
     if has_word(str(facts.get("ConvolutionKernel", "")).lower(), _SHARP):
-        out.append(Evidence(-0.3, "a sharp kernel"))
+        out.append(Evidence(-0.9, "a sharp kernel"))
     kvp = number(facts.get("KVP"))
     if kvp:
         out.append(Evidence(-abs(kvp - USUAL_KVP) / 1000, f"{kvp:g} kVp"))
@@ -226,6 +226,15 @@ def _mr_words(words: str, name: str) -> list[Evidence]:
     return out
 
 
+_DIXON: tuple[tuple[set[str], float, str], ...] = (
+    ({"IN_PHASE", "IP"}, 0.2, "Dixon, in phase"),
+    ({"WATER", "W"}, -0.2, "Dixon, water alone"),
+    ({"OUT_PHASE", "OPP_PHASE", "OP"}, -1.0, "Dixon, out of phase: dark edges"),
+    ({"FAT", "F"}, -4.0, "Dixon, fat alone"),
+)
+"""Of one Dixon acquisition the image in phase is the ordinary one."""
+
+
 def _of_mr(facts: Mapping[str, Any], types: set[str], words: str) -> list[Evidence]:
     out = []
     if types & _PROJECTION_TYPES - {"3D"}:
@@ -235,6 +244,9 @@ def _of_mr(facts: Mapping[str, Any], types: set[str], words: str) -> list[Eviden
         out.append(
             Evidence(-10, f"ImageType {what}: a map or a phase image, not an anatomical one")
         )
+    for kinds, points, said in _DIXON:
+        if types & kinds:
+            out.append(Evidence(points, said))
     b_value = number(facts.get("DiffusionBValue"))
     if b_value is not None and b_value > DIFFUSION_B:
         out.append(Evidence(-10, f"diffusion-weighted (b = {b_value:g})"))

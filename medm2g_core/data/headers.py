@@ -18,6 +18,7 @@ XRAY_MODALITIES = frozenset({"CR", "DX", "DR", "RG", "RF", "XA", "PX"})
 
 _PLAIN = (
     "Modality",
+    "PatientID",
     "SOPInstanceUID",
     "SeriesInstanceUID",
     "SeriesNumber",

@@ -209,6 +209,10 @@ NEGATIVE_CONTRAST = -0.15
 """Mediastinum minus lungs below which a film is taken for a negative."""
 
 
+WHITE = 0.8
+"""A film has no such brightness all along its edge."""
+
+
 def check_picture(picture: np.ndarray, name: str) -> Verdict:
     """Whether a picture in the stream's -1..1 can be one of that stream.
 
@@ -238,6 +242,8 @@ def check_picture(picture: np.ndarray, name: str) -> Verdict:
         )
     if _correlation(picture) < NOISE_CORRELATION:
         verdict.notes.append("neighbouring pixels have nothing in common: noise, not a picture?")
+    if name == "xray" and float(np.quantile(_edge(picture), 1 - AIR_AROUND)) > WHITE:
+        verdict.notes.append("a white border: cut it off, or the film is a negative")
     if name == "xray" and _lung_contrast(picture) < NEGATIVE_CONTRAST:
         verdict.notes.append(
             "looks like a negative (the lungs are brighter than the middle): give it with bone"

@@ -142,6 +142,9 @@ def _notes(scored: Sequence[_Scored], name: str) -> list[str]:
             f"{len(scored)} image stacks in the folder: took the one with {len(stack.frames)}"
             f" images ({label})"
         )
+    patients = {str(s.stack.facts.get("PatientID", "")) for s in scored}
+    if len(patients) > 1:
+        notes.append(f"images of {len(patients)} patients in the folder: those of one are used")
     if stack.siblings > 1:
         what = f": took {stack.parted_by}" if stack.parted_by else ": took the first"
         others = [

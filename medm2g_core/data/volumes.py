@@ -52,6 +52,9 @@ SYNTHETIC_MARK = "SYNTHETIC - NOT FOR DIAGNOSIS"
 MAX_VOXELS = 600_000_000
 """Larger arrays are refused before they are read (2.4 GB as float32)."""
 
+LONGEST = 580
+"""Letters of a message: what is quoted from a broken header may have no end."""
+
 VOXEL_MM = (1e-3, 1e3)
 """Smaller or larger voxels are no patient's: the header is broken."""
 
@@ -74,7 +77,8 @@ class FileError(ValueError):
 
     def __init__(self, message: str) -> None:
         # A header value that is quoted may hold line breaks and worse.
-        super().__init__(re.sub(r"[\x00-\x1f\x7f]+", " ", message))
+        plain = re.sub(r"[\x00-\x1f\x7f]+", " ", message)
+        super().__init__(plain if len(plain) <= LONGEST else plain[: LONGEST - 4] + " ...")
 
 
 @dataclass
@@ -261,7 +265,7 @@ def read_nifti(path: Path) -> Volume:
         notes.append(
             f"the sform claims 1 mm voxels, the header {_mm(zooms)}: the header's spacing is used"
         )
-    unit = header.get_xyzt_units()[0]
+    unit = _length_unit(header)
     in_mm = sizes * MM_OF_UNIT.get(unit, 1.0)
     if unit in MM_OF_UNIT and ((VOXEL_MM[0] <= in_mm) & (in_mm <= VOXEL_MM[1] / 10)).all():
         affine[:3] *= MM_OF_UNIT[unit]
@@ -274,6 +278,25 @@ def read_nifti(path: Path) -> Volume:
     if description.startswith(SYNTHETIC_MARK):
         volume.tags = {"stream": bytes(header["intent_name"]).rstrip(b"\0").decode("latin-1")}
     return volume
+
+
+def _looks_elsewhere(header: Any, sform: np.ndarray) -> bool:
+    """Whether the qform of a header has its axes along others than the sform."""
+    turn = np.array([header[f"quatern_{axis}"] for axis in "bcd"], dtype=float)
+    if not np.isfinite(turn).all() or np.linalg.norm(turn) > 1:
+        return False
+    qform = np.array(header.get_qform(), dtype=float)
+    if not np.isfinite(qform).all() or not np.linalg.norm(qform[:3, :3], axis=0).all():
+        return False
+    return not np.array_equal(io_orientation(qform), io_orientation(sform))
+
+
+def _length_unit(header: Any) -> str:
+    """The unit of the voxels' sizes as nibabel names it, ``"unknown"`` for a code without one."""
+    try:
+        return str(header.get_xyzt_units()[0])
+    except KeyError:
+        return "unknown"
 
 
 def _intent(header: Any) -> str:
@@ -295,6 +318,11 @@ def _nifti_affine(path: Path, header: Any, codes: tuple[int, int], notes: list[s
     if codes[0] > 0:
         sform = np.array(header.get_sform(), dtype=float)
         if np.isfinite(sform).all() and abs(np.linalg.det(sform[:3, :3])) > 0:
+            if codes[1] > 0 and _looks_elsewhere(header, sform):
+                notes.append(
+                    "sform and qform name different directions for the axes: the sform is used;"
+                    " check left and right"
+                )
             return sform
         complaints.append("its sform holds NaN or has no extent")
     if codes[1] > 0:

@@ -81,7 +81,7 @@ def save_series(folder: Path, hu: np.ndarray, **tags: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     order = np.random.default_rng(0).permutation(len(hu))
     for name, k in enumerate(order):
-        ds = dicom_slice((hu[k] + 1024).astype(np.int16), InstanceNumber=name, **tags)
+        ds = dicom_slice((hu[k] + 1024).astype(np.int16), **{"InstanceNumber": name, **tags})
         ds.ImagePositionPatient = [0, 0, -float(k) * SPACING[0]]
         ds.save_as(folder / f"IM{name:04d}")
     return folder
