@@ -265,7 +265,17 @@ def _plain(value: Any) -> str:
 
 ROOMS = (
     *("streams", "profiles", "storage", "data", "codecs", "alignment", "flows", "metrics"),
-    *("model", "sampling", "inputs", "familiarity", "pipeline", "training", "judges", "rivals", "evaluation"),
+    *(
+        "model",
+        "sampling",
+        "inputs",
+        "familiarity",
+        "pipeline",
+        "training",
+        "judges",
+        "rivals",
+        "evaluation",
+    ),
     *("experiments", "show", "commands", "cli"),
 )
 """The parts of the package from the ground up: each imports only from those above it in the table
