@@ -124,7 +124,12 @@ def test_brats_refuses_a_segmentation_with_both_label_schemes(tmp_path: Path) ->
     seg = brats2020.segmentation(4)
     for label, words in ((3, "labels 3 and 4"), (7, "labels 0, 2, 4, 7")):
         seg[60, 2, 2] = label
-        save_nifti(folder / "BraTS20_Training_001_seg.nii.gz", seg, dtype=np.uint8)
+        save_nifti(
+            folder / "BraTS20_Training_001_seg.nii.gz",
+            seg,
+            spacing=brats2020.SPACING,
+            dtype=np.uint8,
+        )
         with pytest.raises(FileError, match=words):
             SourceDataset(BraTS2020(drop_top=20 + label), tmp_path)[
                 0

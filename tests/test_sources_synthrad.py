@@ -87,7 +87,7 @@ def test_axis_order_is_canonicalised_and_another_grid_refused(tmp_path: Path) ->
     assert np.allclose(before.images["ct"], after.images["ct"])
     replica.save(tmp_path / "1PA002" / "ct.nii.gz", replica.pelvis()[1][1:])
     (tmp_path / "1PA002").rename(tmp_path / "1PA003")
-    with pytest.raises(FileError, match="is not that of the mask"):
+    with pytest.raises(FileError, match="is not that of mask"):
         one(tmp_path)
 
 

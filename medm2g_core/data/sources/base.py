@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -36,6 +36,7 @@ __all__ = [
     "SourceDataset",
     "SourceError",
     "SourceStudy",
+    "refuse_twice",
     "seeded_split",
 ]
 
@@ -226,6 +227,11 @@ class Source(ABC):
         read."""
         return (entry,)
 
+    def inputs(self, entry: Entry) -> tuple[Path, ...]:
+        """The files and folders that `read` opens for an entry: all that are named in its ``files``
+        and ``extra``. Their content decides whether a prepared shard is still that of the tree."""
+        return tuple(sorted(set(_paths((entry.files, entry.extra)))))
+
     def study(
         self,
         entry: Entry,
@@ -270,6 +276,17 @@ class Source(ABC):
         )
 
 
+def _paths(value: Any) -> Iterator[Path]:
+    """All paths within nested mappings and sequences."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _paths(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _paths(part)
+
+
 def seeded_split(
     subjects: Iterable[str], *, shares: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0
 ) -> dict[str, str]:
@@ -291,6 +308,16 @@ def seeded_split(
     return {
         name: SPLITS[int(np.searchsorted(ends, i, side="right"))] for i, name in enumerate(order)
     }
+
+
+def refuse_twice(root: Path, names: Iterable[str]) -> None:
+    """Raise `SourceError` where a study would be there twice: it would count double in training and
+    in every score."""
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        raise SourceError(
+            f"{root}: {len(twice)} studies occur twice, first {twice[0]}; is the tree there twice,"
+            " or a row of a table?"
+        )
 
 
 def _some_subjects(entries: Sequence[Entry], limit: int) -> set[str]:
@@ -319,8 +346,8 @@ class SourceDataset(Dataset[SourceStudy]):
         shares, seed: of `seeded_split`, where the publisher has no split.
 
     Raises:
-        SourceError: no such folder or split, not that data set, nothing usable in it, or a subject
-            in two splits.
+        SourceError: no such folder or split, not that data set, nothing usable in it, a subject
+            in two splits, or a study that is there twice.
     """
 
     def __init__(
@@ -355,6 +382,7 @@ class SourceDataset(Dataset[SourceStudy]):
                 raise SourceError(
                     f"{self.root}: subject {e.subject} is in {split_of[e.subject]} and in {e.split}"
                 )
+        refuse_twice(self.root, (e.id for e in entries))
         chosen = [e for e in entries if split in (None, e.split)]
         if limit is not None:
             kept = _some_subjects(chosen, limit)

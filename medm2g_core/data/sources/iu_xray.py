@@ -291,7 +291,6 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv,
                     )
                 )
                 continue
-            nobody = not report.mesh
             entries.append(
                 Entry(
                     id=report.uid,
@@ -300,7 +299,7 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv,
                     files={"xray": images[likely[0]]} if likely else {},
                     text=report.text or None,
                     labels={
-                        n: math.nan if nobody else float(v)
+                        n: float(v) if report.indexed else math.nan
                         for n, v in mesh_presence(report).items()
                     },
                     extra={"candidates": () if sure else tuple(images[k] for k in likely)},

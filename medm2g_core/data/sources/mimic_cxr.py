@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medm2g_core.data.iu_reports import REMOVED
 from medm2g_core.data.sources.base import (
     DataCard,
     Entry,
@@ -20,10 +19,11 @@ from medm2g_core.data.sources.base import (
     SourceError,
     SourceStudy,
 )
+from medm2g_core.data.sources.mimic_reports import report_text
 from medm2g_core.data.sources.radiographs import read_film
 from medm2g_core.data.sources.tables import find_file, read_table
 
-__all__ = ["LABELS", "MimicCXR", "report_text", "split_sections"]
+__all__ = ["LABELS", "MimicCXR"]
 
 LABELS = (
     "Atelectasis",
@@ -45,102 +45,7 @@ LABELS = (
 
 PUBLISHED = {"images": 377_110, "studies": 227_835}
 FRONTAL = ("PA", "AP")  # in order of preference
-
-_HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
-# Spellings that occur; a header that holds one of these words is that section.
-_IMPRESSION = (
-    "impression",
-    "conclusion",
-    "mpression",
-    "impresson",
-    "impresion",
-    "impession",
-    "imperssion",
-    "impressoin",
-    "imprssion",
-    "imprression",
-    "imoression",
-)
-_FINDINGS = ("finding", "findins", "findindgs", "findgings", "findngs", "findnings", "finidngs")
-# Some reports head their findings with the name of the examination.
-_EXAMINATION = re.compile(
-    r"chest|portable|pa and lat|lateral and pa|ap and lateral|lateral and ap|frontal|two views|"
-    r"(?:pa|ap|one|lateral) view"
-)
-_OTHER = (
-    "comparison",
-    "indication",
-    "history",
-    "technique",
-    "reason",
-    "recommendation",
-    "notification",
-    "wet read",
-)
-_RULER = re.compile(r"^[ \t]*_{5,}[ \t]*$", re.MULTILINE)
-
-
-def split_sections(report: str) -> tuple[tuple[str, str], ...]:
-    """A report's sections in order, as (name, text): ``"impression"``, ``"findings"``, or the
-    header in lower case.
-
-    The rule is that of the data set's own parser: a header is a new line, one space, capitals and a
-    colon, so the text must come with its white space. What stands before the first header is
-    ``"preamble"``; the first line after a header cannot be a header. A ruler of underscores parts
-    an addendum, above it, from the report, which alone is kept.
-    """
-    report = "\n" + report.replace("\r\n", "\n")
-    parts = _RULER.split(report)
-    report = next((p for p in reversed(parts) if p.strip()), "")
-    found: list[tuple[str, str]] = []
-    name, start = "preamble", 0
-    match = _HEADER.search(report)
-    while match:
-        found.append((name, report[start : match.start()]))
-        name, start = _section(match[1]), match.end()
-        line_end = report.find("\n", start)
-        match = _HEADER.search(report, line_end) if line_end >= 0 else None
-    found.append((name, report[start:]))
-    return tuple(found)
-
-
-def _section(header: str) -> str:
-    name = re.sub(r"\s+", " ", header).strip().lower()
-    if any(w in name for w in _IMPRESSION):  # also "findings and impression"
-        return "impression"
-    if any(w in name for w in _OTHER):
-        return name
-    if any(w in name for w in _FINDINGS) or _EXAMINATION.search(name):
-        return "findings"
-    return name
-
-
-def report_text(report: str) -> str:
-    """Findings and impression of a raw report in the project's report form; ``""`` where it says
-    nothing.
-
-    The last section of a name counts. Without either, the last paragraph is taken. ``___``, the
-    publisher's mark for removed personal data, becomes one token.
-    """
-    sections = split_sections(report)
-    last = {name: clean for name, text in sections if (clean := _clean(text))}
-    parts = [
-        f"{title}: {last[title.lower()]}"
-        for title in ("Findings", "Impression")
-        if title.lower() in last
-    ]
-    if parts:
-        return " ".join(parts)
-    # Reports without headers, and those for which the official parser keeps rules of their own.
-    paragraphs = [clean for p in re.split(r"\n\s*\n", sections[-1][1]) if (clean := _clean(p))]
-    paragraphs = [p for p in paragraphs if p.upper() != "FINAL REPORT"]
-    headed = sections[-1][0] != "preamble" and len(paragraphs) < 2  # nothing but an INDICATION, say
-    return f"Findings: {paragraphs[-1]}" if paragraphs and not headed else ""
-
-
-def _clean(text: str) -> str:
-    text = re.sub(r"\s+", " ", text).strip()
-    return re.sub(r"_{2,}(?:[\s,/-]*_{2,})*", REMOVED, text)
+_LABEL = re.compile(r"(?:-?1|0)(?:\.0*)?")
 
 
 class MimicCXR(Source):
@@ -219,7 +124,8 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
             raise SourceError(f"{self.reports}: there is no such folder of reports")
         rows = read_table(metadata, ("dicom_id", "subject_id", "study_id", "ViewPosition"))
         studies: dict[str, list[dict[str, str]]] = defaultdict(list)
-        for row in rows:
+        images_listed = {row["dicom_id"]: row for row in rows}  # a row may be there twice
+        for row in images_listed.values():
             studies[row["study_id"]].append(row)
         splits = _splits(root)
         labels = _labels(root)
@@ -271,7 +177,7 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
                 )
             )
         table = (
-            Expectation.count("images in the table", PUBLISHED["images"], len(rows)),
+            Expectation.count("images in the table", PUBLISHED["images"], len(images_listed)),
             Expectation.count("studies in the table", PUBLISHED["studies"], len(studies)),
             Expectation.count("image files", PUBLISHED["images"], images),
             Expectation.count("report files", PUBLISHED["studies"], reports),
@@ -326,13 +232,15 @@ def _labels(root: Path) -> dict[str, dict[str, float]]:
     path = find_file(root, "mimic-cxr-*-chexpert.csv", "mimic-cxr-*-negbio.csv")
     if path is None:
         return {}
-    try:
-        return {
-            r["study_id"]: {n: float(r.get(n) or "nan") for n in LABELS}
-            for r in read_table(path, ("study_id",))
-        }
-    except ValueError as error:
-        raise SourceError(f"{path}: a label is not 1, 0, -1 or blank ({error})") from error
+    found = {}
+    for row in read_table(path, ("study_id",)):
+        values = {n: row.get(n, "") for n in LABELS}
+        if odd := [v for v in values.values() if v and not _LABEL.fullmatch(v)]:
+            raise SourceError(
+                f"{path}: a label is not 1, 0, -1 or blank ({odd[0]!r} of study {row['study_id']})"
+            )
+        found[row["study_id"]] = {n: float(v or "nan") for n, v in values.items()}
+    return found
 
 
 def _report_places(root: Path, files: Path, own: Path | None) -> tuple[Path, ...]:

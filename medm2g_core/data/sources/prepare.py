@@ -29,7 +29,15 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm.auto import tqdm
 
 from medm2g_core.data.sources import SOURCES
-from medm2g_core.data.sources.base import SPLITS, Entry, Skip, Source, SourceDataset, SourceError
+from medm2g_core.data.sources.base import (
+    SPLITS,
+    Entry,
+    Skip,
+    Source,
+    SourceDataset,
+    SourceError,
+    refuse_twice,
+)
 from medm2g_core.data.sources.depends import code_digest, entry_facts, versions
 from medm2g_core.data.sources.shards import (
     FORMAT,
@@ -173,11 +181,7 @@ class _Task:
 
 def _plan(dataset: SourceDataset, root: Path, out: Path, shard_size: int) -> list[_Task]:
     """Cut each split, in the order of the scan, into shards; refuse two studies of one key."""
-    keys = Counter(study_key(entry.id) for entry in dataset.entries)
-    if twice := [key for key, n in keys.items() if n > 1]:
-        raise SourceError(
-            f"{root}: {len(twice)} studies occur twice, first {twice[0]}; is the tree there twice?"
-        )
+    refuse_twice(root, (study_key(entry.id) for entry in dataset.entries))
     common = {
         "format": FORMAT,
         "source": dataset.source.name,

@@ -60,16 +60,24 @@ def main(name: str, doc: str = "", argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--retry", action="store_true", help="make shards again that left out unreadable files"
     )
+    if name == "mimic_cxr":  # the pictures of MIMIC-CXR-JPG come without their reports
+        parser.add_argument(
+            "--reports",
+            metavar="FOLDER",
+            help="folder of MIMIC-CXR's reports, where they are not in the tree of the pictures",
+        )
     args = parser.parse_args(argv)
 
+    from medm2g_core.data.sources.mimic_cxr import MimicCXR
     from medm2g_core.data.sources.prepare import (
         prepare_source,
     )  # torch takes seconds; --help should not
     from medm2g_core.data.volumes import FileError
 
+    reports = getattr(args, "reports", None)
     try:
         prepare_source(
-            name,
+            MimicCXR(reports=reports) if reports else name,
             args.root,
             args.out,
             size=args.size,
