@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -228,9 +228,15 @@ class Source(ABC):
         return (entry,)
 
     def inputs(self, entry: Entry) -> tuple[Path, ...]:
-        """The files and folders that `read` opens for an entry: all that are named in its ``files``
-        and ``extra``. Their content decides whether a prepared shard is still that of the tree."""
-        return tuple(sorted(set(_paths((entry.files, entry.extra)))))
+        """What `read` opens for an entry: the files and folders of ``files`` and the files of
+        ``extra``. Their content decides whether a prepared shard is still that of the tree."""
+        more = (path for path in _paths(entry.extra) if path.is_file())
+        return tuple(sorted({*entry.files.values(), *more}))
+
+    def options(self) -> dict[str, Any]:
+        """What decides on the pictures besides the tree: the fields of a dataclass. Options that
+        only choose the entries need not be here."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
 
     def study(
         self,

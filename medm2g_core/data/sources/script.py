@@ -35,6 +35,12 @@ def main(name: str, doc: str = "", argv: Sequence[str] | None = None) -> int:
         "--workers", type=int, help="processes; 0: this one (default: one a processor)"
     )
     parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="let the Dask cluster at ADDRESS do the work, such as tcp://10.0.0.1:8786 (needs the"
+        " extra 'cluster'); its workers must see both folders under the same paths",
+    )
+    parser.add_argument(
         "--shard-size", type=int, default=256, metavar="N", help="studies a shard (default: 256)"
     )
     parser.add_argument(
@@ -89,6 +95,7 @@ def main(name: str, doc: str = "", argv: Sequence[str] | None = None) -> int:
             shares=tuple(args.shares),
             allow_missing=args.allow_missing,
             retry=args.retry,
+            scheduler=args.scheduler,
         )
     except (FileError, OSError, ValueError) as error:  # SourceError is a ValueError
         print(f"error: {error}", file=sys.stderr)
