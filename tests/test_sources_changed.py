@@ -1,5 +1,5 @@
 """Preparation of a tree that was changed since: what depends on a changed file is made again, and
-nothing else; and on a cluster, one worker of which dies."""
+nothing else."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from replicas import acdc, brats2020, gold_atlas, sliver07
-from replicas.dots import Dots, prepare, write_dots
+from replicas.dots import prepare, write_dots
 
 from medm2g_core.data.sources import depends
 from medm2g_core.data.sources.acdc import ACDC
-from medm2g_core.data.sources.base import Source, SourceError
+from medm2g_core.data.sources.base import Source
 from medm2g_core.data.sources.brats2020 import BraTS2020
 from medm2g_core.data.sources.gold_atlas import GoldAtlas
 from medm2g_core.data.sources.prepare import prepare_source
@@ -74,7 +74,7 @@ def test_a_touched_tree_is_read_again_and_nothing_is_made(tmp_path: Path) -> Non
 def test_unchanged_files_are_not_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tree, out = write_dots(tmp_path / "tree", 3, 1), tmp_path / "out"
+    tree, out = write_dots(tmp_path / "tree"), tmp_path / "out"
     monkeypatch.setattr(depends, "_RACY_NS", 0)
     prepare(tree, out)
     read: list[Path] = []
@@ -153,68 +153,3 @@ def test_another_option_of_the_data_set_makes_all_shards_again(tmp_path: Path) -
     run(ACDC())
     assert made(out, lambda: run(ACDC())) == set()
     assert made(out, lambda: run(ACDC(fov_mm=150.0))) == {p.name for p in out.glob("*.tar")}
-
-
-# ---- on a cluster
-
-
-def test_without_dask_a_cluster_is_refused_with_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "distributed", None)
-    with pytest.raises(SourceError, match=r"pip install 'medm2g-core\[cluster\]'"):
-        prepare(
-            write_dots(tmp_path / "tree", 3, 1), tmp_path / "out", scheduler="tcp://127.0.0.1:1"
-        )
-
-
-@pytest.mark.slow
-def test_a_cluster_that_loses_a_worker_gives_the_bytes_of_this_process(tmp_path: Path) -> None:
-    distributed = pytest.importorskip(
-        "distributed", reason="Dask is not installed; only --scheduler needs it"
-    )
-    tree = write_dots(tmp_path / "tree")
-    prepare(tree, tmp_path / "straight")
-    marker = tmp_path / "died"
-    source = Dots(dies_at="dot.015/a", dies_once=marker)
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-    ) as cluster:
-        prepare(tree, tmp_path / "out", source=source, scheduler=cluster.scheduler_address)
-    assert marker.exists()
-
-    def content(out: Path) -> dict[str, bytes]:
-        return {p.name: p.read_bytes() for p in out.iterdir() if not p.name.startswith(".")}
-
-    assert content(tmp_path / "out") == content(tmp_path / "straight")
-
-
-@pytest.mark.slow
-def test_a_shard_that_kills_every_worker_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    distributed = pytest.importorskip(
-        "distributed", reason="Dask is not installed; only --scheduler needs it"
-    )
-    tree = write_dots(tmp_path / "tree")
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
-        pytest.raises(SourceError, match="larger workers, finished shards are kept"),
-    ):
-        prepare(
-            tree,
-            tmp_path / "out",
-            source=Dots(dies_at="dot.015/a"),
-            scheduler=cluster.scheduler_address,
-        )
-
-
-def test_an_address_where_nothing_answers_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("distributed", reason="Dask is not installed; only --scheduler needs it")
-    monkeypatch.setattr("medm2g_core.data.sources.pools.WAIT_S", 2)
-    with pytest.raises(SourceError, match="no Dask scheduler answers"):
-        prepare(
-            write_dots(tmp_path / "tree", 3, 1), tmp_path / "out", scheduler="tcp://127.0.0.1:1"
-        )

@@ -49,6 +49,10 @@ SYNTHETIC_MARK = "SYNTHETIC - NOT FOR DIAGNOSIS"
 MAX_VOXELS = 600_000_000
 """Larger arrays are refused before they are read (2.4 GB as float32)."""
 
+COLOUR_SPREAD = 12
+"""Grey levels of 255 by which the channels of a grey picture may differ: JPEG, also one that was
+stored again as PNG, rounds each channel on its own."""
+
 KNOWN_FORMATS = "DICOM, NIfTI (.nii, .nii.gz), MetaImage (.mhd, .mha), NRRD, PNG and JPEG"
 
 
@@ -358,7 +362,7 @@ def read_picture(path: Path, kind: str) -> Volume:
     if pixels.ndim == 3:
         colours = pixels[..., : 3 if pixels.shape[-1] > 2 else 1].astype(np.float32)
         spread = np.ptp(colours, axis=-1)
-        if np.quantile(spread, 0.999) > (12 if kind == "jpeg" else 2):
+        if np.quantile(spread, 0.999) > COLOUR_SPREAD:
             raise FileError(
                 f"{path}: a colour picture (a screenshot?); needed a grey image without annotations"
             )

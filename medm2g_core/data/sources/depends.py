@@ -36,6 +36,7 @@ _CODE = (
     "grids.py",
     "imaging.py",
     "mimic_reports.py",
+    "paper.py",
     "radiographs.py",
     "registration.py",
     "shards.py",

@@ -3,6 +3,7 @@ entry."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import defaultdict
@@ -22,6 +23,7 @@ from medm2g_core.data.sources.base import (
 from medm2g_core.data.sources.mimic_reports import report_text
 from medm2g_core.data.sources.radiographs import read_film
 from medm2g_core.data.sources.tables import find_file, read_table
+from medm2g_core.data.sources.trees import files_below
 
 __all__ = ["LABELS", "MimicCXR"]
 
@@ -45,6 +47,7 @@ LABELS = (
 
 PUBLISHED = {"images": 377_110, "studies": 227_835}
 FRONTAL = ("PA", "AP")  # in order of preference
+_JPG, _DICOM = (".jpg", ".jpeg", ".png"), (".dcm",)  # in order of preference
 _LABEL = re.compile(r"(?:-?1|0)(?:\.0*)?")
 
 
@@ -103,7 +106,9 @@ class MimicCXR(Source):
         layout="""mimic-cxr-2.0.0-metadata.csv[.gz], mimic-cxr-2.0.0-split.csv[.gz]
 mimic-cxr-2.0.0-chexpert.csv[.gz] or mimic-cxr-2.0.0-negbio.csv[.gz] (labels, optional)
 files/p10/p10000032/s50414267/<dicom_id>.jpg (or .dcm)
-files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/files/...)""",
+files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/files/...)
+(images may also lie flat or below images/ as R2Gen has them, and be PNG; of R2Gen's
+annotation.json the splits and reports are taken where the tables and texts are not there)""",
         recalled=(
             "wording of the licence",
             "columns of the label tables",
@@ -118,7 +123,8 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
         metadata = find_file(root, "mimic-cxr-*-metadata.csv")
         if metadata is None:
             raise self.not_here(
-                root, "no mimic-cxr-2.0.0-metadata.csv, which says the views of the images"
+                root,
+                f"no mimic-cxr-2.0.0-metadata.csv, which says the views of the images{_hint(root)}",
             )
         if self.reports is not None and not self.reports.is_dir():
             raise SourceError(f"{self.reports}: there is no such folder of reports")
@@ -127,13 +133,16 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
         images_listed = {row["dicom_id"]: row for row in rows}  # a row may be there twice
         for row in images_listed.values():
             studies[row["study_id"]].append(row)
-        splits = _splits(root)
+        told = _r2gen(root)
+        splits = _splits(root) or {k: split for k, (split, _) in told.items()}
         labels = _labels(root)
-        files = next((d for d in (root / "files", metadata.parent / "files") if d.is_dir()), root)
-        places = _report_places(root, files, self.reports)
+        files = _files(root, metadata)
+        flat = {} if files is not None else _flat(root)
+        files = root if files is None else files
+        places = _report_places(root, files, metadata, self.reports)
         skips: list[Skip] = []
         entries: list[Entry] = []
-        jpg = _holds_jpg(files, rows)
+        jpg = _holds_jpg(files, rows) or any(p.suffix.lower() != ".dcm" for p in flat.values())
         reports = images = 0
         for study, views in studies.items():
             subject = views[0]["subject_id"]
@@ -145,7 +154,7 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
             there = {
                 v["dicom_id"]: p
                 for v in views
-                if (p := _image(files / folder, v["dicom_id"], jpg)) is not None
+                if (p := flat.get(v["dicom_id"]) or _image(files / folder, v["dicom_id"], jpg))
             }
             images += len(there)
             report = _find_report(places, folder)
@@ -166,6 +175,8 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
                         )
                     )
                     continue
+            elif (subject, study) in told:
+                text = told[subject, study][1] or None
             entries.append(
                 Entry(
                     id=f"s{study}",
@@ -243,12 +254,70 @@ def _labels(root: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def _report_places(root: Path, files: Path, own: Path | None) -> tuple[Path, ...]:
-    tops = (
-        [own, own / "mimic-cxr-reports"]
-        if own is not None
-        else [files, root, root / "mimic-cxr-reports"]
+def _hint(root: Path) -> str:
+    """Where the tables are, or what else the folder is, for the message."""
+    for above in root.absolute().parents[:3]:
+        if any(above.glob("mimic-cxr-*-metadata.csv*")):
+            return f"; it is in {above}, so give that folder"
+    if (annotation := find_file(root, "*annotation*.json")) is not None:
+        return (
+            f"; {annotation.name} alone, R2Gen's form, does not say which image is frontal: put the"
+            " table of MIMIC-CXR-JPG beside it"
+        )
+    return ""
+
+
+def _r2gen(root: Path) -> dict[tuple[str, str], tuple[str, str]]:
+    """(subject, study) -> split and text by R2Gen's ``annotation.json``, which lists a study once
+    an image; empty where it is not there."""
+    path = find_file(root, "*annotation*.json")
+    if path is None:
+        return {}
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+        for split in ("train", "val", "test"):
+            for row in splits.get(split, ()):
+                text = report_text(f" FINDINGS: {row['report']}")
+                key = str(row["subject_id"]), str(row["study_id"])
+                if found.setdefault(key, (split, text))[0] != split:
+                    raise SourceError(f"{path}: study {key[1]} is in two splits")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(
+            f"{path}: not R2Gen's form, {{train, val, test: [{{subject_id, study_id, report}}]}}"
+            f" ({error!r})"
+        ) from error
+    return found
+
+
+def _files(root: Path, metadata: Path) -> Path | None:
+    """The folder that holds ``p10`` and so on, or ``None``: then the images lie flat."""
+    places = (
+        parent / name
+        for parent in dict.fromkeys((root, metadata.parent))
+        for name in ("files", "images", "")
     )
+    return next((p for p in places if p.is_dir() and any(p.glob("p1[0-9]"))), None)
+
+
+def _flat(root: Path) -> dict[str, Path]:
+    """dicom_id -> image, wherever it lies."""
+    found: dict[str, Path] = {}
+    for path in files_below(root, *(f"*{ending}" for ending in (*_JPG, *_DICOM))):
+        found.setdefault(path.name.rsplit(".", 1)[0], path)
+    return found
+
+
+def _report_places(root: Path, files: Path, metadata: Path, own: Path | None) -> tuple[Path, ...]:
+    """Folders in which a report may lie, under its study's name or as in the tree of images."""
+    if own is not None:
+        tops = [own, own / "mimic-cxr-reports"]
+    else:
+        tops = [files, root, root / "mimic-cxr-reports", metadata.parent]
+        # What `wget -r` makes of both data sets: mimic-cxr/2.0.0 beside mimic-cxr-jpg/2.0.0.
+        tops += sorted(metadata.parent.parent.parent.glob("mimic-cxr/*"))
     return tuple(dict.fromkeys(p for top in tops for p in (top / "files", top) if p.is_dir()))
 
 
@@ -262,19 +331,22 @@ def _find_report(places: Sequence[Path], folder: Path) -> Path | None:
 
 
 def _holds_jpg(files: Path, rows: Sequence[Mapping[str, str]]) -> bool:
-    """Whether any image is a JPG."""
+    """Whether any image is a JPG, or a PNG that was made of one."""
     for row in rows:
         folder = (
             files / f"p{row['subject_id'][:2]}" / f"p{row['subject_id']}" / f"s{row['study_id']}"
         )
-        if (folder / f"{row['dicom_id']}.jpg").is_file():
+        if _image(folder, row["dicom_id"], True) is not None:
             return True
     return False
 
 
 def _image(folder: Path, dicom_id: str, jpg: bool) -> Path | None:
-    path = folder / f"{dicom_id}{'.jpg' if jpg else '.dcm'}"
-    return path if path.is_file() else None
+    for ending in _JPG if jpg else _DICOM:
+        for spelling in (ending, ending.upper()):
+            if (path := folder / f"{dicom_id}{spelling}").is_file():
+                return path
+    return None
 
 
 def _frontal(views: Sequence[Mapping[str, str]], there: Mapping[str, Path]) -> Path | None:

@@ -57,8 +57,9 @@ def on_cluster(
 ) -> Iterator[dict[str, Any]]:
     """The results of ``work``, in the order in which the workers of a Dask cluster finish them.
 
-    The work of a worker that is lost is given to another one. Every worker must have this package,
-    and must see the data set and the folder of the shards under the same paths.
+    The work of a worker that is lost is given to another one; a cluster that has lost all of them
+    is waited for, until new ones join it. Every worker must have this package, and must see the
+    data set and the folder of the shards under the same paths.
 
     Args:
         scheduler: its address, such as ``tcp://10.0.0.1:8786``.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from medm2g_core.data.files import read_volume
@@ -32,8 +34,13 @@ class Film:
     notes: tuple[str, ...]
 
 
-def read_film(path: Path, size: int) -> Film:
+def read_film(
+    path: Path, size: int, trim: Callable[[np.ndarray, list[str]], np.ndarray] | None = None
+) -> Film:
     """A radiograph from DICOM, PNG or JPEG, told apart by content; MONOCHROME1 is inverted.
+
+    Args:
+        trim: cuts off what is not the picture; gets the values (rows, columns) and the notes.
 
     Raises:
         FileError: missing, broken, blank, a colour picture, or not one flat picture.
@@ -44,6 +51,8 @@ def read_film(path: Path, size: int) -> Film:
     if volume.kind not in ("dicom", "png", "jpeg"):
         raise FileError(f"{path}: a {volume.kind} file; radiographs come as DICOM, PNG or JPEG")
     notes = list(volume.notes)
+    if trim is not None:
+        volume.array = trim(np.squeeze(volume.array), notes)
     try:
         image = film(volume, size, notes)
     except FileError as error:
