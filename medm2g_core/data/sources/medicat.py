@@ -162,7 +162,8 @@ figures/<pdf_hash>_<fig_uri>""",
     def scan(self, root: Path) -> Found:
         tables = [
             p
-            for g in ("*.jsonl", "*.jsonl.gz", "*/*.jsonl", "*/*.jsonl.gz")
+            for above in ("", "*/", "*/*/")
+            for g in (f"{above}*.jsonl", f"{above}*.jsonl.gz")
             for p in sorted(root.glob(g))
             if p.name[0] != "."
         ]
@@ -175,8 +176,10 @@ figures/<pdf_hash>_<fig_uri>""",
         seen: set[str] = set()
         licences: Counter[str] = Counter()
         for table in tables:
-            figures = table.parent / "figures"
-            figures = figures if figures.is_dir() else root / "figures"
+            near = [p for p in (table.parent, *table.parent.parents) if p.is_relative_to(root)]
+            figures = next(
+                (p / "figures" for p in near if (p / "figures").is_dir()), root / "figures"
+            )
             with open_table(table) as text:
                 for number, line in enumerate(text, 1):
                     if not line.strip():
