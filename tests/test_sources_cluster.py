@@ -29,7 +29,9 @@ def cluster(tmp_path: Path) -> Iterator[Callable[[int], str]]:
 
     The argument is the number of workers that one task may kill.
     """
-    pytest.importorskip("distributed", reason="Dask is not installed; only --scheduler needs it")
+    distributed = pytest.importorskip(
+        "distributed", reason="Dask is not installed; only --scheduler needs it"
+    )
     running: list[subprocess.Popen[bytes]] = []
 
     def start(*words: str, failures: int) -> None:
@@ -60,10 +62,8 @@ def cluster(tmp_path: Path) -> Iterator[Callable[[int], str]]:
         own = ("--no-nanny", "--nthreads", "1", "--local-directory", str(tmp_path))
         for _ in range(2):
             start("distributed.cli.dask_worker", *common, *own, failures=failures)
-        from distributed import Client
-
         address = json.loads(place.read_text())["address"]
-        with Client(address, timeout=START_S, set_as_default=False) as client:
+        with distributed.Client(address, timeout=START_S, set_as_default=False) as client:
             client.wait_for_workers(2, timeout=START_S)
         return str(address)
 

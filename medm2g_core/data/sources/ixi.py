@@ -196,6 +196,8 @@ class IXI(Source):
         return tuple(table)
 
     def slices(self, entry: Entry) -> Sequence[Entry]:
+        for path in entry.files.values():
+            check_placed(path)
         grids = {s: nifti_grid(path) for s, path in entry.files.items()}
         fixed = grids["mri_t1"]
         first, stop = 0, fixed.shape[0]
@@ -241,8 +243,6 @@ def _person(
     from medm2g_core.data.sources.registration import itk_image, register_affine, resample
 
     grid = nifti_grid(t1)
-    for path in (t1, t2, pd):
-        check_placed(path)
     volume = load_volume(t1, "mri_t1")
     fixed = itk_image(volume.array, grid)
     units = {"mri_t1": mr_to_unit(volume.array, stream_name="mri_t1")}

@@ -1,12 +1,13 @@
-"""Where the work of a preparation is done: in this process, in others of this machine, or on a
-cluster, by joblib."""
+"""Where the work of a preparation is done: in other processes of this machine, by joblib, or on a
+Dask cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from typing import Any, TypeVar
 
-from joblib import Parallel, cpu_count, delayed, parallel_config
+from joblib import Parallel, cpu_count, delayed
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -61,6 +62,10 @@ def on_cluster(
     is waited for, until new ones join it. Every worker must have this package, and must see the
     data set and the folder of the shards under the same paths.
 
+    Dask is asked itself and not through joblib, whose Dask backend (1.6) waits for ever when a task
+    has cost too many workers their life: it hands on what a task raises, and not what the
+    scheduler says of it.
+
     Args:
         scheduler: its address, such as ``tcp://10.0.0.1:8786``.
 
@@ -69,21 +74,20 @@ def on_cluster(
             several workers their life.
     """
     try:
-        from distributed import Client
-        from distributed.scheduler import KilledWorker
+        dask = import_module("distributed")  # an extra
     except ImportError as error:
         raise SourceError(
             "a cluster needs the package distributed: pip install 'medm2g-core[cluster]'"
         ) from error
     try:
-        client = Client(scheduler, timeout=WAIT_S, set_as_default=False)
+        client = dask.Client(scheduler, timeout=WAIT_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise SourceError(f"{scheduler}: no Dask scheduler answers there ({error})") from error
     try:
-        with parallel_config(backend="dask", client=client, wait_for_workers_timeout=WAIT_S):
-            pool = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")
-            yield from pool(delayed(work)(task) for task in tasks)
-    except KilledWorker as error:
+        client.wait_for_workers(1, timeout=WAIT_S)
+        for future in dask.as_completed(client.map(work, tasks, pure=False)):
+            yield future.result()
+    except dask.scheduler.KilledWorker as error:
         raise SourceError(
             "several workers of the cluster died at one shard, most often for want of memory; start"
             f" again with larger workers, finished shards are kept ({error})"

@@ -25,10 +25,9 @@ from medm2g_core.data.sources.grids import (
     axial_entries,
     check_placed,
     check_same_grid,
-    load_volume,
     nifti_grid,
 )
-from medm2g_core.data.sources.imaging import ct_to_unit, paired_slices
+from medm2g_core.data.sources.imaging import check_whole, ct_to_unit, paired_slices
 from medm2g_core.data.sources.trees import files_below, folders_below, words
 from medm2g_core.data.volumes import FileError
 
@@ -140,6 +139,7 @@ class SynthRAD2023(Source):
     def slices(self, entry: Entry) -> Sequence[Entry]:
         """The axial slices inside the mask, from the head down. The mask is read, of the images
         nothing."""
+        check_placed(entry.extra["mask"])
         inside = _mask(entry.extra["mask"]).mean(axis=(1, 2)) >= MIN_INSIDE
         if not inside.any():
             raise FileError(f"{entry.extra['mask']}: the mask is empty")
@@ -199,14 +199,17 @@ def _volumes(
     mm; notes."""
     mask = _mask(mask_path)
     grid = nifti_grid(mask_path)
-    check_placed(mask_path)
     units: dict[str, np.ndarray] = {}
     notes = ["outside the published outline: air and MR background"]
     spacing = (1.0, 1.0)
     for name, path in files:
         check_same_grid(nifti_grid(path), path, grid, mask_path)
-        volume = load_volume(path, name)
+        volume = read_volume(path, name)
         array = volume.array
+        if not np.isfinite(array).all():
+            raise FileError(f"{path}: holds NaN or infinite values")
+        # Above and below the outline a scan may have nothing.
+        check_whole(array[mask.any(axis=(1, 2))], str(path))
         notes += [n for n in volume.notes if n not in notes]
         spacing = (volume.spacing_mm[1], volume.spacing_mm[2])
         if name == "ct":
