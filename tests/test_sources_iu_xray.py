@@ -196,6 +196,14 @@ def test_r2gens_filter_wants_two_images_and_findings(raw_root: Path) -> None:
     assert data.found.counts()["not in R2Gen's subset"] == len(STUDIES) - 3
 
 
+def test_a_film_that_is_listed_twice_is_no_pair(tmp_path: Path) -> None:
+    path = kaggle(tmp_path) / "indiana_projections.csv"
+    line = next(line for line in path.read_text().splitlines() if line.startswith("55,"))
+    path.write_text(path.read_text() + line + "\n")
+    assert "CXR55" not in load(tmp_path, IUXRay(r2gen_filter=True))[1]
+    assert "CXR55" in load(tmp_path)[1]
+
+
 def test_r2gen_form_keeps_its_splits_and_takes_the_frontal_film(tmp_path: Path) -> None:
     data, studies = load(r2gen(tmp_path))
     assert {s: len(v) for s, v in data.subjects().items()} == {"train": 2, "val": 1, "test": 1}

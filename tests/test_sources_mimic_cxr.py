@@ -249,6 +249,19 @@ def test_a_row_that_is_there_twice_is_one_image(tmp_path: Path) -> None:
     assert next(e for e in data.found.table if e.what == "images in the table").found == "13"
 
 
+@pytest.mark.parametrize(
+    ("table", "was", "now"), [("metadata", ",PA,", ",LATERAL,"), ("chexpert", ",1.0,", ",0.0,")]
+)
+def test_two_rows_that_say_different_things_are_refused(
+    tmp_path: Path, table: str, was: str, now: str
+) -> None:
+    path = mimic_cxr(tmp_path / "m", packed=False) / f"mimic-cxr-2.0.0-{table}.csv"
+    line = next(line for line in path.read_text().splitlines() if was in line)
+    path.write_text(path.read_text() + line.replace(was, now) + "\n")
+    with pytest.raises(SourceError, match=r"two rows of .* say different things"):
+        MimicCXR().scan(path.parent)
+
+
 def test_the_script_takes_a_folder_of_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -168,7 +168,10 @@ def test_flat_mimic_films_are_found_by_their_id(tmp_path: Path, place: str) -> N
     for path in sorted((root / "files").rglob("*.jpg")):
         path.rename(root / place / path.name)
     shutil.rmtree(root / "files")
+    for path in sorted((root / place).glob("*.jpg")):
+        path.with_suffix(".dcm").write_bytes(b"never mixed with the JPG beside it")
     data = SourceDataset(MimicCXR(reports=tmp_path / "reports"), root, size=32)
+    assert {e.files["xray"].suffix for e in data.entries} == {".jpg"}
     assert {e.id for e in data.entries} == FRONTAL
     for entry in data.entries:
         views = STUDIES[int(entry.id[1:])][-1]

@@ -464,7 +464,8 @@ def _views(root: Path, reports: tuple[IUReport, ...]) -> _Views:
 def _kaggle_reports(table: Path, projections: Path) -> tuple[IUReport, ...]:
     images = defaultdict(list)
     for row in read_table(projections, ("uid", "filename", "projection")):
-        images[row["uid"]].append(row["filename"])
+        if row["filename"] not in images[row["uid"]]:  # a row may be there twice
+            images[row["uid"]].append(row["filename"])
     needed = ("uid", "MeSH", "indication", "comparison", "findings", "impression")
     rows = read_table(table, needed)
     if len({r["uid"] for r in rows}) != len(rows):

@@ -130,7 +130,10 @@ annotation.json the splits and reports are taken where the tables and texts are 
             raise SourceError(f"{self.reports}: there is no such folder of reports")
         rows = read_table(metadata, ("dicom_id", "subject_id", "study_id", "ViewPosition"))
         studies: dict[str, list[dict[str, str]]] = defaultdict(list)
-        images_listed = {row["dicom_id"]: row for row in rows}  # a row may be there twice
+        images_listed: dict[str, dict[str, str]] = {}
+        for row in rows:  # a row may be there twice
+            if images_listed.setdefault(row["dicom_id"], row) != row:
+                raise SourceError(f"{metadata}: two rows of {row['dicom_id']} say different things")
         for row in images_listed.values():
             studies[row["study_id"]].append(row)
         told = _r2gen(root)
@@ -243,15 +246,18 @@ def _labels(root: Path) -> dict[str, dict[str, float]]:
     path = find_file(root, "mimic-cxr-*-chexpert.csv", "mimic-cxr-*-negbio.csv")
     if path is None:
         return {}
-    found = {}
+    said: dict[str, dict[str, str]] = {}
     for row in read_table(path, ("study_id",)):
         values = {n: row.get(n, "") for n in LABELS}
         if odd := [v for v in values.values() if v and not _LABEL.fullmatch(v)]:
             raise SourceError(
                 f"{path}: a label is not 1, 0, -1 or blank ({odd[0]!r} of study {row['study_id']})"
             )
-        found[row["study_id"]] = {n: float(v or "nan") for n, v in values.items()}
-    return found
+        if said.setdefault(row["study_id"], values) != values:
+            raise SourceError(f"{path}: two rows of study {row['study_id']} say different things")
+    return {
+        study: {n: float(v or "nan") for n, v in values.items()} for study, values in said.items()
+    }
 
 
 def _hint(root: Path) -> str:
@@ -305,8 +311,11 @@ def _files(root: Path, metadata: Path) -> Path | None:
 def _flat(root: Path) -> dict[str, Path]:
     """dicom_id -> image, wherever it lies."""
     found: dict[str, Path] = {}
-    for path in files_below(root, *(f"*{ending}" for ending in (*_JPG, *_DICOM))):
-        found.setdefault(path.name.rsplit(".", 1)[0], path)
+    for endings in (_JPG, _DICOM):  # never both: their grey values differ
+        for path in files_below(root, *(f"*{ending}" for ending in endings)):
+            found.setdefault(path.name.rsplit(".", 1)[0], path)
+        if found:
+            break
     return found
 
 

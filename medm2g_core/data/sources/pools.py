@@ -80,7 +80,7 @@ def on_cluster(
             "a cluster needs the package distributed: pip install 'medm2g-core[cluster]'"
         ) from error
     try:
-        client = dask.Client(scheduler, timeout=WAIT_S, set_as_default=False)
+        client = dask.Client(scheduler, timeout=WAIT_S)
     except (OSError, ValueError) as error:
         raise SourceError(f"{scheduler}: no Dask scheduler answers there ({error})") from error
     try:
