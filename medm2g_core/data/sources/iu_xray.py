@@ -462,7 +462,7 @@ def _views(root: Path, reports: tuple[IUReport, ...]) -> _Views:
 
 
 def _kaggle_reports(table: Path, projections: Path) -> tuple[IUReport, ...]:
-    images = defaultdict(list)
+    images: dict[str, list[str]] = defaultdict(list)
     for row in read_table(projections, ("uid", "filename", "projection")):
         if row["filename"] not in images[row["uid"]]:  # a row may be there twice
             images[row["uid"]].append(row["filename"])
