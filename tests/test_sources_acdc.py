@@ -117,3 +117,28 @@ def test_acdc_corrupt_frame_is_counted_and_the_rest_loads(hearts: Path, tmp_path
     read = {s.id.rsplit("_", 1)[0] for s in data.studies()}
     assert len(read) == 6 and "patient001_ED" not in read and "patient002_ED" not in read
     assert "left out, unreadable file: 10" in data.report()
+
+
+def test_acdc_folder_decides_on_the_split_and_the_number_only_without_one(tmp_path: Path) -> None:
+    acdc.write_patient(tmp_path / "a" / "testing" / "patient051", 1, 12, "DCM")
+    acdc.write_patient(tmp_path / "a" / "training" / "patient120", 1, 12, "DCM")
+    acdc.write_patient(tmp_path / "a" / "latest" / "patient002", 1, 12, "DCM")
+    acdc.write_patient(tmp_path / "a" / "others" / "patient130", 1, 12, "DCM")
+    assert SourceDataset(ACDC(), tmp_path / "a").subjects() == {
+        "test": ("patient051", "patient130"),
+        "train": ("patient002", "patient120"),
+    }
+
+
+def test_acdc_patient_twice_is_counted_once_and_in_both_parts_refused(
+    hearts: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(hearts, tmp_path / "copy")
+    shutil.copytree(root / "database" / "training", root / "again" / "training")
+    data = SourceDataset(ACDC(), root)
+    assert len(data) == 4 * 2 * acdc.SHAPE[0] and data.found.counts()["second copy"] == 3
+    shutil.copytree(
+        root / "database" / "training" / "patient002", root / "database" / "testing" / "patient002"
+    )
+    with pytest.raises(SourceError, match="subject patient002 is in train and in test"):
+        SourceDataset(ACDC(), root)

@@ -205,6 +205,19 @@ def test_limit_counts_subjects_and_keeps_all_of_each(tmp_path: Path) -> None:
     assert len(SourceDataset(Paper(), tmp_path, limit=100)) == len(whole)
 
 
+def test_a_study_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    class Twice(Paper):
+        def scan(self, root: Path) -> Found:
+            found = super().scan(root)
+            return replace(found, entries=(*found.entries, found.entries[0]))
+
+    folder(tmp_path, a_1="1", b_1="1")
+    with pytest.raises(SourceError, match="1 studies occur twice, first a_1; is the tree there"):
+        SourceDataset(Twice(), tmp_path)
+    with pytest.raises(SourceError, match="occur twice"):
+        SourceDataset(Twice(), tmp_path, split="train")
+
+
 def test_an_unknown_split_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="'validate' is not one of train, val, test"):
         SourceDataset(Paper(), folder(tmp_path, a_1="1"), split="validate")

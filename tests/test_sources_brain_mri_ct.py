@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,63 @@ def test_the_look_alike_is_recognised_its_duplicates_counted_and_refused(tmp_pat
 def test_a_wrong_folder_shows_the_layout(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"data\(processed\)/\{train,val,test\}_input\.npy"):
         SourceDataset(BrainMRICT(), tmp_path)
+
+
+def test_a_clipped_slice_of_an_array_in_hu_keeps_the_scale_of_the_array(tree: Path) -> None:
+    targets = np.load(array(tree, "train_output"))
+    targets[2] = np.maximum(targets[2], -400)
+    np.save(array(tree, "train_output"), targets)
+    data = SourceDataset(BrainMRICT(), tree, split="train", size=replica.SIZE)
+    clipped, whole = data[2], data[3]
+    assert clipped.units["ct"] == whole.units["ct"] == "HU"
+    hu = unit_to_hu(clipped.images["ct"])[0]
+    assert hu[16, 12] == pytest.approx(35, abs=25) and hu[0, 0] == pytest.approx(-400, abs=1)
+
+
+def test_a_slice_in_other_units_than_its_array_is_refused(tree: Path) -> None:
+    targets = np.load(array(tree, "train_output"))
+    targets[2] = (targets[2] + 1000) / 2000
+    np.save(array(tree, "train_output"), targets)
+    with pytest.raises(FileError, match="no plausible HU range"):
+        SourceDataset(BrainMRICT(), tree, split="train")[2]
+
+
+def test_slices_of_an_array_without_hu_share_one_scale(tmp_path: Path) -> None:
+    tree = replica.build(tmp_path, scale="unit")
+    targets = np.load(array(tree, "train_output"))
+    targets[2] = np.minimum(targets[2], 0.6)  # no bone in it
+    np.save(array(tree, "train_output"), targets)
+    data = SourceDataset(BrainMRICT(), tree, split="train", size=replica.SIZE)
+    soft = [float(data[k].images["ct"][0, 16, 12]) for k in (1, 2)]
+    assert soft[0] == pytest.approx(soft[1], abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["copy", "scaled", "inverted", "noise", "one picture"])
+def test_targets_that_are_no_pictures_of_their_own_are_refused(tree: Path, kind: str) -> None:
+    inputs, targets = np.load(array(tree, "train_input")), np.load(array(tree, "train_output"))
+    made = {
+        "copy": inputs,
+        "scaled": inputs / 255 * 2 - 1,
+        "inverted": 1 - inputs / inputs.max(),
+        "noise": np.random.default_rng(0).normal(0, 300, targets.shape),
+        "one picture": np.repeat(targets[:1], len(targets), axis=0),
+    }[kind]
+    np.save(array(tree, "train_output"), made)
+    words = {"noise": "are noise", "one picture": "are the same picture"}.get(kind, "copies")
+    with pytest.raises(SourceError, match=rf"train_output\.npy: .*{words}.*brain_mri_ct_inputs"):
+        SourceDataset(BrainMRICT(), tree)
+    assert len(SourceDataset(BrainMRICTInputs(), tree)) == 11
+
+
+def test_a_single_noisy_target_is_counted(tree: Path) -> None:
+    targets = np.load(array(tree, "train_output"))
+    targets[2] = np.random.default_rng(0).uniform(-1000, 1000, targets[2].shape)
+    np.save(array(tree, "train_output"), targets)
+    data = SourceDataset(BrainMRICT(), tree, split="train")
+    assert len(list(data.studies())) == 5 and "noise" in data.skipped[0].why
+
+
+def test_arrays_that_are_there_twice_are_counted(tree: Path) -> None:
+    shutil.copytree(tree / "data(processed)", tree / "old")
+    data = SourceDataset(BrainMRICT(), tree)
+    assert len(data) == 11 and data.found.counts()["second copy"] == 6

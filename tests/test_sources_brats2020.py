@@ -124,7 +124,12 @@ def test_brats_refuses_a_segmentation_with_both_label_schemes(tmp_path: Path) ->
     seg = brats2020.segmentation(4)
     for label, words in ((3, "labels 3 and 4"), (7, "labels 0, 2, 4, 7")):
         seg[60, 2, 2] = label
-        save_nifti(folder / "BraTS20_Training_001_seg.nii.gz", seg, dtype=np.uint8)
+        save_nifti(
+            folder / "BraTS20_Training_001_seg.nii.gz",
+            seg,
+            spacing=brats2020.SPACING,
+            dtype=np.uint8,
+        )
         with pytest.raises(FileError, match=words):
             SourceDataset(BraTS2020(drop_top=20 + label), tmp_path)[
                 0
@@ -242,3 +247,111 @@ def test_brats_says_what_is_surprising(brats: Path) -> None:
     report = SourceDataset(BraTS2020(), brats).report()
     assert "surprising  training cases: found 4, published 369" in report
     assert "surprising  validation cases: found 1, published 125" in report
+
+
+# Mirrors of the download
+
+
+def test_brats_cases_in_one_flat_folder_stay_apart(tmp_path: Path) -> None:
+    cases = [f"BraTS20_Training_00{k}" for k in (1, 2, 3)]
+    for case in cases:
+        folder = brats2020.case(tmp_path / "made" / case)
+        for path in folder.iterdir():
+            (tmp_path / "flat").mkdir(exist_ok=True)
+            path.rename(tmp_path / "flat" / path.name)
+    found = BraTS2020().scan(tmp_path / "flat")
+    assert [e.id for e in found.entries] == cases and not found.skips
+    for entry in found.entries:
+        assert set(entry.files) == {"mri_t1", "mri_t2", "mri_flair"}
+        assert {p.name[:20] for p in (*entry.files.values(), entry.extra["seg"])} == {entry.id}
+
+
+def test_brats_contrasts_in_folders_of_their_own_are_joined_by_case(tmp_path: Path) -> None:
+    for case in ("BraTS20_Training_001", "BraTS20_Training_002"):
+        for path in brats2020.case(tmp_path / "made" / case).iterdir():
+            place = tmp_path / "mirror" / path.name[21:].split(".")[0]
+            place.mkdir(parents=True, exist_ok=True)
+            path.rename(place / path.name)
+    found = BraTS2020().scan(tmp_path / "mirror")
+    assert [len(e.files) for e in found.entries] == [3, 3]
+    assert [e.extra["seg"].name[:20] for e in found.entries] == [e.id for e in found.entries]
+
+
+def test_brats_case_that_is_there_twice_is_one_and_counted(brats: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(brats, tmp_path / "root")
+    shutil.copytree(root / "MICCAI_BraTS2020_TrainingData", root / "again")
+    data = SourceDataset(BraTS2020(), root)
+    assert len(data) == 5 * 49 and data.found.counts()["second copy"] == 4 * 4 - 1
+    no_subject_twice(data)
+
+
+def test_brats_prediction_is_never_taken_for_the_segmentation(tmp_path: Path) -> None:
+    folder = brats2020.case(tmp_path / "BraTS20_Training_001")
+    for name in ("A_pred_seg", "BraTS20_Training_001_seg_auto", "BraTS20_Training_001_output_t1"):
+        shutil.copy(folder / "BraTS20_Training_001_t1.nii.gz", folder / f"{name}.nii.gz")
+    (entry,) = BraTS2020().scan(tmp_path).entries
+    assert entry.extra["seg"].name == "BraTS20_Training_001_seg.nii.gz"
+    assert entry.files["mri_t1"].name == "BraTS20_Training_001_t1.nii.gz"
+    (folder / "BraTS20_Training_001_seg.nii.gz").unlink()
+    found = BraTS2020().scan(tmp_path)
+    assert found.entries[0].extra["seg"] is None and not found.skips
+    for name in ("W39_Segm", "W40_Segm"):
+        shutil.copy(folder / "BraTS20_Training_001_t1.nii.gz", folder / f"{name}.nii.gz")
+    found = BraTS2020().scan(tmp_path)
+    assert found.entries[0].extra["seg"] is None
+    assert found.counts() == {"segmentation unclear": 1}
+
+
+@pytest.mark.parametrize(
+    ("case", "called"),
+    [
+        ("Brats18_CBICA_AAB_1", "2018"),
+        ("BraTS19_CBICA_AAB_1", "2019"),
+        ("BraTS2021_00000", "2021"),
+        ("BraTS-GLI-00000-000", "2023 or later"),
+        ("BraTS20_Training_001", ""),
+    ],
+)
+def test_brats_says_of_which_year_the_names_are(tmp_path: Path, case: str, called: str) -> None:
+    brats2020.case(tmp_path / case)
+    report = SourceDataset(BraTS2020(), tmp_path).report()
+    assert ("year of the names: found " in report) is bool(called)
+    assert f"names of {called}: another year's cases" in report or not called
+
+
+def test_brats_of_two_years_is_refused_as_the_people_are_the_same(tmp_path: Path) -> None:
+    brats2020.case(tmp_path / "a" / "BraTS19_CBICA_AAB_1")
+    brats2020.case(tmp_path / "b" / "BraTS20_Training_001")
+    with pytest.raises(SourceError, match=r"several years \(BraTS19_CBICA_AAB_1, BraTS20"):
+        SourceDataset(BraTS2020(), tmp_path)
+
+
+def test_brats_grade_of_2019_is_the_folder(tmp_path: Path) -> None:
+    for grade, case in (("HGG", "BraTS19_CBICA_AAB_1"), ("LGG", "BraTS19_TCIA10_103_1")):
+        brats2020.case(tmp_path / grade / case)
+    grades = [e.labels["high_grade"] for e in BraTS2020().scan(tmp_path).entries]
+    assert grades == [1, 0]
+
+
+def test_brats_validation_folder_decides_where_the_names_do_not_say_it(tmp_path: Path) -> None:
+    for part, case in (("TrainingData", "00001-000"), ("ValidationData", "00002-000")):
+        brats2020.case(tmp_path / f"ASNR-MICCAI-{part}" / f"BraTS-GLI-{case}", "t1n t2w t2f", None)
+    splits = {e.id[-9:]: e.split for e in BraTS2020().scan(tmp_path).entries}
+    assert splits == {"00001-000": "", "00002-000": "val"}
+
+
+def test_brats_label_4_of_later_years_is_no_enhancing_tumour(tmp_path: Path) -> None:
+    folder = brats2020.case(tmp_path / "BraTS-GLI-00005-000", "t1n t2w t2f", None, between="-")
+    save_nifti(
+        folder / "BraTS-GLI-00005-000-seg.nii.gz",
+        brats2020.segmentation(4),
+        spacing=brats2020.SPACING,
+        dtype=np.uint8,
+    )
+    with pytest.raises(FileError, match="label 4, which since 2024 is the cavity"):
+        SourceDataset(BraTS2020(), tmp_path)[0]
+    brats2020.case(
+        tmp_path / "ped" / "BraTS-PED-00005-000", "t1n t2w t2f", "{case}-seg", between="-"
+    )
+    (entry,) = BraTS2020().scan(tmp_path / "ped").entries
+    assert entry.extra["seg"] is None  # labels of another meaning

@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 from replicas import gold_atlas as replica
+from test_files import dicom_slice
 
 from medm2g_core.data.sources.base import SourceDataset, SourceError
 from medm2g_core.data.sources.gold_atlas import GoldAtlas
@@ -220,3 +221,68 @@ def test_a_wrong_folder_shows_the_layout(tmp_path: Path) -> None:
 
 def test_a_patient_s_own_folder_may_be_given(patient: Path) -> None:
     assert {e.subject for e in SourceDataset(GoldAtlas(), patient, size=SIZE).entries} == {"1_01_P"}
+
+
+def test_two_ct_in_the_frame_of_the_mr_without_a_word_are_no_pair(patient: Path) -> None:
+    for kind in ("CT", "CT deformed"):
+        describe(
+            patient, kind, SeriesDescription=f"series {len(kind)}", FrameOfReferenceUID="1.2.0"
+        )
+    data = SourceDataset(GoldAtlas(), patient.parent, size=SIZE)
+    assert data[0].streams == ("mri_t1", "mri_t2")
+    assert [s.kind for s in data.skipped] == ["CT unclear"]
+    assert "none says that it was deformed" in data.skipped[0].why
+
+
+def test_two_ct_in_the_frame_of_the_mr_are_told_by_one_word(patient: Path) -> None:
+    describe(patient, "CT", FrameOfReferenceUID="1.2.0")
+    study = SourceDataset(GoldAtlas(), patient.parent, size=SIZE)[3]
+    assert unit_to_hu(study.images["ct"])[0, ROW0 + 12, 32] > 500  # the plain CT has it elsewhere
+
+
+@pytest.mark.parametrize("count", [5, 30])
+def test_an_axial_series_is_taken_however_many_slices_a_sagittal_one_has(
+    patient: Path, count: int
+) -> None:
+    for k in range(count):
+        dicom_slice(
+            np.full((20, 20), 300, np.int16),
+            Modality="MR",
+            SeriesDescription="T2w sagittal",
+            SeriesInstanceUID="1.2.3.99",
+            FrameOfReferenceUID="1.2.0",
+            ImageOrientationPatient=[0, 1, 0, 0, 0, -1],
+            ImagePositionPatient=[4.0 * k - 50, -40, 40],
+            PixelSpacing=[4.0, 4.0],
+            EchoTime=90,
+        ).save_as(patient / f"sagittal{k}.dcm")
+    data = SourceDataset(GoldAtlas(), patient.parent, size=SIZE)
+    assert len(data.entries[0].extra["names"]["mri_t2"]) == 6
+    assert [s.kind for s in data.skipped] == ["not axial"]
+    for path in series_of(patient, "T2w"):
+        path.unlink()
+    assert SourceDataset(GoldAtlas(), patient.parent, size=SIZE)[3].streams == ("ct", "mri_t1")
+
+
+@pytest.mark.parametrize(
+    ("description", "echo", "stream"),
+    [
+        ("T2w TSE tra", 90, "mri_t2"),
+        ("t1_vibe_tra", 2, "mri_t1"),
+        ("ADC map T2", 90, ""),
+        ("ep2d_diff_b800", 80, ""),
+        ("T2*w", 20, ""),
+        ("t2_star", 80, ""),
+        ("set1 tra", 45, ""),
+        ("T1 subtraction", 5, ""),
+        ("T10 level", 90, "mri_t2"),
+    ],
+)
+def test_the_contrast_is_told_by_whole_words(
+    patient: Path, description: str, echo: float, stream: str
+) -> None:
+    for path in series_of(patient, "T1w"):
+        path.unlink()
+    describe(patient, "T2w", SeriesDescription=description, EchoTime=echo)
+    entry = SourceDataset(GoldAtlas(), patient.parent, size=SIZE).entries[0]
+    assert set(entry.files) - {"ct"} == ({stream} if stream else set())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -151,10 +152,56 @@ def test_labels_are_the_manual_annotation_and_nan_without_one(raw_root: Path) ->
     assert all(math.isnan(v) for v in studies["CXR66"].labels.values())
 
 
+@pytest.mark.parametrize(
+    ("mesh", "known"),
+    [
+        ("No Indexing", False),
+        ("Technical Quality of Image Unsatisfactory", False),
+        ("Technical Quality of Image Unsatisfactory/Cardiomegaly", False),
+        ("No Indexing</major><major>Cardiomegaly", True),
+    ],
+)
+@pytest.mark.parametrize("form", [raw, kaggle])
+def test_a_report_that_nobody_indexed_has_no_label(
+    tmp_path: Path, form: Callable[[Path], Path], mesh: str, known: bool
+) -> None:
+    form(tmp_path)
+    write_projections(tmp_path / "indiana_projections.csv")
+    for path in (*tmp_path.rglob("2.xml"), *tmp_path.glob("indiana_reports.csv")):
+        text = path.read_text().replace(
+            "Pleural Effusion/left</major><major>Cardiomegaly/mild", mesh
+        )
+        text = text.replace(
+            "Pleural Effusion/left;Cardiomegaly/mild", mesh.replace("</major><major>", ";")
+        )
+        path.write_text(text)
+    labels = load(tmp_path)[1]["CXR2"].labels
+    if known:
+        assert labels["cardiomegaly"] == 1 and labels["pleural_effusion"] == 0
+    else:
+        assert all(math.isnan(v) for v in labels.values())
+
+
+def test_a_section_that_was_removed_whole_is_no_text(tmp_path: Path) -> None:
+    raw(tmp_path)
+    path = next(tmp_path.rglob("10.xml"))
+    path.write_text(path.read_text().replace("No acute disease.", "XXXX. XXXX"))
+    write_projections(tmp_path / "indiana_projections.csv")
+    assert load(tmp_path)[1]["CXR10"].streams == ("xray",)
+
+
 def test_r2gens_filter_wants_two_images_and_findings(raw_root: Path) -> None:
     data, studies = load(raw_root, IUXRay(r2gen_filter=True))
     assert set(studies) == {"CXR1", "CXR2", "CXR99"}
     assert data.found.counts()["not in R2Gen's subset"] == len(STUDIES) - 3
+
+
+def test_a_film_that_is_listed_twice_is_no_pair(tmp_path: Path) -> None:
+    path = kaggle(tmp_path) / "indiana_projections.csv"
+    line = next(line for line in path.read_text().splitlines() if line.startswith("55,"))
+    path.write_text(path.read_text() + line + "\n")
+    assert "CXR55" not in load(tmp_path, IUXRay(r2gen_filter=True))[1]
+    assert "CXR55" in load(tmp_path)[1]
 
 
 def test_r2gen_form_keeps_its_splits_and_takes_the_frontal_film(tmp_path: Path) -> None:

@@ -138,3 +138,46 @@ def test_ixi_corrupt_volume_is_counted_and_the_rest_loads(london: Path, tmp_path
     assert {s.subject for s in data.studies()} == {"IXI035"}
     kinds = sorted(s.kind for s in data.skipped)
     assert kinds.count("unreadable file") == 2 and kinds.count("unreadable volume") == 1
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_ixi_table_of_a_spreadsheet_with_decimal_commas_is_joined(
+    london: Path, tmp_path: Path, separator: str
+) -> None:
+    root = shutil.copytree(london, tmp_path / "copy")
+    (root / "IXI.csv").write_text(
+        separator.join(("IXI_ID", '"SEX_ID (1=m, 2=f)"', "AGE\n"))
+        + separator.join(("2", "2", "35,80\n"))
+        + separator.join(("IXI012", "1", "38,78\n"))
+    )
+    data = SourceDataset(IXI(), root)
+    people = {e.subject: (e.age, e.sex) for e in data.entries}
+    assert people["IXI002"] == (35, "female") and people["IXI012"] == (38, "male")
+    assert "ok          people with age or sex: found 2" in data.report()
+
+
+def test_ixi_table_that_joins_nobody_is_said(london: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(london, tmp_path / "copy")
+    (root / "IXI.csv").write_text("id,age\n2,35\n")
+    report = SourceDataset(IXI(), root).report()
+    assert "surprising  people with age or sex: found 0 (no row of the table is joined" in report
+
+
+@pytest.mark.parametrize("inner", ["IXI002-Guys-0828-{}.nii", "volume.nii"])
+def test_ixi_folders_that_are_called_like_volumes_are_read(tmp_path: Path, inner: str) -> None:
+    ixi.write_person(tmp_path / "made", "IXI002-Guys-0828")
+    for path in sorted((tmp_path / "made").rglob("*.nii.gz")):
+        contrast = path.parent.name[-2:]
+        folder = tmp_path / "kaggle" / path.parent.name / path.name.removesuffix(".gz")
+        folder.mkdir(parents=True)
+        path.rename(folder / inner.format(contrast))
+    (entry,) = IXI().scan(tmp_path / "kaggle").entries
+    assert entry.id == "IXI002" and entry.extra["site"] == "Guys"
+    assert all(p.is_file() for p in entry.files.values())
+
+
+def test_ixi_volume_that_is_there_twice_is_counted(london: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(london, tmp_path / "copy")
+    shutil.copytree(root / "IXI-T1", root / "again" / "IXI-T1")
+    found = IXI().scan(root)
+    assert len(found.entries) == 3 and found.counts()["second copy"] == 5

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from replicas.films import frontal, save
 from replicas.medicat import FIGURES, HASH, colour, medicat
 
 from medm2g_core.data.sources.base import SourceDataset, SourceError, SourceStudy
@@ -136,3 +142,86 @@ def test_a_wrong_folder_shows_the_layout(tmp_path: Path) -> None:
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(SourceError, match="no line of other"):
         MedICaT().scan(tmp_path)
+
+
+def figure(root: Path) -> Path:
+    return root / "figures" / (name(1, "3-Figure1-1") + ".png")
+
+
+def test_channels_that_differ_by_the_rounding_of_a_pdf_are_grey(tmp_path: Path) -> None:
+    path = figure(medicat(tmp_path))
+    before = load(tmp_path)[1][name(1, "3-Figure1-1")].images["xray"]
+    pixels = np.asarray(Image.open(path)).copy()
+    rng = np.random.default_rng(0)
+    rows, columns = rng.integers(0, 50, 40), rng.integers(0, 70, 40)  # 1 % of the pixels
+    pixels[rows, columns, 2] = np.clip(pixels[rows, columns, 2].astype(int) + 4, 0, 255)
+    Image.fromarray(pixels).save(path)
+    assert torch.equal(load(tmp_path)[1][name(1, "3-Figure1-1")].images["xray"], before)
+
+
+@pytest.mark.parametrize("place", [".", "release", "release/public"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_table_is_found_packed_and_deeper(tmp_path: Path, place: str, packed: bool) -> None:
+    table = next(medicat(tmp_path).glob("*.jsonl"))
+    target = tmp_path / place / f"t.jsonl{'.gz' if packed else ''}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = table.read_bytes()
+    table.unlink()
+    target.write_bytes(gzip.compress(content) if packed else content)
+    assert len(load(tmp_path)[1]) == 4
+
+
+def test_a_table_of_subcaptions_hides_no_figure(tmp_path: Path) -> None:
+    medicat(tmp_path)
+    rows = [
+        {"pdf_hash": HASH.format(a), "fig_uri": uri, "subcaptions": ["a"]} for a, uri, *_ in FIGURES
+    ]
+    (tmp_path / "a_subcaptions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data, studies = load(tmp_path)
+    assert len(studies) == 4 and data.found.counts()["another table"] == 1
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "X-ray diffraction pattern of the sample.",
+        "X-ray photoelectron spectrum.",
+        "X-ray crystallography of the protein.",
+        "Micro-CT of a rat femur.",
+        "µCT of a tooth.",
+        "PCR amplification, CT values of the samples.",
+        "MR Egger estimate, Mendelian randomization.",
+        "Severe MR (mitral regurgitation).",
+        "Flow chart of the patients with CT.",
+        "Histogram of CT attenuation.",
+        "1H NMR spectrum.",
+    ],
+)
+def test_what_shares_its_words_with_radiology_is_none(caption: str) -> None:
+    stream, why = caption_stream(caption)
+    assert not stream and why in ("several modalities", "another modality", "several panels")
+
+
+def printed(film: np.ndarray, below: int = 24, above: int = 0, side: int = 0) -> np.ndarray:
+    """A film on white paper, with dark lines of print in the band below."""
+    page = np.pad(film, ((above, below), (side, side)), constant_values=255)
+    for line in range(8, below - 3, 6):
+        page[len(page) - below + line : len(page) - below + line + 3, 4:-4:4] = 20
+    return page
+
+
+def test_a_caption_that_was_printed_below_the_figure_is_cut_off(tmp_path: Path) -> None:
+    path = figure(medicat(tmp_path))
+    film = frontal(100, 100)
+    key = name(1, "3-Figure1-1")
+    save(path, film)
+    before = load(tmp_path)[1][key]
+    assert not any("print" in n for n in before.notes)
+    for page in (printed(film), printed(film, above=10, side=12), printed(film, 0, 9, 9)):
+        save(path, page)
+        study = load(tmp_path)[1][key]
+        assert torch.equal(study.images["xray"], before.images["xray"])
+        assert any("100 x 100 of" in n for n in study.notes)
+    save(path, printed(film[:20], below=200))
+    data, studies = load(tmp_path)
+    assert key not in studies and "mostly white paper" in data.skipped[-1].why

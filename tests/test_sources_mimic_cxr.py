@@ -14,8 +14,11 @@ from replicas.films import frontal, save, save_dicom
 from replicas.mimic_cxr import EMPTY, FULL, PLAIN, folder_of, image_id, mimic_cxr
 
 from medm2g_core.data.iu_reports import REMOVED
+from medm2g_core.data.sources import script
 from medm2g_core.data.sources.base import SourceDataset, SourceError, SourceStudy
-from medm2g_core.data.sources.mimic_cxr import LABELS, MimicCXR, report_text, split_sections
+from medm2g_core.data.sources.mimic_cxr import LABELS, MimicCXR
+from medm2g_core.data.sources.mimic_reports import report_text, split_sections
+from medm2g_core.data.sources.shards import read_shards
 
 USABLE = {f"s{n}" for n in (50000001, 50000002, 50000003, 50000004, 50000008, 50000009)}
 
@@ -123,7 +126,8 @@ def test_headers_are_found_by_newline_space_capitals_colon() -> None:
     ]
     assert "Seen on" in dict(split_sections(FULL))["findings"]  # a colon in the text is no header
     stripped = "\n".join(line.strip() for line in FULL.splitlines())
-    assert [n for n, _ in split_sections(stripped)] == ["preamble"]  # why white space must stay
+    assert [n for n, _ in split_sections(stripped)] == names  # known names need no white space
+    assert [n for n, _ in split_sections("\nDEVICE:  A.\n DEVICE:  B.")] == ["preamble", "device"]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +136,47 @@ def test_headers_are_found_by_newline_space_capitals_colon() -> None:
 )
 def test_variants_of_impression_are_one_section(header: str) -> None:
     assert report_text(f" FINAL REPORT\n {header}:  Clear lungs.\n") == "Impression: Clear lungs."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " Findings: Clear lungs.\n \n Impression: Normal.\n",
+        "FINDINGS: Clear lungs.\nIMPRESSION: Normal.\n",
+        "   findings :  Clear lungs.\n\timpression:\nNormal.\n",
+        "FINAL REPORT\n Comparison: None.\n Findings: Clear lungs.\n Conclusion: Normal.\n",
+    ],
+)
+def test_headers_in_small_letters_or_without_their_space_are_found(text: str) -> None:
+    assert report_text(text) == "Findings: Clear lungs. Impression: Normal."
+
+
+def test_a_sentence_with_a_colon_is_no_header() -> None:
+    text = " FINDINGS:  Heart: normal.\n Devices seen: none.\n IMPRESSION:  Clear.\n"
+    assert report_text(text) == "Findings: Heart: normal. Devices seen: none. Impression: Clear."
+
+
+def test_an_addendum_never_replaces_the_findings() -> None:
+    text = " FINDINGS:  No effusion.\n \n CHEST ADDENDUM:  Dictated again.\n"
+    assert report_text(text) == "Findings: No effusion."
+
+
+def test_parts_of_the_body_with_headers_of_their_own_are_kept() -> None:
+    ribs = " CHEST:  Clear lungs.\n \n RIBS:  No fracture.\n \n IMPRESSION:  Normal.\n"
+    kept = "Findings: Clear lungs. Ribs: No fracture. Impression: Normal."
+    assert report_text(ribs) == kept
+    parts = " FINDINGS:\n\n LUNGS:  Clear.\n HEART:  Normal.\n IMPRESSION:  Normal.\n"
+    assert report_text(parts) == "Findings: Lungs: Clear. Heart: Normal. Impression: Normal."
+    assert report_text(" LEFT RIBS:  No fracture.\n") == "Findings: Left ribs: No fracture."
+    history = " HEART FAILURE HISTORY:  Yes.\n IMPRESSION:  Normal.\n"
+    assert report_text(history) == "Impression: Normal."
+
+
+@pytest.mark.parametrize("nothing", ["___", "___.", " ___ / ___ ", "\n \n"])
+def test_a_section_that_was_removed_whole_says_nothing(nothing: str) -> None:
+    assert report_text(f" IMPRESSION:  {nothing}\n") == ""
+    text = f" FINDINGS:  Clear.\n IMPRESSION:  {nothing}\n"
+    assert report_text(text) == "Findings: Clear."
 
 
 @pytest.mark.parametrize(
@@ -151,8 +196,14 @@ def test_addenda_above_the_ruler_are_left_out(tmp_path: Path) -> None:
     assert studies["s50000003"].text == "Impression: No pneumothorax."
 
 
-def test_a_report_without_headers_gives_its_last_paragraph() -> None:
-    assert report_text(PLAIN) == "Findings: Heart size is normal and lungs are clear."
+def test_a_report_without_headers_gives_all_after_its_first_paragraph() -> None:
+    whole = "Findings: The patient is rotated. Heart size is normal and lungs are clear."
+    assert report_text(PLAIN) == whole
+    one = " FINAL REPORT\n The lungs are clear.\n"
+    assert report_text(one) == "Findings: The lungs are clear."
+    discussed = PLAIN + "\n Findings were discussed with Dr. ___ by telephone.\n"
+    told = f"Findings were discussed with Dr. {REMOVED} by telephone."
+    assert report_text(discussed) == f"{whole} {told}"
     under_comparison = " COMPARISON:  None.\n \n The heart is normal.\n"
     assert report_text(" FINAL REPORT\n" + under_comparison) == "Findings: The heart is normal."
 
@@ -178,6 +229,50 @@ def test_labels_keep_four_states_and_belong_to_the_study(tmp_path: Path) -> None
     assert (labels["Pleural Effusion"], labels["Pneumothorax"], labels["Pneumonia"]) == (1, 0, -1)
     assert math.isnan(labels["Edema"]) and tuple(labels) == LABELS
     assert all(math.isnan(v) for v in studies["s50000009"].labels.values())  # absent from the table
+
+
+@pytest.mark.parametrize("label", ["2", "-2.0", "inf", "yes"])
+def test_a_label_beyond_the_four_states_is_refused(tmp_path: Path, label: str) -> None:
+    root = mimic_cxr(tmp_path / "m", packed=False)
+    path = root / "mimic-cxr-2.0.0-chexpert.csv"
+    path.write_text(path.read_text().replace("-1.0", label))
+    with pytest.raises(SourceError, match="a label is not 1, 0, -1 or blank"):
+        MimicCXR().scan(root)
+
+
+def test_a_row_that_is_there_twice_is_one_image(tmp_path: Path) -> None:
+    root = mimic_cxr(tmp_path / "m", packed=False)
+    for path in root.glob("*.csv"):
+        path.write_text(path.read_text() + "".join(path.read_text().splitlines(True)[1:]))
+    data, studies = load(root)
+    assert set(studies) == USABLE
+    assert next(e for e in data.found.table if e.what == "images in the table").found == "13"
+
+
+@pytest.mark.parametrize(
+    ("table", "was", "now"), [("metadata", ",PA,", ",LATERAL,"), ("chexpert", ",1.0,", ",0.0,")]
+)
+def test_two_rows_that_say_different_things_are_refused(
+    tmp_path: Path, table: str, was: str, now: str
+) -> None:
+    path = mimic_cxr(tmp_path / "m", packed=False) / f"mimic-cxr-2.0.0-{table}.csv"
+    line = next(line for line in path.read_text().splitlines() if was in line)
+    path.write_text(path.read_text() + line.replace(was, now) + "\n")
+    with pytest.raises(SourceError, match=r"two rows of .* say different things"):
+        MimicCXR().scan(path.parent)
+
+
+def test_the_script_takes_a_folder_of_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = mimic_cxr(tmp_path / "jpg", reports="own")
+    common = [str(root), "--out", str(tmp_path / "out"), "--size", "32", "--workers", "0"]
+    assert script.main("mimic_cxr", "", [*common, "--reports", str(tmp_path / "reports")]) == 0
+    texts = {s.text for s in read_shards(tmp_path / "out", "train")}
+    assert "Impression: Mild edema." in texts
+    with pytest.raises(SystemExit):
+        script.main("ixi", "", [*common, "--reports", str(tmp_path / "reports")])
+    assert "unrecognized arguments: --reports" in capsys.readouterr().err
 
 
 def test_jpg_and_dicom_are_not_mixed(tmp_path: Path) -> None:

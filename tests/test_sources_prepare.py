@@ -48,7 +48,8 @@ def out(tree: Path, tmp_path: Path) -> Path:
 
 
 def content(out: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in out.iterdir() if p.name != ".lock"}
+    """All that a preparation gives; hidden files are its own."""
+    return {p.name: p.read_bytes() for p in out.iterdir() if not p.name.startswith(".")}
 
 
 def every(out: Path) -> list:
@@ -227,13 +228,13 @@ def test_dry_run_writes_nothing(
 
 
 def test_a_second_run_changes_nothing(tree: Path, out: Path) -> None:
-    before = {
-        p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir() if p.name != ".lock"
-    }
+    def state() -> dict[str, tuple[bytes, int]]:
+        shown = [p for p in out.iterdir() if not p.name.startswith(".")]
+        return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in shown}
+
+    before = state()
     again = prepare(tree, out)
-    assert {
-        p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in out.iterdir() if p.name != ".lock"
-    } == before
+    assert state() == before
     assert again == json.loads(before["manifest.json"][0])
 
 

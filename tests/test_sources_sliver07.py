@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from replicas import sliver07
 from replicas.checks import no_subject_twice, well_formed
@@ -100,3 +101,35 @@ def test_sliver_corrupt_scans_are_counted_and_the_rest_loads(livers: Path, tmp_p
     data = SourceDataset(SLIVER07(), root, size=24)
     assert {s.subject for s in data.studies()} == {"train_002", "test_002"}
     assert all("liver-orig" in s.why for s in data.skipped) and len(data.skipped) >= 3
+
+
+@pytest.mark.parametrize("above", ["latest", "contest2007", "attested"])
+def test_sliver_test_is_a_word_of_a_folder_and_not_a_part_of_one(
+    livers: Path, tmp_path: Path, above: str
+) -> None:
+    shutil.copytree(livers, tmp_path / above)
+    splits = {s: len(names) for s, names in SourceDataset(SLIVER07(), tmp_path).subjects().items()}
+    assert splits == {"train": 3, "test": 2}
+
+
+@pytest.mark.parametrize("folder", ["TestScans", "SLIVER07-test", "Testing", "test_scans_1"])
+def test_sliver_spellings_of_the_test_folder(tmp_path: Path, folder: str) -> None:
+    sliver07.save(tmp_path / folder / "liver-orig001.mhd", sliver07.abdomen()[0])
+    assert list(SourceDataset(SLIVER07(), tmp_path).subjects()) == ["test"]
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".NII.GZ"])
+def test_sliver_conversions_and_names_in_capitals_give_the_same_studies(
+    livers: Path, tmp_path: Path, ending: str
+) -> None:
+    for kind in ("orig", "seg"):
+        image = sitk.ReadImage(next(livers.rglob(f"liver-{kind}002.mhd")))
+        name = f"liver-{kind}002{ending}"
+        sitk.WriteImage(image, tmp_path / name.lower())
+        (tmp_path / name.lower()).rename(tmp_path / (name.upper() if ending.isupper() else name))
+    plain = SourceDataset(SLIVER07(), livers, size=24)
+    wanted = [plain[i] for i, e in enumerate(plain.entries) if e.subject == "train_002"]
+    read = list(SourceDataset(SLIVER07(), tmp_path, size=24).studies())
+    assert len(read) == len(wanted) == sliver07.SHAPE[0]
+    for a, b in zip(read, wanted, strict=True):
+        assert torch.equal(a.images["ct"], b.images["ct"]) and a.labels == b.labels

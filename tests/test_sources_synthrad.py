@@ -87,7 +87,7 @@ def test_axis_order_is_canonicalised_and_another_grid_refused(tmp_path: Path) ->
     assert np.allclose(before.images["ct"], after.images["ct"])
     replica.save(tmp_path / "1PA002" / "ct.nii.gz", replica.pelvis()[1][1:])
     (tmp_path / "1PA002").rename(tmp_path / "1PA003")
-    with pytest.raises(FileError, match="is not that of the mask"):
+    with pytest.raises(FileError, match="is not that of mask"):
         one(tmp_path)
 
 
@@ -164,3 +164,29 @@ def test_an_empty_mask_is_an_error(tmp_path: Path) -> None:
     (folder / "mask.nii.gz").write_bytes(gzip.compress(bytes(raw)))
     data = SourceDataset(SynthRAD2023(), tmp_path)
     assert len(data) == 0 and "the mask is empty" in data.report()
+
+
+@pytest.mark.parametrize("form", ["folders", "names", "folder and name"])
+def test_flat_copies_give_the_studies_of_the_published_tree(tmp_path: Path, form: str) -> None:
+    wanted = one(replica.case(tmp_path / "a" / "1PA001").parent)
+    for path in sorted((tmp_path / "a" / "1PA001").iterdir()):
+        role = path.name.split(".")[0]
+        name = {
+            "folders": f"{role}/1PA001.nii.gz",
+            "names": f"1PA001_{role}.nii.gz",
+            "folder and name": f"{role.upper()}/{role}_1PA001.nii.gz",
+        }[form]
+        (tmp_path / "b" / name).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(tmp_path / "b" / name)
+    read = one(tmp_path / "b")
+    assert read.id == wanted.id and all(
+        np.array_equal(read.images[s], wanted.images[s]) for s in wanted.images
+    )
+
+
+def test_heads_alone_are_no_missing_part(tmp_path: Path) -> None:
+    replica.case(tmp_path / "Task1" / "brain" / "1BA001", spacing=(1.0, 1.0, 1.0))
+    for root in (tmp_path, tmp_path / "Task1" / "brain", tmp_path / "Task1" / "brain" / "1BA001"):
+        data = SourceDataset(SynthRAD2023(), root, size=32)
+        assert {e.subject for e in data.entries} == {"1BA001"}
+        assert not [e for e in data.found.table if e.state == "missing"]

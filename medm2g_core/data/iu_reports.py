@@ -33,11 +33,15 @@ __all__ = [
     "parse_mesh",
     "r2gen_subset",
     "read_iu_archive",
+    "says_something",
 ]
 
 REMOVED = "[removed]"
 """The one token that `clean_text` writes for any run of ``XXXX`` (personal data removed by the
 publisher)."""
+
+_NO_ANNOTATION = frozenset({"No Indexing", "Technical Quality of Image Unsatisfactory"})
+"""MeSH terms that say nothing of the patient."""
 
 _ARCHIVE = ("torchxrayvision", "torchxrayvision/data/NLMCXR_reports.tgz")
 _LARGEST_MEMBER = 1_000_000  # bytes; the largest real report has some ten thousand
@@ -87,7 +91,19 @@ class IUReport:
             ("Findings", clean_text(self.findings)),
             ("Impression", clean_text(self.impression)),
         )
-        return " ".join(f"{head}: {body}" for head, body in parts if body)
+        return " ".join(f"{head}: {body}" for head, body in parts if says_something(body))
+
+    @property
+    def indexed(self) -> bool:
+        """Whether people annotated its findings: 95 reports say ``No Indexing``, and some say
+        nothing but that the picture is poor. Of these no finding is known, not even its absence."""
+        return bool({t.split("/")[0] for t in self.mesh} - _NO_ANNOTATION)
+
+
+def says_something(text: str) -> bool:
+    """Whether a cleaned text holds a word or number besides `REMOVED`: a section that was removed
+    whole says nothing."""
+    return bool(re.search(r"\w", text.replace(REMOVED, "")))
 
 
 def clean_text(text: str) -> str:

@@ -16,9 +16,9 @@ MAX_PIXELS = 100_000_000
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that detectors deliver; a 16-bit file often holds one of the smaller ones (PadChest: 12)."""
 
-COLOUR_SPREAD = {"png": 2, "jpeg": 12}
+COLOUR_SPREAD = 12
 """Grey levels that the channels of a grey picture may differ by, in all but `COLOUR_SHARE` of its
-pixels; JPEG rounds colours of its own."""
+pixels: JPEG, also one that was stored again as PNG, rounds each channel on its own."""
 COLOUR_SHARE = 0.001
 
 DEEP_COLOUR_MIN = 64
@@ -63,7 +63,7 @@ def read_picture(path: Path, kind: str) -> Volume:
         pixels = np.asarray(picture)
     if pixels.ndim == 3:
         pixels = pixels[..., :3].astype(np.float32)
-        if np.quantile(np.ptp(pixels, axis=-1), 1 - COLOUR_SHARE) > COLOUR_SPREAD[kind]:
+        if np.quantile(np.ptp(pixels, axis=-1), 1 - COLOUR_SHARE) > COLOUR_SPREAD:
             raise FileError(
                 f"{path}: a colour picture (a screenshot?); needed a grey image without annotations"
             )

@@ -36,6 +36,9 @@ def save(path: Path, sar: np.ndarray, upside_down: bool = False, dtype: type = n
     image.SetSpacing(SPACING[::-1])
     if upside_down:
         image.SetDirection((1, 0, 0, 0, 1, 0, 0, 0, -1))
+        image.SetOrigin(
+            (0, 0, (len(sar) - 1) * SPACING[0])
+        )  # the same place, counted from the head
     sitk.WriteImage(image, str(path))
     return path
 

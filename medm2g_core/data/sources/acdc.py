@@ -29,6 +29,7 @@ from medm2g_core.data.sources.grids import (
     percentile_unit,
 )
 from medm2g_core.data.sources.imaging import paired_slices
+from medm2g_core.data.sources.trees import files_below, words
 
 __all__ = ["ACDC", "read_info"]
 
@@ -43,6 +44,7 @@ GROUPS = {
 
 _RIGHT, _LEFT = 1, 3  # labels of the ventricles' cavities; 2 is myocardium
 LAST_TRAINING = 100
+"""Patients up to this number are training patients where no folder says so."""
 
 _CARD = DataCard(
     title="ACDC, Automated Cardiac Diagnosis Challenge",
@@ -122,19 +124,17 @@ class ACDC(Source):
     percentiles: tuple[float, float] = (0.5, 99.5)
 
     def scan(self, root: Path) -> Found:
-        infos = {
-            p.parent: p
-            for p in sorted(root.rglob("Info.cfg"))
-            if re.fullmatch(r"patient\d+", p.parent.name)
-        }
+        found = files_below(root, "Info.cfg", "patient*_frame*.nii*")
         # a patient whose Info.cfg was lost still counts
-        folders = sorted({p.parent for p in root.rglob("patient*_frame*.nii*")} | set(infos))
-        folders = [f for f in folders if re.fullmatch(r"patient\d+", f.name)]
+        folders = sorted({p.parent for p in found if re.fullmatch(r"patient\d+", p.parent.name)})
         if not folders:
             raise self.not_here(root, "no folder such as patient001 with Info.cfg and frames")
+        infos = {p.parent: p for p in found if p.name.lower() == "info.cfg"}
         entries: list[Entry] = []
         skips: list[Skip] = []
+        seen: dict[tuple[str, str], Path] = {}
         for folder in folders:
+            split = _split(folder.relative_to(root))
             if folder not in infos:
                 skips.append(
                     Skip(
@@ -144,7 +144,11 @@ class ACDC(Source):
                     )
                 )
                 continue
-            for made in _patient(folder, read_info(infos[folder])):
+            # A patient in both parts is left to the check of splits, which refuses the tree.
+            if (first := seen.setdefault((folder.name, split), folder)) != folder:
+                skips.append(Skip("second copy", str(folder), f"the same patient is in {first}"))
+                continue
+            for made in _patient(folder, split, read_info(infos[folder])):
                 if isinstance(made, Entry):
                     entries.append(made)
                 else:
@@ -185,7 +189,21 @@ def read_info(path: Path) -> dict[str, str]:
     return {key.strip().lower(): value.strip() for key, value in pairs}
 
 
-def _patient(folder: Path, info: dict[str, str]) -> list[Entry | Skip]:
+def _split(folder: Path) -> str:
+    """The part of a patient: that whose folder it lies in (``training`` or ``testing``), and by its
+    number where there is none."""
+    above = set().union(*(words(part) for part in folder.parts[:-1]), ())
+    named = [
+        split
+        for split, names in (("train", {"training", "train"}), ("test", {"testing", "test"}))
+        if above & names
+    ]
+    if len(named) == 1:
+        return named[0]
+    return "train" if int(folder.name.removeprefix("patient")) <= LAST_TRAINING else "test"
+
+
+def _patient(folder: Path, split: str, info: dict[str, str]) -> list[Entry | Skip]:
     """Entries of the two frames of a patient, or why there is none."""
     group = info.get("group", "").upper()
     known = group in GROUPS
@@ -212,9 +230,7 @@ def _patient(folder: Path, info: dict[str, str]) -> list[Entry | Skip]:
             Entry(
                 id=where,
                 subject=folder.name,
-                split=(
-                    "train" if int(folder.name.removeprefix("patient")) <= LAST_TRAINING else "test"
-                ),
+                split=split,
                 files={"mri_t2": image},
                 labels=labels,
                 extra={"phase": phase, "gt": _first(folder, f"{stem}_gt"), "group": group},
@@ -244,7 +260,7 @@ def _frame(
     if gt is not None:
         mask = load_mask(
             gt,
-            unit.shape,
+            image,
             (0, 1, 2, 3),
             "0 background, 1 right ventricle, 2 myocardium, 3 left ventricle",
         )

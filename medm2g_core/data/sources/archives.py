@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from medm2g_core.data.sources.trees import files_below
 from medm2g_core.data.volumes import FileError, blame
 
 __all__ = ["member_names", "open_member", "opened", "patient_places"]
@@ -70,7 +71,7 @@ def opened(place: Path) -> Iterator[zipfile.ZipFile | None]:
 
 def member_names(place: Path, archive: zipfile.ZipFile | None) -> list[str]:
     if archive is None:
-        return sorted(str(p.relative_to(place)) for p in place.rglob("*") if p.is_file())
+        return [str(p.relative_to(place)) for p in files_below(place, "*")]
     return sorted(i.filename for i in archive.infolist() if not i.is_dir())
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,6 +36,7 @@ __all__ = [
     "SourceDataset",
     "SourceError",
     "SourceStudy",
+    "refuse_twice",
     "seeded_split",
 ]
 
@@ -226,6 +227,17 @@ class Source(ABC):
         read."""
         return (entry,)
 
+    def inputs(self, entry: Entry) -> tuple[Path, ...]:
+        """What `read` opens for an entry: the files and folders of ``files`` and the files of
+        ``extra``. Their content decides whether a prepared shard is still that of the tree."""
+        more = (path for path in _paths(entry.extra) if path.is_file())
+        return tuple(sorted({*entry.files.values(), *more}))
+
+    def options(self) -> dict[str, Any]:
+        """What decides on the pictures besides the tree: the fields of a dataclass. Options that
+        only choose the entries need not be here."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} if is_dataclass(self) else {}
+
     def study(
         self,
         entry: Entry,
@@ -270,6 +282,17 @@ class Source(ABC):
         )
 
 
+def _paths(value: Any) -> Iterator[Path]:
+    """All paths within nested mappings and sequences."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _paths(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _paths(part)
+
+
 def seeded_split(
     subjects: Iterable[str], *, shares: tuple[float, float, float] = (0.8, 0.1, 0.1), seed: int = 0
 ) -> dict[str, str]:
@@ -291,6 +314,16 @@ def seeded_split(
     return {
         name: SPLITS[int(np.searchsorted(ends, i, side="right"))] for i, name in enumerate(order)
     }
+
+
+def refuse_twice(root: Path, names: Iterable[str]) -> None:
+    """Raise `SourceError` where a study would be there twice: it would count double in training and
+    in every score."""
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        raise SourceError(
+            f"{root}: {len(twice)} studies occur twice, first {twice[0]}; is the tree there twice,"
+            " or a row of a table?"
+        )
 
 
 def _some_subjects(entries: Sequence[Entry], limit: int) -> set[str]:
@@ -319,8 +352,8 @@ class SourceDataset(Dataset[SourceStudy]):
         shares, seed: of `seeded_split`, where the publisher has no split.
 
     Raises:
-        SourceError: no such folder or split, not that data set, nothing usable in it, or a subject
-            in two splits.
+        SourceError: no such folder or split, not that data set, nothing usable in it, a subject
+            in two splits, or a study that is there twice.
     """
 
     def __init__(
@@ -355,6 +388,7 @@ class SourceDataset(Dataset[SourceStudy]):
                 raise SourceError(
                     f"{self.root}: subject {e.subject} is in {split_of[e.subject]} and in {e.split}"
                 )
+        refuse_twice(self.root, (e.id for e in entries))
         chosen = [e for e in entries if split in (None, e.split)]
         if limit is not None:
             kept = _some_subjects(chosen, limit)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,7 +28,12 @@ from medm2g_core.data.sources.base import (
     SourceError,
     SourceStudy,
 )
-from medm2g_core.data.sources.imaging import ct_to_unit, paired_slices
+from medm2g_core.data.sources.imaging import (
+    check_shows_something,
+    ct_to_unit,
+    paired_slices,
+)
+from medm2g_core.data.sources.trees import files_below, folders_below
 from medm2g_core.data.volumes import FileError, blame, sniff
 
 __all__ = ["BrainMRICT", "BrainMRICTInputs"]
@@ -41,6 +47,8 @@ HU)."""
 MIN_FILLED = 0.01
 """Nor is it an image if fewer of its pixels differ from its median by a hundredth of the array's
 range."""
+SAME_PICTURE = 0.999
+"""Correlation of a target with its input; an MR and a CT of one head have far less."""
 SAMPLED = 16
 """So many images of an array are looked at before anything is read; each is checked again when it
 is."""
@@ -72,7 +80,8 @@ class BrainMRICT(Source):
                 "no patient ids: slices of one head may be in two splits, and leakage cannot be"
                 " audited"
             ),
-            "CT that is not in HU is brought to -1..1 by its own range, and says so",
+            "targets that are their inputs again, or noise, are an error",
+            "CT that is not in HU is brought to -1..1 by the range of its array, and says so",
             (
                 "the look-alike of Healthy and Tumor folders is told by its folders, and refused as"
                 " not paired"
@@ -93,14 +102,18 @@ class BrainMRICT(Source):
 
     def scan(self, root: Path) -> Found:
         arrays: dict[tuple[str, str], Path] = {}
-        for path in sorted(root.rglob("*.npy")):
+        twice: list[Skip] = []
+        for path in files_below(root, "*.npy"):
             match = _ARRAY.fullmatch(path.name)
             if match:
-                arrays.setdefault((match[1].lower(), match[2].lower()), path)
+                first = arrays.setdefault((match[1].lower(), match[2].lower()), path)
+                if first != path:
+                    why = f"{first} has the same name and is used"
+                    twice.append(Skip("second copy", str(path), why))
         if not arrays:
             raise self.not_here(root, _look_alike(root) or "no array such as train_input.npy")
         entries: list[Entry] = []
-        skips: list[Skip] = []
+        skips: list[Skip] = twice
         table: list[Expectation] = []
         for split in SPLITS:
             found = {}
@@ -119,6 +132,8 @@ class BrainMRICT(Source):
                 )
             for array, _ in found.values():
                 self._check_filled(array)
+            if len(found) == 2:
+                _check_pair(found["mri_t1"][0], found["ct"][0])
             files = {name: path for name, (path, _) in found.items()}
             count = next((n for _, n in found.values()), 0)
             entries += [
@@ -169,11 +184,12 @@ class BrainMRICT(Source):
                 raise FileError(
                     f"{path}: image {index} is blank (standard deviation {float(image.std()):.3g})"
                 )
+            check_shows_something(_stretched(image), f"{path}, image {index}")
             meaning[name] = "signal"
             if name == "ct":
                 unit, meaning[name] = _ct(image, path)
                 if meaning[name] != "HU":
-                    notes.append("the CT is not in HU: its own range is brought to -1..1")
+                    notes.append("the CT is not in HU: the range of its array is brought to -1..1")
             else:
                 unit = mr_to_unit(image, stream_name=name)
             units[name] = unit[None]
@@ -218,22 +234,76 @@ def _empty(image: np.ndarray, span: float) -> bool:
     return float((np.abs(image - np.median(image)) > span / 100).mean()) < MIN_FILLED
 
 
+def _stretched(image: np.ndarray) -> np.ndarray:
+    """An image to -1..1 by its own range, to look at and not to keep."""
+    return (image - image.min()) / np.ptp(image) * 2 - 1
+
+
+def _sample(array: np.ndarray) -> np.ndarray:
+    """`SAMPLED` images from the whole length of an array, float32."""
+    picked = np.unique(np.linspace(0, len(array) - 1, SAMPLED).astype(int))
+    return np.asarray(array[picked], dtype=np.float32)
+
+
+def _check_pair(inputs: Path, outputs: Path) -> None:
+    """Refuse targets that are no pictures of their own.
+
+    Raises:
+        SourceError: more than half of `SAMPLED` targets are their input again (as it is, scaled or
+            inverted), are noise, or are all one picture.
+    """
+    mr, ct = _sample(_array(inputs)), _sample(_array(outputs))
+    copies = noise = 0
+    for a, b in zip(mr, ct, strict=True):
+        if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+            continue
+        if np.ptp(a) > 0 and np.ptp(b) > 0:
+            copies += abs(float(np.corrcoef(a.ravel(), b.ravel())[0, 1])) > SAME_PICTURE
+            try:
+                check_shows_something(_stretched(b))
+            except FileError:
+                noise += 1
+    repeated = len(ct) > 2 and bool((ct == ct[:1]).all())
+    for wrong, what in (
+        (2 * copies > len(ct), f"{copies} of {len(ct)} images looked at are copies of their input"),
+        (2 * noise > len(ct), f"{noise} of {len(ct)} images looked at are noise"),
+        (repeated, f"all {len(ct)} images looked at are the same picture"),
+    ):
+        if wrong:
+            raise SourceError(
+                f"{outputs}: {what}, so there is nothing to learn from. Make the targets anew from"
+                f" Dicom/, or take the data set {BrainMRICTInputs.name!r}, which holds the inputs"
+                " alone"
+            )
+
+
+@lru_cache(maxsize=8)
+def _range(path: Path) -> tuple[float, float]:
+    """Lowest and highest finite value of an array, so that all its images get one scale."""
+    array = _array(path)
+    values = [np.asarray(image)[np.isfinite(image)] for image in array]
+    return min(float(v.min()) for v in values if v.size), max(
+        float(v.max()) for v in values if v.size
+    )
+
+
 def _ct(image: np.ndarray, path: Path) -> tuple[np.ndarray, str]:
-    """A CT slice in -1..1 and what its values meant."""
-    if image.min() < -500:
-        check_hu(image, str(path))
+    """A CT slice in -1..1 and what its values meant, both as the whole array has it: a slice
+    without air, or one that was clipped, has no scale of its own."""
+    low, high = _range(path)
+    if low < -500:
+        check_hu(image, str(path), narrow=True)
         return ct_to_unit(image), "HU"
-    low, high = float(image.min()), float(image.max())
     return (image - low) / (high - low) * 2 - 1, "display intensity"
 
 
 def _look_alike(root: Path) -> str:
     """What the other set of nearly the same name is called, with its exact duplicates; nothing if
     it is not there."""
-    folders = [p for p in (root, *sorted(root.rglob("*"))) if p.is_dir()]
+    folders = list(folders_below(root))
     named = [p for p in folders if _LOOK_ALIKE.fullmatch(p.name)]
     pair = [p for p in folders if (p / "Healthy").is_dir() and (p / "Tumor").is_dir()]
-    pictures = sorted({p for folder in (*named, *pair) for p in folder.rglob("*") if p.is_file()})
+    pictures = sorted({p for folder in (*named, *pair) for p in files_below(folder, "*")})
     digests: Counter[str] = Counter()
     for path in pictures:
         try:

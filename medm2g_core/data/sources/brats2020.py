@@ -6,8 +6,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from medm2g_core.data.sources.base import (
 )
 from medm2g_core.data.sources.grids import (
     axial_entries,
+    check_placed,
+    check_same_grid,
     load_mask,
     load_volume,
     nifti_grid,
@@ -32,6 +34,7 @@ from medm2g_core.data.sources.grids import (
 )
 from medm2g_core.data.sources.imaging import paired_slices
 from medm2g_core.data.sources.tables import read_table
+from medm2g_core.data.sources.trees import files_below, words
 from medm2g_core.data.volumes import FileError
 
 __all__ = ["BraTS2020", "parse_survival", "tumour_labels"]
@@ -47,6 +50,24 @@ _CONTRAST = {
     "t2f": "mri_flair",
     "t1c": "t1ce",
 }
+_CASE = re.compile(
+    r"(?P<old>BraTS(?:18|19|20|2021|2020|2019|2018)[_-]\w+)"
+    r"|BraTS-(?P<task>[A-Za-z]+)-\d+-\d{3}",
+    re.IGNORECASE,
+)
+"""A case's name. The years differ in it: ``Brats18_CBICA_AAB_1``, ``BraTS19_CBICA_AAB_1``,
+``BraTS20_Training_001``, ``BraTS2021_00000``, and from 2023 on ``BraTS-GLI-00000-000``."""
+
+_YEARS = {"18": 285, "19": 335, "20": 369, "21": 1251, "2023 or later": 1251}
+"""Year of the names -> published training cases."""
+
+_GUESSED = {"pred", "prediction", "predicted", "auto", "output", "result", "prob", "unet", "nnunet"}
+"""Words of file names that are a program's guesses and not the publisher's."""
+
+_MEANINGS = ("GLI", "MET", "SSA", "MEN")
+"""Tasks since 2023 whose labels 1, 2 and 3 mean what they do for gliomas; those of children (PED)
+do not."""
+
 _H5 = re.compile(r"volume_\d+_slice_\d+\.h5$")
 _LABELS = ("tumour", "necrotic_core", "oedema", "enhancing_tumour")
 
@@ -137,36 +158,53 @@ class BraTS2020(Source):
     percentiles: tuple[float, float] = (0.1, 99.9)
 
     def scan(self, root: Path) -> Found:
-        cases: dict[Path, dict[str, Path]] = {}
-        new_names = False
-        for path in sorted(root.rglob("*.nii*")):
-            if path.is_file() and (match := _SUFFIX.search(path.name)):
-                contrast = match[1].lower()
-                new_names |= contrast in ("t1n", "t2w", "t2f")
-                cases.setdefault(path.parent, {}).setdefault(_CONTRAST[contrast], path)
+        cases: dict[str, dict[str, Path]] = {}
+        skips: list[Skip] = []
+        found = files_below(root, "*.nii", "*.nii.gz")
+        for path in sorted(found, key=lambda p: (not _CASE.fullmatch(_stem(p)), p)):
+            match = _SUFFIX.search(path.name)
+            if match is None or words(_stem(path)) & _GUESSED:
+                continue
+            first = cases.setdefault(_case_name(path), {}).setdefault(
+                _CONTRAST[match[1].lower()], path
+            )
+            if first != path:
+                skips.append(Skip("second copy", str(path), f"{first} is the same and is used"))
         if not cases:
             raise self._nothing(root)
+        year = _year(root, cases)
+        segs = [p for p in found if "seg" in p.name.lower()]
         grades, survival = _table(root, "name_mapping*.csv"), _table(root, "survival_*.csv")
-        entries, skips = [], []
-        for folder, files in cases.items():
+        entries = []
+        for case, files in sorted(cases.items()):
             wanted = {s: files[s] for s in self.streams if s in files}
             if not wanted:
                 skips.append(
                     Skip(
                         "no usable contrast",
-                        folder.name,
+                        case,
                         "there is no T1, T2 or FLAIR; T1ce has no stream",
                     )
                 )
                 continue
-            entries.append(_entry(folder, wanted, files.get("t1ce"), grades, survival))
-        return Found(tuple(entries), tuple(skips), _expected(entries, new_names))
+            seg, why = _segmentation(case, wanted, segs, len(cases))
+            if why:
+                skips.append(Skip("segmentation unclear", case, why))
+            entries.append(_entry(case, root, wanted, files.get("t1ce"), seg, grades, survival))
+        return Found(tuple(entries), tuple(skips), _expected(entries, year))
+
+    def inputs(self, entry: Entry) -> tuple[Path, ...]:
+        kept = {k: v for k, v in entry.extra.items() if k != "t1ce"}  # never read
+        return super().inputs(replace(entry, extra=kept))
 
     def slices(self, entry: Entry) -> Sequence[Entry]:
-        shapes = {s: nifti_grid(path).shape for s, path in entry.files.items()}
-        if len(set(shapes.values())) != 1:
-            raise FileError(f"{entry.id}: the contrasts are not on one grid: {shapes}")
-        depth = next(iter(shapes.values()))[0]
+        (_, first), *others = entry.files.items()
+        grid = nifti_grid(first)
+        for _, path in others:
+            check_same_grid(nifti_grid(path), path, grid, first)
+        for path in entry.files.values():
+            check_placed(path)
+        depth = grid.shape[0]
         if depth <= self.drop_lowest + self.drop_top:
             raise FileError(
                 f"{entry.id}: {depth} slices, and {self.drop_lowest} + {self.drop_top} are to be"
@@ -199,7 +237,7 @@ class BraTS2020(Source):
         )
 
     def _nothing(self, root: Path) -> SourceError:
-        mirror = next((p for p in root.rglob("*.h5") if _H5.search(p.name)), None)
+        mirror = next((p for p in files_below(root, "*.h5") if _H5.search(p.name)), None)
         if mirror is None:
             return self.not_here(root, "no file such as *_t1.nii or *-t1n.nii.gz")
         need = (
@@ -255,10 +293,15 @@ def _case(
         return units, None, spacing, tuple(notes)
     mask = load_mask(
         seg,
-        next(iter(units.values())).shape,
+        files[0][1],
         (0, 1, 2, 3, 4),
         "0, 1, 2, 4 (2020) and 0, 1, 2, 3 (2023)",
     )
+    if _is_new(files[0][1]) and (mask == 4).any():
+        raise FileError(
+            f"{seg}: label 4, which since 2024 is the cavity of an operation; only data without"
+            " operations are read"
+        )
     if (mask == 3).any() and (mask == 4).any():
         raise FileError(
             f"{seg}: labels 3 and 4 in one file; one of them is enhancing tumour, and which is not"
@@ -267,53 +310,129 @@ def _case(
     return units, mask, spacing, tuple(notes)
 
 
+def _stem(path: Path) -> str:
+    """A file's name without its contrast, which is the name of its case in the published tree."""
+    return _SUFFIX.sub("", path.name)
+
+
+def _is_new(path: Path) -> bool:
+    """Whether a file is called as since 2023."""
+    match = _CASE.search(path.name) or _CASE.search(path.parent.name)
+    return match is not None and match["old"] is None
+
+
+def _case_name(path: Path) -> str:
+    """The case that a file belongs to, by its own name, else by its folder's."""
+    stem = _stem(path)
+    if _CASE.fullmatch(stem) or not _CASE.fullmatch(path.parent.name):
+        return stem
+    return path.parent.name
+
+
+def _year(root: Path, cases: Iterable[str]) -> str:
+    """The year of the names.
+
+    Raises:
+        SourceError: several years, in which the same people have other names.
+    """
+    years: dict[str, str] = {}
+    for case in sorted(cases):
+        match = _CASE.fullmatch(case)
+        if match is None:
+            continue
+        old = re.match(r"BraTS(?:20)?(18|19|20|21)", case, re.IGNORECASE) if match["old"] else None
+        years.setdefault(old[1] if old else "2023 or later", case)
+    if len(years) > 1:
+        named = ", ".join(years.values())
+        raise SourceError(
+            f"{root}: cases of several years ({named}); the same people come again under other"
+            " names and would stand in two splits. Give the folder of one year"
+        )
+    return next(iter(years), "20")
+
+
+def _segmentation(
+    case: str, files: Mapping[str, Path], segs: Sequence[Path], cases: int
+) -> tuple[Path | None, str]:
+    """The publisher's segmentation of a case, and why there is none although files look like it."""
+    exact = re.compile(rf"{re.escape(case)}[_-]seg\.nii(?:\.gz)?", re.IGNORECASE)
+    if named := [p for p in segs if exact.fullmatch(p.name)]:
+        return named[0], ""
+    folders = {p.parent for p in files.values()}
+    near = [p for p in segs if p.parent in folders and not words(p.name) & _GUESSED]
+    # In a folder of many cases another name says nothing; that of case 355 stands in its own.
+    own = [p for p in near if p.name.startswith(case) or p.parent.name == case or cases == 1]
+    if len(own) > 1:
+        return None, f"{', '.join(p.name for p in own[:3])}: which is the publisher's is not known"
+    return (own[0], "") if own else (None, "")
+
+
 def _entry(
-    folder: Path,
+    case: str,
+    root: Path,
     files: Mapping[str, Path],
     t1ce: Path | None,
+    seg: Path | None,
     grades: Mapping[str, Mapping[str, str]],
     survival: Mapping[str, Mapping[str, str]],
 ) -> Entry:
-    case = folder.name
-    seg = next((p for p in sorted(folder.glob("*[Ss][Ee][Gg]*.nii*")) if p.is_file()), None)
+    above = [part for p in files.values() for part in (root.name, *p.relative_to(root).parts[:-1])]
     grade = grades.get(case, {}).get("grade", "").upper()
     row = survival.get(case, {})
     days, alive = parse_survival(row.get("survival_days", ""))
     age = re.fullmatch(r"\s*(\d+)(\.\d*)?\s*", row.get("age", ""))
+    grade = grade or next((p for p in ("HGG", "LGG") if p in above), "")  # the folders until 2019
     point = re.fullmatch(r"(BraTS-\w+-\d+)-\d{3}", case)  # 2023: the same person at another time
+    task = _CASE.fullmatch(case)
+    meaning = task is None or task["task"] is None or task["task"].upper() in _MEANINGS
+    validation = "validation" in case.lower() or any(_VALIDATION.search(p) for p in above)
     return Entry(
         id=case,
         subject=point[1] if point else case,
-        split="val" if "validation" in case.lower() else "",
+        split="val" if validation else "",
         files=files,
         labels={"high_grade": {"HGG": 1.0, "LGG": 0.0}.get(grade, math.nan)},
         age=int(age[1]) if age else None,
-        extra={"seg": seg, "t1ce": t1ce, "survival_days": days, "alive": alive},
+        extra={
+            "seg": seg if meaning else None,
+            "t1ce": t1ce,
+            "survival_days": days,
+            "alive": alive,
+        },
     )
+
+
+_VALIDATION = re.compile(r"validation[_-]?data|^validation$", re.IGNORECASE)
 
 
 def _table(root: Path, pattern: str) -> dict[str, dict[str, str]]:
     """Rows of all CSVs of that name: case -> column in small letters -> value."""
     rows: dict[str, dict[str, str]] = {}
-    for path in sorted(root.rglob(pattern)):
+    for path in files_below(root, pattern):
         for row in read_table(path):
             values = {k.lower(): v for k, v in row.items()}
             rows.update(dict.fromkeys((v for v in row.values() if v.startswith("BraTS20")), values))
     return rows
 
 
-def _expected(entries: Sequence[Entry], new_names: bool) -> tuple[Expectation, ...]:
+def _expected(entries: Sequence[Entry], year: str) -> tuple[Expectation, ...]:
     validation = [e for e in entries if e.split == "val"]
     training = [e for e in entries if e.split != "val"]
     whole = sum(len(e.files) == 3 for e in entries)
     all_three = Expectation.count(
         "cases with T1, T2 and FLAIR", len(entries), whole, "the others have fewer streams"
     )
-    if new_names:
+    if year != "20":
+        called = year if len(year) > 2 else f"20{year}"
         return (
             Expectation(
-                "cases", "", f"{len(entries):,}", "ok", "names of 2023: another year's cases"
+                "year of the names",
+                "2020",
+                called,
+                "surprising",
+                f"names of {called}: another year's cases, {_YEARS[year]:,} to train with",
             ),
+            Expectation("cases", "", f"{len(entries):,}"),
             all_three,
         )
     with_seg = sum(e.extra["seg"] is not None for e in training)

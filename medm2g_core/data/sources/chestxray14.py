@@ -22,6 +22,7 @@ from medm2g_core.data.sources.base import (
 )
 from medm2g_core.data.sources.radiographs import read_film
 from medm2g_core.data.sources.tables import find_file, open_table, read_table
+from medm2g_core.data.sources.trees import files_below
 
 __all__ = ["LABELS", "ChestXray14", "label_text", "parse_labels"]
 
@@ -126,7 +127,8 @@ class ChestXray14(Source):
         ),
         layout="""Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv), optionally .gz
 train_val_list.txt, test_list.txt, BBox_List_2017.csv
-images/00000001_000.png, or images_001/images/00000001_000.png ... images_012""",
+images/00000001_000.png, or images_001/images/00000001_000.png ... images_012
+(pictures and tables may lie deeper or flat, and be JPEG)""",
         recalled=("spellings of the first release's table",),
     )
 
@@ -136,17 +138,26 @@ images/00000001_000.png, or images_001/images/00000001_000.png ... images_012"""
         )
         if table is None:
             raise self.not_here(root, "no Data_Entry_2017_v2020.csv or Data_Entry_2017.csv")
-        rows = read_table(table, ("Image Index", "Finding Labels", "Patient ID"))
+        listed: dict[str, dict[str, str]] = {}
+        entries: list[Entry] = []
+        skips: list[Skip] = []
+        for row in read_table(table, ("Image Index", "Finding Labels", "Patient ID")):
+            name = row["Image Index"]
+            if listed.setdefault(name, row) is row:
+                continue
+            if listed[name] != row:
+                raise SourceError(f"{table}: two rows of {name} say different things")
+            skips.append(Skip("repeated row", name, f"it is in {table.name} twice"))
+        rows = list(listed.values())
         labels = {r["Image Index"]: parse_labels(r["Finding Labels"], table.name) for r in rows}
         patient = {r["Image Index"]: r["Patient ID"].lstrip("0") or "0" for r in rows}
         lists = {n: _names(root, f"{n}_list.txt") for n in ("train_val", "test")}
         splits = _splits(lists, patient)
         boxes = _boxes(root)
         images = _images(root)
-        entries, skips = [], []
         for row in rows:
             name = row["Image Index"]
-            if name not in images:
+            if _stem(name) not in images:
                 skips.append(Skip("image missing", name, "in the table, not in the folder"))
                 continue
             if splits and name not in splits:
@@ -160,7 +171,7 @@ images/00000001_000.png, or images_001/images/00000001_000.png ... images_012"""
                     id=name.removesuffix(".png"),
                     subject=patient[name],
                     split=splits.get(name, ""),
-                    files={"xray": images[name]},
+                    files={"xray": images[_stem(name)]},
                     text=label_text(mine),
                     labels={n: float(n in mine) for n in LABELS},
                     age=_age(row.get("Patient Age", "")),
@@ -179,7 +190,9 @@ images/00000001_000.png, or images_001/images/00000001_000.png ... images_012"""
             Expectation.count("images in the table", PUBLISHED["images"], len(labels)),
             Expectation.count("patients", PUBLISHED["patients"], len(set(patient.values()))),
             Expectation.count(
-                "image files", PUBLISHED["images"], len(images.keys() & labels.keys())
+                "image files",
+                PUBLISHED["images"],
+                len(images.keys() & {_stem(name) for name in labels}),
             ),
             *(Expectation.count(f"{n}_list.txt", PUBLISHED[n], len(lists[n])) for n in lists),
             Expectation(
@@ -206,19 +219,19 @@ images/00000001_000.png, or images_001/images/00000001_000.png ... images_012"""
         )
 
 
+def _stem(name: str) -> str:
+    return name.rsplit(".", 1)[0]
+
+
 def _images(root: Path) -> Mapping[str, Path]:
-    """File name -> file, from ``images/`` or the twelve folders of the Kaggle mirror."""
-    folders = [
-        root,
-        root / "images",
-        *sorted(root.glob("images_*")),
-        *sorted(root.glob("images_*/images")),
-    ]
+    """Name without ending -> file, wherever below the root it lies. Of copies of a picture that of
+    the folder that does not call itself small (``images-224``) is taken, then PNG."""
     found: dict[str, Path] = {}
-    for folder in folders:
-        for path in sorted(folder.glob("*_*.png")):
-            if not path.name.startswith("."):
-                found.setdefault(path.name, path)
+    files = files_below(root, "*_*.png", "*_*.jpg", "*_*.jpeg")
+    for path in sorted(
+        files, key=lambda p: ("224" in p.parent.name, p.suffix.lower() != ".png", p)
+    ):
+        found.setdefault(_stem(path.name), path)
     return found
 
 

@@ -52,7 +52,17 @@ or as stored."""
 MIN_SEEN = 0.05
 """A slice of which less than this part is seen by all streams is no picture."""
 
-_T1, _T2 = re.compile(r"t1", re.IGNORECASE), re.compile(r"t2", re.IGNORECASE)
+# "set1" and "T2*" are neither
+_T1 = re.compile(r"(?<![a-z0-9])t1(?!\d)", re.IGNORECASE)
+_T2 = re.compile(r"(?<![a-z0-9])t2(?!\d|\s*\*|[\s_-]*star)", re.IGNORECASE)
+# What is computed from pictures, or weighted by diffusion, however long its echo is.
+_NO_PICTURE = re.compile(
+    r"\b(?:adc|dwi|diff|ep2d|trace|map|sub(?:traction)?|mask|seg|swi|dixon[ _]?f)(?![a-z])"
+    r"|(?<![a-z])(?:t2\s*\*|t2[\s_-]*star|b[ _=]?\d{2,4}\b)",
+    re.IGNORECASE,
+)
+_MIN_AXIAL = 0.85
+"""Cosine of the angle between the slices' normal and the body's long axis."""
 _DEFORMED = re.compile(r"deform|warp|regist|elastix|\breg\b|_reg|dir\b", re.IGNORECASE)
 _LATE_ECHO_MS = 60.0  # later than this is T2 weighting, earlier than 30 ms T1
 _TAGS = [
@@ -82,6 +92,11 @@ class _Series:
     header: Dataset
     names: tuple[str, ...]
     depths: tuple[float, ...]
+
+    @property
+    def axial(self) -> bool:
+        row, column = np.split(np.array(self.header.ImageOrientationPatient, dtype=float), 2)
+        return bool(abs(np.cross(row, column)[2]) > _MIN_AXIAL)
 
     @property
     def words(self) -> str:
@@ -289,8 +304,12 @@ def _choose(series: Sequence[_Series]) -> tuple[dict[str, _Series], list[tuple[s
     for s in series:
         if s.header.get("Modality") == "MR":
             stream = _contrast(s)
-            if stream:
+            if stream and s.axial:
                 candidates[stream].append(s)
+            elif stream:
+                left.append(
+                    ("not axial", f"{s.words!r} is a {stream} of {len(s.names)} slices, not axial")
+                )
             else:
                 left.append(
                     (
@@ -310,6 +329,16 @@ def _choose(series: Sequence[_Series]) -> tuple[dict[str, _Series], list[tuple[s
     for stream, several in candidates.items():
         # Both CT may be in the frame of the MR: the word in the description decides, then the
         # number of slices.
+        named = [s for s in several if _DEFORMED.search(s.words)]
+        if stream == "ct" and len(several) > 1 and not named:
+            left.append(
+                (
+                    "CT unclear",
+                    f"{len(several)} CT lie in the frame of the MR and none says that it was"
+                    " deformed; the plain one must not stand in",
+                )
+            )
+            continue
         several.sort(
             key=lambda s: (stream == "ct" and bool(_DEFORMED.search(s.words)), len(s.names)),
             reverse=True,
@@ -325,6 +354,8 @@ def _choose(series: Sequence[_Series]) -> tuple[dict[str, _Series], list[tuple[s
 
 def _contrast(series: _Series) -> str:
     """``"mri_t1"``, ``"mri_t2"`` or ``""``."""
+    if _NO_PICTURE.search(series.words):
+        return ""
     is_t1, is_t2 = bool(_T1.search(series.words)), bool(_T2.search(series.words))
     if is_t1 != is_t2:
         return "mri_t1" if is_t1 else "mri_t2"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -13,16 +14,20 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 
 from medm2g_core.data.files import read_volume
 from medm2g_core.data.sources.base import Entry
+from medm2g_core.data.sources.imaging import check_whole
 from medm2g_core.data.volumes import FileError, Volume, blame, sniff
 
 __all__ = [
     "Grid",
     "axial_entries",
+    "check_placed",
+    "check_same_grid",
     "itk_grid",
     "load_mask",
     "load_volume",
     "nifti_grid",
     "percentile_unit",
+    "volume_grid",
 ]
 
 
@@ -65,14 +70,8 @@ def nifti_grid(path: Path) -> Grid:
     """
     if sniff(path) != "nifti":
         raise FileError(f"{path}: not a NIfTI file")
+    header = _nifti_header(path)
     with blame(path, "reading the NIfTI header"):
-        with path.open("rb") as plain:
-            packed = plain.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else path.open("rb") as stream:
-            first = stream.read(4)
-            stream.seek(0)
-            new = 540 in (int.from_bytes(first, "little"), int.from_bytes(first, "big"))
-            header = (nib.Nifti2Header if new else nib.Nifti1Header).from_fileobj(stream)
         shape = tuple(int(n) for n in header.get_data_shape())
         while len(shape) > 3 and shape[-1] == 1:  # (x, y, z, 1)
             shape = shape[:-1]
@@ -81,24 +80,36 @@ def nifti_grid(path: Path) -> Grid:
         return Grid.of(shape, np.array(header.get_best_affine(), dtype=float))
 
 
+def _nifti_header(path: Path) -> nib.Nifti1Header:
+    with blame(path, "reading the NIfTI header"):
+        with path.open("rb") as plain:
+            packed = plain.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            first = stream.read(4)
+            stream.seek(0)
+            new = 540 in (int.from_bytes(first, "little"), int.from_bytes(first, "big"))
+            return (nib.Nifti2Header if new else nib.Nifti1Header).from_fileobj(stream)
+
+
 def itk_grid(path: Path) -> Grid:
-    """The grid of a MetaImage file; only the header is read.
+    """The grid of a MetaImage or NRRD file; only the header is read.
 
     Raises:
-        FileError: not a MetaImage, broken, or not one 3-D volume.
+        FileError: neither, broken, or not one 3-D volume.
     """
     import SimpleITK as sitk
 
-    if sniff(path) != "metaimage":
-        raise FileError(f"{path}: not a MetaImage (.mhd) file")
-    with blame(path, "reading the MetaImage header"):
+    kind = sniff(path)
+    if kind not in ("metaimage", "nrrd"):
+        raise FileError(f"{path}: not a MetaImage (.mhd) or NRRD file")
+    with blame(path, f"reading the {kind} header"):
         reader = sitk.ImageFileReader()
-        reader.SetImageIO("MetaImageIO")
+        reader.SetImageIO("MetaImageIO" if kind == "metaimage" else "NrrdImageIO")
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
         shape = tuple(int(n) for n in reader.GetSize())
         if len(shape) != 3:
-            raise FileError(f"{path}: MetaImage of size {shape}; needed one 3-D volume")
+            raise FileError(f"{path}: {kind} of size {shape}; needed one 3-D volume")
         affine = np.eye(4)
         affine[:3, :3] = np.array(reader.GetDirection()).reshape(3, 3) * np.array(
             reader.GetSpacing()
@@ -107,11 +118,62 @@ def itk_grid(path: Path) -> Grid:
         return Grid.of(shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine)  # ITK's LPS to RAS
 
 
+SAME_GRID = 0.5
+"""Two files lie on one grid when no corner of one is farther from that of the other than this part
+of a voxel; writers of headers round."""
+
+
+def volume_grid(path: Path) -> Grid:
+    """The grid of a NIfTI, MetaImage or NRRD file; only the header is read.
+
+    Raises:
+        FileError: none of these, broken, or not one 3-D volume.
+    """
+    return nifti_grid(path) if sniff(path) == "nifti" else itk_grid(path)
+
+
+def check_same_grid(grid: Grid, path: Path, other: Grid, other_path: Path) -> None:
+    """Refuse two files whose voxels of one number do not lie in one place.
+
+    Raises:
+        FileError: another shape, or a corner farther apart than `SAME_GRID` voxels.
+    """
+    if grid.shape != other.shape:
+        raise FileError(
+            f"{path}: its grid {grid.shape} is not that of {other_path.name} {other.shape}"
+        )
+    corners = np.array([[*corner, 1.0] for corner in product(*((0, n - 1) for n in grid.shape))]).T
+    apart = np.linalg.norm(((grid.affine - other.affine) @ corners)[:3], axis=0).max()
+    if apart > SAME_GRID * min(other.spacing_mm):
+        raise FileError(
+            f"{path}: by its header it lies up to {apart:.1f} mm beside {other_path.name}, on which"
+            " it should lie voxel by voxel"
+        )
+
+
+def check_placed(path: Path) -> None:
+    """Refuse a NIfTI file that does not say where left is: without an orientation, or with the
+    identity that programs write for want of one.
+
+    Raises:
+        FileError: as said.
+    """
+    header = _nifti_header(path)
+    affine = np.array(header.get_best_affine(), dtype=float)
+    if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
+        raise FileError(f"{path}: no orientation in the header, so left and right are not known")
+    if np.allclose(affine, np.eye(4)):
+        raise FileError(
+            f"{path}: the orientation in the header is the identity, which stands for none: left"
+            " and right are not known"
+        )
+
+
 def load_volume(path: Path, stream_name: str) -> Volume:
     """A whole volume that can be cut into slices.
 
     Raises:
-        FileError: broken, NaN or infinite values, blank, or not a volume.
+        FileError: broken, NaN or infinite values, blank or in part so, or not a volume.
     """
     volume = read_volume(path, stream_name)
     array = volume.array
@@ -123,24 +185,22 @@ def load_volume(path: Path, stream_name: str) -> Volume:
         )
     if array.min() == array.max():
         raise FileError(f"{path}: the volume is blank, every value is {array.flat[0]:g}")
+    check_whole(array, str(path))
     return volume
 
 
-def load_mask(
-    path: Path, shape: tuple[int, ...], allowed: tuple[int, ...], meaning: str
-) -> np.ndarray:
+def load_mask(path: Path, image: Path, allowed: tuple[int, ...], meaning: str) -> np.ndarray:
     """A segmentation as int (S, A, R), turned by its own directions.
 
     Args:
-        shape: that the image has, once turned.  allowed: labels that may occur.  meaning: of them,
+        image: the file that it was drawn on.  allowed: labels that may occur.  meaning: of them,
             for the message.
 
     Raises:
-        FileError: broken, of another shape than the image, or with other labels.
+        FileError: broken, on another grid than the image, or with other labels.
     """
     array = read_volume(path, "ct").array  # the stream is asked for in folders only
-    if array.shape != shape:
-        raise FileError(f"{path}: a segmentation of shape {array.shape}, and its image has {shape}")
+    check_same_grid(volume_grid(path), path, volume_grid(image), image)
     found = np.unique(array)
     if not np.isin(found, allowed).all():
         raise FileError(

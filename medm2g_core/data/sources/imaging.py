@@ -13,7 +13,33 @@ from medm2g_core.data.intensity import xray_to_unit
 from medm2g_core.data.volumes import FileError, Volume
 from medm2g_core.streams import hu_to_unit
 
-__all__ = ["ct_to_unit", "film", "paired_slices"]
+__all__ = [
+    "check_shows_something",
+    "check_whole",
+    "ct_to_unit",
+    "film",
+    "is_blank",
+    "paired_slices",
+]
+
+# What no picture of a patient is. Real films and slices are far from each of these limits.
+FILLED_STEP = 0.02
+"""A hundredth of the range -1..1: pixels closer than this to the median are the background."""
+MIN_FILLED = 0.01
+"""A picture of which less than this part differs from its background shows nothing."""
+MIN_SPREAD = 0.2
+"""A tenth of the range -1..1 lies at least between the 0.5th and 99.5th percentile of a film."""
+MIN_LEVELS = 8
+"""Fewer grey levels are a mask, or what is left of a picture that was scaled down to 0 and 1."""
+MIN_NEIGHBOURS = 0.5
+"""Correlation of neighbouring pixels: 0 for noise, above 0.9 for anatomy even in a noisy scan."""
+MAX_CUT_ROWS = 1 / 3
+"""A film may end in so many rows of one value (a collimator's edge); one cut off ends in more."""
+MAX_BLANK_SLICES = 0.2
+"""A volume may begin or end in so many slices of one value."""
+ABRUPT = 0.5
+"""Beside a slice of one value anatomy tapers off: a slice that is filled by more than this part of
+the fullest one stands beside a hole in the file."""
 
 
 def ct_to_unit(hu: np.ndarray) -> np.ndarray:
@@ -22,23 +48,108 @@ def ct_to_unit(hu: np.ndarray) -> np.ndarray:
     return hu_to_unit(torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))).numpy()
 
 
+def is_blank(unit: np.ndarray) -> bool:
+    """Whether a picture (rows, columns) in -1..1 shows nothing: hardly a pixel differs from its
+    background."""
+    return float((np.abs(unit - np.median(unit)) > FILLED_STEP).mean()) < MIN_FILLED
+
+
+def check_shows_something(unit: np.ndarray, where: str = "") -> None:
+    """Refuse a picture (rows, columns) in -1..1 that is blank or nothing but noise.
+
+    Raises:
+        FileError: as said.
+    """
+    before = f"{where}: " if where else ""
+    if is_blank(unit):
+        raise FileError(f"{before}the picture is blank: it hardly differs from one grey value")
+    a, b = unit[:, 1:].ravel(), unit[:, :-1].ravel()
+    if np.ptp(a) > 0 and np.ptp(b) > 0 and np.corrcoef(a, b)[0, 1] < MIN_NEIGHBOURS:
+        raise FileError(f"{before}the picture is noise: neighbouring pixels have nothing in common")
+
+
+def check_whole(array: np.ndarray, where: str) -> None:
+    """Refuse a volume (S, A, R) with a block of slices of one value where anatomy should be, as an
+    interrupted download or a damaged drive leaves it in files without checksums.
+
+    Raises:
+        FileError: more than `MAX_BLANK_SLICES` of the slices at an end, or any between two full
+            ones, hold one value, and the anatomy beside them does not taper off.
+    """
+    for axis, name in enumerate(("axial", "coronal", "sagittal")):
+        rest = tuple(a for a in range(3) if a != axis)
+        low, high = array.min(axis=rest), array.max(axis=rest)
+        blank = low == high
+        if not blank.any() or blank.all():
+            continue
+        count = len(blank)
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], blank, [0]))))
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            filled = (np.moveaxis(array, axis, 0) != low[start]).mean(axis=(1, 2))
+            # The slice next to the hole may have been written in part, so the one after it counts.
+            beside = [filled[k] for k in (start - 2, stop + 1) if 0 <= k < count]
+            abrupt = [f > ABRUPT * filled.max() for f in beside]
+            between = start > 0 and stop < count and len(abrupt) == 2 and all(abrupt)
+            if between or (any(abrupt) and stop - start > MAX_BLANK_SLICES * count):
+                raise FileError(
+                    f"{where}: {stop - start} of {count} {name} slices hold nothing but"
+                    f" {low[start]:g} beside full ones; the file is damaged, download it again"
+                )
+
+
+def _display_window(array: np.ndarray, window: tuple[float, float], notes: list[str]) -> float:
+    """The upper end of the display window of a 16-bit picture whose values need fewer bits, as
+    those of detectors with 10, 12 or 14 do."""
+    top = float(array.max())
+    bits = max(8, int(np.ceil(np.log2(top + 1))))
+    if window[1] <= 255 or bits >= 16:
+        return window[1]
+    notes.append(f"values 0..{top:g} of a 16-bit picture need {bits} bits: shown so")
+    return float(2**bits - 1)
+
+
 def film(volume: Volume, size: int, notes: list[str]) -> torch.Tensor:
     """A radiograph as (1, size, size) in -1..1, bone bright, the whole film padded to a square.
 
     Raises:
-        FileError: not one flat picture, or a blank one.
+        FileError: not one flat picture, a blank one, one of few grey levels or of noise, or one
+            whose lower part is missing.
     """
     array = np.squeeze(volume.array)
     if array.ndim != 2:
         raise FileError(f"a volume of shape {volume.array.shape} stands where a radiograph should")
     if np.ptp(array) == 0:
         raise FileError(f"the film is blank: every value is {array.flat[0]:g}")
-    unit = xray_to_unit(array, volume.window, volume.inverted, notes)
+    levels = len(np.unique(array))
+    if levels < MIN_LEVELS:
+        raise FileError(f"the film has {levels} grey levels: a mask, or a damaged picture")
+    window = volume.window
+    if window is not None and volume.kind == "png":
+        window = (window[0], _display_window(array, window, notes))
+    unit = xray_to_unit(array, window, volume.inverted, notes)
+    check_shows_something(unit)
+    low, high = np.quantile(unit, (0.005, 0.995))
+    if high - low < MIN_SPREAD:
+        raise FileError(
+            f"the film is nearly blank: its values span {(high - low) / 2:.1%} of the display range"
+        )
+    above, below = _rows_of_one_value(unit), _rows_of_one_value(unit[::-1])
+    if below > MAX_CUT_ROWS and below > 2 * above:
+        raise FileError(
+            f"the lowest {below:.0%} of the film is one grey value: it was cut off, download it"
+            " again"
+        )
     rows, columns = unit.shape
     picture = square_picture(
         unit, (1.0, 1.0), (rows / 2, columns / 2), float(max(rows, columns)), size
     )
     return torch.from_numpy(picture)[None]
+
+
+def _rows_of_one_value(unit: np.ndarray) -> float:
+    """Part of the rows, from the first one on, that hold one and the same value."""
+    same = (unit == unit[0, 0]).all(axis=1)
+    return float(np.logical_and.accumulate(same).mean())
 
 
 def paired_slices(
@@ -62,7 +173,8 @@ def paired_slices(
         stream -> (1, size, size), and the spacing of these pictures in mm.
 
     Raises:
-        FileError: volumes of different shapes, or no such slice.
+        FileError: volumes of different shapes, no such slice, or one that is blank or noise in any
+            of them.
     """
     shapes = {n: x.shape for n, x in units.items()}
     if len(set(shapes.values())) != 1:
@@ -70,6 +182,8 @@ def paired_slices(
     depth, rows, columns = next(iter(shapes.values()))
     if not 0 <= index < depth:
         raise FileError(f"slice {index} does not exist; the volume has 0..{depth - 1}")
+    for name, x in units.items():
+        check_shows_something(x[index], f"slice {index} of {name}")
     middle = centre or (rows / 2, columns / 2)
     side = fov_mm or max(rows * spacing_mm[0], columns * spacing_mm[1])
     images = {

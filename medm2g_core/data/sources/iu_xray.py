@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from medm2g_core.data.sources.base import (
 )
 from medm2g_core.data.sources.radiographs import Film, read_film
 from medm2g_core.data.sources.tables import find_file, read_table
+from medm2g_core.data.sources.trees import files_below
 from medm2g_core.data.volumes import FileError
 
 __all__ = ["IUXRay", "image_key", "r2gen_report"]
@@ -199,7 +201,7 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv,
         self.r2gen_filter, self.guess_view = r2gen_filter, guess_view
 
     def scan(self, root: Path) -> Found:
-        if (annotation := find_file(root, "annotation.json")) is not None:
+        if (annotation := find_file(root, "annotation.json", "*annotation*.json")) is not None:
             return self._scan_r2gen(annotation)
         skips: list[Skip] = []
         if (table := find_file(root, "indiana_reports.csv")) is not None:
@@ -214,9 +216,7 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv,
         return self._found(root, reports, skips)
 
     def _raw_reports(self, root: Path, skips: list[Skip]) -> tuple[IUReport, ...]:
-        files = [
-            p for p in sorted(root.rglob("*.xml")) if p.is_file() and not p.name.startswith(".")
-        ]
+        files = files_below(root, "*.xml")
         if not files:
             archive = find_file(root, "NLMCXR_reports.tgz")
             if archive is None:
@@ -291,7 +291,6 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv,
                     )
                 )
                 continue
-            nobody = not report.mesh
             entries.append(
                 Entry(
                     id=report.uid,
@@ -300,7 +299,7 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv,
                     files={"xray": images[likely[0]]} if likely else {},
                     text=report.text or None,
                     labels={
-                        n: math.nan if nobody else float(v)
+                        n: float(v) if report.indexed else math.nan
                         for n, v in mesh_presence(report).items()
                     },
                     extra={"candidates": () if sure else tuple(images[k] for k in likely)},
@@ -329,17 +328,20 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv,
     def _scan_r2gen(self, annotation: Path) -> Found:
         try:
             splits = json.loads(annotation.read_text(encoding="utf-8"))
-            studies = [(split, s) for split in R2GEN_STUDIES for s in splits[split]]
-            rows = [
-                (split, str(s["id"]), str(s["report"]), [str(p) for p in s["image_path"]])
+            studies = [(split, s) for split in R2GEN_STUDIES for s in splits.get(split, ())]
+            rows = _joined(
+                (split, str(s["id"]), str(s["report"]), _listed(s["image_path"]))
                 for split, s in studies
-            ]
-        except (ValueError, KeyError, TypeError) as error:
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SourceError(
                 f"{annotation}: not R2Gen's form, {{train, val, test: [{{id, report, image_path,"
                 f" split}}]}} ({error!r})"
             ) from error
-        folder = annotation.parent / "images"
+        if not rows:
+            raise self.not_here(annotation.parent, f"{annotation.name} lists no study")
+        near = (annotation.parent / "images", *sorted(annotation.parent.glob("*/images")))
+        folder = next((d for d in near if d.is_dir()), annotation.parent)
         # R2Gen renamed the images to 0 and 1, so no table can tell the views any more.
         entries, skips = [], []
         for split, name, report, paths in rows:
@@ -398,6 +400,26 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv,
         )
 
 
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(p) for p in value]
+
+
+def _joined(
+    rows: Iterable[tuple[str, str, str, list[str]]],
+) -> list[tuple[str, str, str, list[str]]]:
+    """One row a study, where a form has one an image (PromptMRG's): images of one folder are one
+    study, called after the folder."""
+    found: dict[tuple[str, str], tuple[str, str, str, list[str]]] = {}
+    for split, name, report, paths in rows:
+        folders = {Path(p).parent.name for p in paths}
+        study = folders.pop() if len(folders) == 1 and "" not in folders else name
+        first = found.setdefault((split, study), (split, study, report, []))
+        if first[2] != report:
+            raise ValueError(f"two reports of study {study}")
+        first[3].extend(p for p in paths if p not in first[3])
+    return list(found.values())
+
+
 def _judged(entries: Sequence[Entry]) -> tuple[Expectation, ...]:
     n = sum(bool(e.extra["candidates"]) for e in entries)
     note = "put indiana_projections.csv into the folder; R2Gen's form has lost the names"
@@ -412,11 +434,7 @@ def _images(root: Path) -> Mapping[str, Path]:
     """`image_key` -> file, of all image files below a folder; PNG wins over DICOM where both are
     there."""
     found: dict[str, Path] = {}
-    files = (
-        p
-        for p in root.rglob("*_IM-*")
-        if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".")
-    )
+    files = [p for p in files_below(root, "*_IM-*") if p.suffix.lower() in _SUFFIXES]
     for path in sorted(files, key=lambda p: (_SUFFIXES.index(p.suffix.lower()), p)):
         found.setdefault(image_key(path.name), path)
     return found
@@ -444,9 +462,10 @@ def _views(root: Path, reports: tuple[IUReport, ...]) -> _Views:
 
 
 def _kaggle_reports(table: Path, projections: Path) -> tuple[IUReport, ...]:
-    images = defaultdict(list)
+    images: dict[str, list[str]] = defaultdict(list)
     for row in read_table(projections, ("uid", "filename", "projection")):
-        images[row["uid"]].append(row["filename"])
+        if row["filename"] not in images[row["uid"]]:  # a row may be there twice
+            images[row["uid"]].append(row["filename"])
     needed = ("uid", "MeSH", "indication", "comparison", "findings", "impression")
     rows = read_table(table, needed)
     if len({r["uid"] for r in rows}) != len(rows):

@@ -20,9 +20,16 @@ from medm2g_core.data.sources.base import (
     Source,
     SourceStudy,
 )
-from medm2g_core.data.sources.grids import Grid, axial_entries, load_volume, nifti_grid
+from medm2g_core.data.sources.grids import (
+    Grid,
+    axial_entries,
+    check_placed,
+    load_volume,
+    nifti_grid,
+)
 from medm2g_core.data.sources.imaging import paired_slices
 from medm2g_core.data.sources.tables import read_table
+from medm2g_core.data.sources.trees import files_below
 from medm2g_core.data.volumes import FileError
 
 __all__ = ["IXI"]
@@ -111,13 +118,21 @@ class IXI(Source):
 
     def scan(self, root: Path) -> Found:
         people: dict[str, dict[str, Path]] = {}
-        for path in sorted(root.rglob("IXI*.nii*")):
-            if path.is_file() and (match := _NAME.fullmatch(path.name)):
-                people.setdefault(f"IXI{match[2]}", {}).setdefault(_STREAM[match[4].upper()], path)
+        sites: dict[str, str] = {}
+        skips: list[Skip] = []
+        for path in files_below(root, "*.nii", "*.nii.gz"):
+            if (match := _NAME.fullmatch(path.name) or _wrapped(path)) is None:
+                continue
+            person = f"IXI{match[2]}"
+            sites.setdefault(person, match[3])
+            first = people.setdefault(person, {}).setdefault(_STREAM[match[4].upper()], path)
+            if first != path:
+                skips.append(Skip("second copy", str(path), f"{first} is the same and is used"))
         if not people:
             raise self.not_here(root, "no file such as IXI002-Guys-0828-T1.nii.gz")
         have = {s: sum(s in files for files in people.values()) for s in self.streams}
-        ages, sexes, skips = _demographics(root)
+        ages, sexes, contradicting = _demographics(root)
+        skips += contradicting
         entries = []
         for person, files in people.items():
             lacking = [s for s in self.streams if s not in files]
@@ -127,7 +142,6 @@ class IXI(Source):
             if reason := _other_protocol(files):
                 skips.append(reason)
                 continue
-            site = _NAME.fullmatch(files["mri_t1"].name)
             entries.append(
                 Entry(
                     id=person,
@@ -136,24 +150,37 @@ class IXI(Source):
                     files={s: files[s] for s in self.streams},
                     age=ages.get(person),
                     sex=sexes.get(person, ""),
-                    extra={"site": site[3] if site else ""},
+                    extra={"site": sites[person]},
                 )
             )
-        return Found(tuple(entries), tuple(skips), self._table(root, have, len(entries)))
+        return Found(tuple(entries), tuple(skips), self._table(root, have, entries))
 
-    def _table(self, root: Path, have: Mapping[str, int], whole: int) -> tuple[Expectation, ...]:
+    def _table(
+        self, root: Path, have: Mapping[str, int], entries: Sequence[Entry]
+    ) -> tuple[Expectation, ...]:
         table = [
             Expectation.count("T1 volumes", 581, have["mri_t1"]),
             Expectation.count("T2 volumes", 578, have["mri_t2"]),
             Expectation.count(
                 "people with T1, T2 and PD",
                 576,
-                whole,
+                len(entries),
                 "577 have all three, IXI014's T2 is left out",
             ),
         ]
-        if not list(root.rglob("IXI*.csv")):
-            xls = any(root.rglob("IXI*.xls*"))
+        if files_below(root, "IXI*.csv"):
+            known = sum(e.age is not None or bool(e.sex) for e in entries)
+            table.append(
+                Expectation(
+                    "people with age or sex",
+                    "",
+                    f"{known:,}",
+                    "ok" if known else "surprising",
+                    "" if known else "no row of the table is joined: needed IXI_ID, AGE, SEX_ID",
+                )
+            )
+        else:
+            xls = bool(files_below(root, "IXI*.xls*"))
             note = "IXI.xls is not read: export it as IXI.csv" if xls else "optional"
             table.append(
                 Expectation(
@@ -169,6 +196,8 @@ class IXI(Source):
         return tuple(table)
 
     def slices(self, entry: Entry) -> Sequence[Entry]:
+        for path in entry.files.values():
+            check_placed(path)
         grids = {s: nifti_grid(path) for s, path in entry.files.items()}
         fixed = grids["mri_t1"]
         first, stop = 0, fixed.shape[0]
@@ -196,6 +225,13 @@ class IXI(Source):
         )
 
 
+def _wrapped(path: Path) -> re.Match[str] | None:
+    """The name of a folder such as ``IXI002-Guys-0828-T1.nii`` with one volume of another name in
+    it, as some mirrors unpack."""
+    match = _NAME.fullmatch(path.parent.name)
+    return match if match and len(files_below(path.parent, "*.nii", "*.nii.gz")) == 1 else None
+
+
 @lru_cache(maxsize=1)
 def _person(
     t1: Path, t2: Path, pd: Path, register: bool, seed: int
@@ -214,7 +250,9 @@ def _person(
     known: list[tuple[Grid, sitk.Transform]] = []  # of the contrasts that are done
     for stream_name, path in (("mri_t2", t2), ("mri_pd", pd)):
         own = nifti_grid(path)
-        moving = itk_image(load_volume(path, stream_name).array, own)
+        other = load_volume(path, stream_name)
+        notes += [f"{stream_name}: {n}" for n in other.notes]
+        moving = itk_image(other.array, own)
         transform: sitk.Transform | None = next((t for g, t in known if _same(g, own)), None)
         if not register:
             transform = sitk.Transform(3, sitk.sitkIdentity)
@@ -271,10 +309,10 @@ def _demographics(root: Path) -> tuple[dict[str, int], dict[str, str], list[Skip
     have neither."""
     ages: dict[str, set[int]] = {}
     sexes: dict[str, set[str]] = {}
-    for path in sorted(root.rglob("IXI*.csv")):
+    for path in files_below(root, "IXI*.csv"):
         for row in read_table(path):
             values = {k.upper(): v for k, v in row.items()}
-            number = re.fullmatch(r"(\d+)(\.0*)?", values.get("IXI_ID", ""))
+            number = re.fullmatch(r"(?:IXI)?(\d+)(?:[.,]0*)?", values.get("IXI_ID", ""))
             if not number:
                 continue
             person = f"IXI{int(number[1]):03d}"

@@ -20,6 +20,7 @@ from medm2g_core.data.sources.base import (
     SourceError,
     SourceStudy,
 )
+from medm2g_core.data.sources.paper import without_print
 from medm2g_core.data.sources.radiographs import read_film
 from medm2g_core.data.sources.tables import open_table
 
@@ -43,6 +44,12 @@ _MODALITIES: Mapping[str, re.Pattern[str]] = MappingProxyType(
             r"\b(?:MRI|MRA|MR|NMR|FLAIR)\b|(?i:\bmagnetic resonance\b)|\bT[12](?:-?[Ww]|\b)"
         ),
         "another": re.compile(
+            # what shares its words with radiology and is none
+            r"(?i:\b(?:diffract\w+|crystallogra\w+|xrd|xps|photoelectron|spectr(?:um|a|al|omet\w+)|"
+            r"fluorescence|scattering|micro-?\s?(?:ct|computed)|threshold cycle|ct values?|pcr|"
+            r"mendelian randomi[sz]\w*|mitral regurgitation|synchrotron|flow ?charts?|"
+            r"flow diagrams?|bar charts?|box ?plots?|histograms?|forest plots?|roc curves?|"
+            r"kaplan|survival curves?)\b)|[µμ]-?CT\b|"
             r"\b(?:PET|SPECT|FDG)\b|(?i:\b(?:ultraso\w+|sonogra\w+|echocardiogra\w+|doppler|angiogra[mp]\w*|arteriogra\w+|"
             r"fluorosc\w+|barium|mammogra\w+|scintigra\w+|positron|endoscop\w+|colonoscop\w+|histolog\w*|patholog(?:ic|y)\w*"
             r"|photograph\w*|microscop\w+|micrograph\w*|cholangiogra\w+|urogra\w+|myelogra\w+|diagram|schematic)\b)"
@@ -138,6 +145,9 @@ class MedICaT(Source):
         ),
         faults=(
             "colour figures and screenshots are refused and counted",
+            "a caption that was printed below the figure is cut off with the white around it",
+            "X-ray diffraction, CT values of a PCR and the like are no radiology",
+            "tables of subcaptions beside the table of figures are passed over and counted",
             "a missing caption falls back to the other of the two",
             "a licence of null is kept as 'not stated', never as free",
             "a broken line of the JSONL is counted (51); content decides the format (52)",
@@ -152,20 +162,24 @@ figures/<pdf_hash>_<fig_uri>""",
     def scan(self, root: Path) -> Found:
         tables = [
             p
-            for g in ("*.jsonl", "*.jsonl.gz", "*/*.jsonl")
+            for above in ("", "*/", "*/*/")
+            for g in (f"{above}*.jsonl", f"{above}*.jsonl.gz")
             for p in sorted(root.glob(g))
             if p.name[0] != "."
         ]
         if not tables:
             raise self.not_here(root, "no .jsonl file")
         entries: dict[str, Entry] = {}
+        others: dict[str, int] = {}
         skips: list[Skip] = []
         articles: set[str] = set()
         seen: set[str] = set()
         licences: Counter[str] = Counter()
         for table in tables:
-            figures = table.parent / "figures"
-            figures = figures if figures.is_dir() else root / "figures"
+            near = [p for p in (table.parent, *table.parent.parents) if p.is_relative_to(root)]
+            figures = next(
+                (p / "figures" for p in near if (p / "figures").is_dir()), root / "figures"
+            )
             with open_table(table) as text:
                 for number, line in enumerate(text, 1):
                     if not line.strip():
@@ -178,6 +192,9 @@ figures/<pdf_hash>_<fig_uri>""",
                                 "broken line", where, "not a JSON object with pdf_hash and fig_uri"
                             )
                         )
+                        continue
+                    if "radiology" not in row:  # a table of subcaptions or references of figures
+                        others.setdefault(table.name, number)
                         continue
                     article, name = row["pdf_hash"], f"{row['pdf_hash']}_{row['fig_uri']}"
                     if Path(name).name != name:
@@ -193,6 +210,10 @@ figures/<pdf_hash>_<fig_uri>""",
                         continue
                     entries[name] = entry
                     licences[entry.extra["licence"]] += 1
+        skips += [
+            Skip("another table", f"{name}:{number}", "rows without 'radiology' are no figures")
+            for name, number in others.items()
+        ]
         if not seen:
             raise self.not_here(root, f"no line of {tables[0].name} is a figure")
         states = ", ".join(f"{n} {c:,}" for n, c in licences.most_common())
@@ -205,7 +226,7 @@ figures/<pdf_hash>_<fig_uri>""",
 
     def read(self, entry: Entry, size: int) -> SourceStudy:
         ((stream, path),) = entry.files.items()
-        film = read_film(path, size)
+        film = read_film(path, size, without_print)
         unit = "display intensity, window unknown" if stream == "ct" else "display intensity"
         return self.study(
             entry,

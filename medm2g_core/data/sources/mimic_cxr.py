@@ -3,13 +3,13 @@ entry."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medm2g_core.data.iu_reports import REMOVED
 from medm2g_core.data.sources.base import (
     DataCard,
     Entry,
@@ -20,10 +20,12 @@ from medm2g_core.data.sources.base import (
     SourceError,
     SourceStudy,
 )
+from medm2g_core.data.sources.mimic_reports import report_text
 from medm2g_core.data.sources.radiographs import read_film
 from medm2g_core.data.sources.tables import find_file, read_table
+from medm2g_core.data.sources.trees import files_below
 
-__all__ = ["LABELS", "MimicCXR", "report_text", "split_sections"]
+__all__ = ["LABELS", "MimicCXR"]
 
 LABELS = (
     "Atelectasis",
@@ -45,102 +47,8 @@ LABELS = (
 
 PUBLISHED = {"images": 377_110, "studies": 227_835}
 FRONTAL = ("PA", "AP")  # in order of preference
-
-_HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
-# Spellings that occur; a header that holds one of these words is that section.
-_IMPRESSION = (
-    "impression",
-    "conclusion",
-    "mpression",
-    "impresson",
-    "impresion",
-    "impession",
-    "imperssion",
-    "impressoin",
-    "imprssion",
-    "imprression",
-    "imoression",
-)
-_FINDINGS = ("finding", "findins", "findindgs", "findgings", "findngs", "findnings", "finidngs")
-# Some reports head their findings with the name of the examination.
-_EXAMINATION = re.compile(
-    r"chest|portable|pa and lat|lateral and pa|ap and lateral|lateral and ap|frontal|two views|"
-    r"(?:pa|ap|one|lateral) view"
-)
-_OTHER = (
-    "comparison",
-    "indication",
-    "history",
-    "technique",
-    "reason",
-    "recommendation",
-    "notification",
-    "wet read",
-)
-_RULER = re.compile(r"^[ \t]*_{5,}[ \t]*$", re.MULTILINE)
-
-
-def split_sections(report: str) -> tuple[tuple[str, str], ...]:
-    """A report's sections in order, as (name, text): ``"impression"``, ``"findings"``, or the
-    header in lower case.
-
-    The rule is that of the data set's own parser: a header is a new line, one space, capitals and a
-    colon, so the text must come with its white space. What stands before the first header is
-    ``"preamble"``; the first line after a header cannot be a header. A ruler of underscores parts
-    an addendum, above it, from the report, which alone is kept.
-    """
-    report = "\n" + report.replace("\r\n", "\n")
-    parts = _RULER.split(report)
-    report = next((p for p in reversed(parts) if p.strip()), "")
-    found: list[tuple[str, str]] = []
-    name, start = "preamble", 0
-    match = _HEADER.search(report)
-    while match:
-        found.append((name, report[start : match.start()]))
-        name, start = _section(match[1]), match.end()
-        line_end = report.find("\n", start)
-        match = _HEADER.search(report, line_end) if line_end >= 0 else None
-    found.append((name, report[start:]))
-    return tuple(found)
-
-
-def _section(header: str) -> str:
-    name = re.sub(r"\s+", " ", header).strip().lower()
-    if any(w in name for w in _IMPRESSION):  # also "findings and impression"
-        return "impression"
-    if any(w in name for w in _OTHER):
-        return name
-    if any(w in name for w in _FINDINGS) or _EXAMINATION.search(name):
-        return "findings"
-    return name
-
-
-def report_text(report: str) -> str:
-    """Findings and impression of a raw report in the project's report form; ``""`` where it says
-    nothing.
-
-    The last section of a name counts. Without either, the last paragraph is taken. ``___``, the
-    publisher's mark for removed personal data, becomes one token.
-    """
-    sections = split_sections(report)
-    last = {name: clean for name, text in sections if (clean := _clean(text))}
-    parts = [
-        f"{title}: {last[title.lower()]}"
-        for title in ("Findings", "Impression")
-        if title.lower() in last
-    ]
-    if parts:
-        return " ".join(parts)
-    # Reports without headers, and those for which the official parser keeps rules of their own.
-    paragraphs = [clean for p in re.split(r"\n\s*\n", sections[-1][1]) if (clean := _clean(p))]
-    paragraphs = [p for p in paragraphs if p.upper() != "FINAL REPORT"]
-    headed = sections[-1][0] != "preamble" and len(paragraphs) < 2  # nothing but an INDICATION, say
-    return f"Findings: {paragraphs[-1]}" if paragraphs and not headed else ""
-
-
-def _clean(text: str) -> str:
-    text = re.sub(r"\s+", " ", text).strip()
-    return re.sub(r"_{2,}(?:[\s,/-]*_{2,})*", REMOVED, text)
+_JPG, _DICOM = (".jpg", ".jpeg", ".png"), (".dcm",)  # in order of preference
+_LABEL = re.compile(r"(?:-?1|0)(?:\.0*)?")
 
 
 class MimicCXR(Source):
@@ -198,7 +106,9 @@ class MimicCXR(Source):
         layout="""mimic-cxr-2.0.0-metadata.csv[.gz], mimic-cxr-2.0.0-split.csv[.gz]
 mimic-cxr-2.0.0-chexpert.csv[.gz] or mimic-cxr-2.0.0-negbio.csv[.gz] (labels, optional)
 files/p10/p10000032/s50414267/<dicom_id>.jpg (or .dcm)
-files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/files/...)""",
+files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/files/...)
+(images may also lie flat or below images/ as R2Gen has them, and be PNG; of R2Gen's
+annotation.json the splits and reports are taken where the tables and texts are not there)""",
         recalled=(
             "wording of the licence",
             "columns of the label tables",
@@ -213,21 +123,29 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
         metadata = find_file(root, "mimic-cxr-*-metadata.csv")
         if metadata is None:
             raise self.not_here(
-                root, "no mimic-cxr-2.0.0-metadata.csv, which says the views of the images"
+                root,
+                f"no mimic-cxr-2.0.0-metadata.csv, which says the views of the images{_hint(root)}",
             )
         if self.reports is not None and not self.reports.is_dir():
             raise SourceError(f"{self.reports}: there is no such folder of reports")
         rows = read_table(metadata, ("dicom_id", "subject_id", "study_id", "ViewPosition"))
         studies: dict[str, list[dict[str, str]]] = defaultdict(list)
-        for row in rows:
+        images_listed: dict[str, dict[str, str]] = {}
+        for row in rows:  # a row may be there twice
+            if images_listed.setdefault(row["dicom_id"], row) != row:
+                raise SourceError(f"{metadata}: two rows of {row['dicom_id']} say different things")
+        for row in images_listed.values():
             studies[row["study_id"]].append(row)
-        splits = _splits(root)
+        told = _r2gen(root)
+        splits = _splits(root) or {k: split for k, (split, _) in told.items()}
         labels = _labels(root)
-        files = next((d for d in (root / "files", metadata.parent / "files") if d.is_dir()), root)
-        places = _report_places(root, files, self.reports)
+        files = _files(root, metadata)
+        flat = {} if files is not None else _flat(root)
+        files = root if files is None else files
+        places = _report_places(root, files, metadata, self.reports)
         skips: list[Skip] = []
         entries: list[Entry] = []
-        jpg = _holds_jpg(files, rows)
+        jpg = _holds_jpg(files, rows) or any(p.suffix.lower() != ".dcm" for p in flat.values())
         reports = images = 0
         for study, views in studies.items():
             subject = views[0]["subject_id"]
@@ -239,7 +157,7 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
             there = {
                 v["dicom_id"]: p
                 for v in views
-                if (p := _image(files / folder, v["dicom_id"], jpg)) is not None
+                if (p := flat.get(v["dicom_id"]) or _image(files / folder, v["dicom_id"], jpg))
             }
             images += len(there)
             report = _find_report(places, folder)
@@ -260,6 +178,8 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
                         )
                     )
                     continue
+            elif (subject, study) in told:
+                text = told[subject, study][1] or None
             entries.append(
                 Entry(
                     id=f"s{study}",
@@ -271,7 +191,7 @@ files/p10/p10000032/s50414267.txt (or in a folder of its own: mimic-cxr-reports/
                 )
             )
         table = (
-            Expectation.count("images in the table", PUBLISHED["images"], len(rows)),
+            Expectation.count("images in the table", PUBLISHED["images"], len(images_listed)),
             Expectation.count("studies in the table", PUBLISHED["studies"], len(studies)),
             Expectation.count("image files", PUBLISHED["images"], images),
             Expectation.count("report files", PUBLISHED["studies"], reports),
@@ -326,21 +246,87 @@ def _labels(root: Path) -> dict[str, dict[str, float]]:
     path = find_file(root, "mimic-cxr-*-chexpert.csv", "mimic-cxr-*-negbio.csv")
     if path is None:
         return {}
+    said: dict[str, dict[str, str]] = {}
+    for row in read_table(path, ("study_id",)):
+        values = {n: row.get(n, "") for n in LABELS}
+        if odd := [v for v in values.values() if v and not _LABEL.fullmatch(v)]:
+            raise SourceError(
+                f"{path}: a label is not 1, 0, -1 or blank ({odd[0]!r} of study {row['study_id']})"
+            )
+        if said.setdefault(row["study_id"], values) != values:
+            raise SourceError(f"{path}: two rows of study {row['study_id']} say different things")
+    return {
+        study: {n: float(v or "nan") for n, v in values.items()} for study, values in said.items()
+    }
+
+
+def _hint(root: Path) -> str:
+    """Where the tables are, or what else the folder is, for the message."""
+    for above in root.absolute().parents[:3]:
+        if any(above.glob("mimic-cxr-*-metadata.csv*")):
+            return f"; it is in {above}, so give that folder"
+    if (annotation := find_file(root, "*annotation*.json")) is not None:
+        return (
+            f"; {annotation.name} alone, R2Gen's form, does not say which image is frontal: put the"
+            " table of MIMIC-CXR-JPG beside it"
+        )
+    return ""
+
+
+def _r2gen(root: Path) -> dict[tuple[str, str], tuple[str, str]]:
+    """(subject, study) -> split and text by R2Gen's ``annotation.json``, which lists a study once
+    an image; empty where it is not there."""
+    path = find_file(root, "*annotation*.json")
+    if path is None:
+        return {}
+    found: dict[tuple[str, str], tuple[str, str]] = {}
     try:
-        return {
-            r["study_id"]: {n: float(r.get(n) or "nan") for n in LABELS}
-            for r in read_table(path, ("study_id",))
-        }
-    except ValueError as error:
-        raise SourceError(f"{path}: a label is not 1, 0, -1 or blank ({error})") from error
+        splits = json.loads(path.read_text(encoding="utf-8"))
+        for split in ("train", "val", "test"):
+            for row in splits.get(split, ()):
+                text = report_text(f" FINDINGS: {row['report']}")
+                key = str(row["subject_id"]), str(row["study_id"])
+                if found.setdefault(key, (split, text))[0] != split:
+                    raise SourceError(f"{path}: study {key[1]} is in two splits")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, SourceError):
+            raise
+        raise SourceError(
+            f"{path}: not R2Gen's form, {{train, val, test: [{{subject_id, study_id, report}}]}}"
+            f" ({error!r})"
+        ) from error
+    return found
 
 
-def _report_places(root: Path, files: Path, own: Path | None) -> tuple[Path, ...]:
-    tops = (
-        [own, own / "mimic-cxr-reports"]
-        if own is not None
-        else [files, root, root / "mimic-cxr-reports"]
+def _files(root: Path, metadata: Path) -> Path | None:
+    """The folder that holds ``p10`` and so on, or ``None``: then the images lie flat."""
+    places = (
+        parent / name
+        for parent in dict.fromkeys((root, metadata.parent))
+        for name in ("files", "images", "")
     )
+    return next((p for p in places if p.is_dir() and any(p.glob("p1[0-9]"))), None)
+
+
+def _flat(root: Path) -> dict[str, Path]:
+    """dicom_id -> image, wherever it lies."""
+    found: dict[str, Path] = {}
+    for endings in (_JPG, _DICOM):  # never both: their grey values differ
+        for path in files_below(root, *(f"*{ending}" for ending in endings)):
+            found.setdefault(path.name.rsplit(".", 1)[0], path)
+        if found:
+            break
+    return found
+
+
+def _report_places(root: Path, files: Path, metadata: Path, own: Path | None) -> tuple[Path, ...]:
+    """Folders in which a report may lie, under its study's name or as in the tree of images."""
+    if own is not None:
+        tops = [own, own / "mimic-cxr-reports"]
+    else:
+        tops = [files, root, root / "mimic-cxr-reports", metadata.parent]
+        # What `wget -r` makes of both data sets: mimic-cxr/2.0.0 beside mimic-cxr-jpg/2.0.0.
+        tops += sorted(metadata.parent.parent.parent.glob("mimic-cxr/*"))
     return tuple(dict.fromkeys(p for top in tops for p in (top / "files", top) if p.is_dir()))
 
 
@@ -354,19 +340,22 @@ def _find_report(places: Sequence[Path], folder: Path) -> Path | None:
 
 
 def _holds_jpg(files: Path, rows: Sequence[Mapping[str, str]]) -> bool:
-    """Whether any image is a JPG."""
+    """Whether any image is a JPG, or a PNG that was made of one."""
     for row in rows:
         folder = (
             files / f"p{row['subject_id'][:2]}" / f"p{row['subject_id']}" / f"s{row['study_id']}"
         )
-        if (folder / f"{row['dicom_id']}.jpg").is_file():
+        if _image(folder, row["dicom_id"], True) is not None:
             return True
     return False
 
 
 def _image(folder: Path, dicom_id: str, jpg: bool) -> Path | None:
-    path = folder / f"{dicom_id}{'.jpg' if jpg else '.dcm'}"
-    return path if path.is_file() else None
+    for ending in _JPG if jpg else _DICOM:
+        for spelling in (ending, ending.upper()):
+            if (path := folder / f"{dicom_id}{spelling}").is_file():
+                return path
+    return None
 
 
 def _frontal(views: Sequence[Mapping[str, str]], there: Mapping[str, Path]) -> Path | None:

@@ -5,7 +5,8 @@ repeatable.
 (their form: `medm2g_core.data.sources.shards`) and ``manifest.json``. The same tree and the same
 parameters give the same bytes, however many processes work and however often they are interrupted:
 a shard depends on its own studies alone, appears under its name only when it is whole, and is not
-made again while its key, a hash of all it depends on, and its SHA-256 are right.
+made again while its key, a hash of all it depends on, the hash of the files that it was made from,
+and its own SHA-256 are right.
 """
 
 from __future__ import annotations
@@ -17,20 +18,33 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from joblib import Parallel, cpu_count, delayed
-from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm.auto import tqdm
 
 from medm2g_core.data.sources import SOURCES
-from medm2g_core.data.sources.base import SPLITS, Entry, Skip, Source, SourceDataset, SourceError
-from medm2g_core.data.sources.depends import code_digest, entry_facts, versions
+from medm2g_core.data.sources.base import (
+    SPLITS,
+    Entry,
+    Skip,
+    Source,
+    SourceDataset,
+    SourceError,
+    refuse_twice,
+)
+from medm2g_core.data.sources.depends import (
+    code_digest,
+    content_digest,
+    entry_facts,
+    option_facts,
+    versions,
+)
+from medm2g_core.data.sources.pools import on_cluster, on_this_machine
 from medm2g_core.data.sources.shards import (
     FORMAT,
     MANIFEST,
@@ -66,6 +80,7 @@ def prepare_source(
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
     allow_missing: bool = False,
     retry: bool = False,
+    scheduler: str | None = None,
 ) -> dict[str, Any]:
     """Check a data set, print what was found, and write all its studies as shards.
 
@@ -87,6 +102,8 @@ def prepare_source(
         allow_missing: go on although something that the data set should have is not there.
         retry: make those shards again that left out unreadable files, as after a fault of the
             drive.
+        scheduler: address of a Dask cluster that does the work instead, such as
+            ``tcp://10.0.0.1:8786``; its workers must see ``root`` and ``out`` under the same paths.
 
     Returns:
         The manifest as a dict; after a dry run without shards.
@@ -151,7 +168,7 @@ def prepare_source(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / _LOCK, timeout=0):
-            return _prepare(dataset, tasks, manifest, root, out, workers, retry)
+            return _prepare(dataset, tasks, manifest, root, out, workers, retry, scheduler)
     except Timeout as error:
         raise SourceError(
             f"{out}: another process is preparing a data set there; wait for it to end"
@@ -173,15 +190,12 @@ class _Task:
 
 def _plan(dataset: SourceDataset, root: Path, out: Path, shard_size: int) -> list[_Task]:
     """Cut each split, in the order of the scan, into shards; refuse two studies of one key."""
-    keys = Counter(study_key(entry.id) for entry in dataset.entries)
-    if twice := [key for key, n in keys.items() if n > 1]:
-        raise SourceError(
-            f"{root}: {len(twice)} studies occur twice, first {twice[0]}; is the tree there twice?"
-        )
+    refuse_twice(root, (study_key(entry.id) for entry in dataset.entries))
     common = {
         "format": FORMAT,
         "source": dataset.source.name,
         "size": dataset.size,
+        "options": option_facts(dataset.source, root),
         "code": code_digest(dataset.source),
     }
     tasks = []
@@ -206,6 +220,7 @@ def _prepare(
     out: Path,
     workers: int | None,
     retry: bool,
+    scheduler: str | None,
 ) -> dict[str, Any]:
     before = _earlier(out, manifest)
     known = {r["name"]: r for r in before["shards"]} if before else {}
@@ -213,11 +228,12 @@ def _prepare(
         leftover.unlink()
     for old in {*out.glob("*-*.tar")} - {t.path for t in tasks}:  # of a tree that had more studies
         old.unlink()
-    done = {
-        t.path.name: known[t.path.name]
-        for t in tasks
-        if _finished(t, known.get(t.path.name), retry)
-    }
+        _cache(old).unlink(missing_ok=True)
+    with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock to others
+        finished = pool.map(lambda t: _finished(t, known.get(t.path.name), retry), tasks)
+        done = {
+            t.path.name: known[t.path.name] for t, ok in zip(tasks, finished, strict=True) if ok
+        }
     todo = [t for t in tasks if t.path.name not in done]
     manifest["versions"] = list(before["versions"]) if before else []
     if todo:
@@ -233,7 +249,7 @@ def _prepare(
             unit="study",
             smoothing=0.05,
         ) as bar:
-            for record in _records(todo, workers, bar.update):
+            for record in _records(todo, workers, scheduler, bar.update):
                 done[record["name"]] = record
                 _save(out, manifest, done)
     else:
@@ -253,7 +269,7 @@ def _earlier(out: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     """The manifest of an earlier call with the same parameters; shards of other parameters are
     never overwritten."""
     if not (out / MANIFEST).is_file():
-        if others := [p.name for p in out.iterdir() if p.name != _LOCK]:
+        if others := [p.name for p in out.iterdir() if not p.name.startswith(".")]:
             raise SourceError(
                 f"{out}: not empty ({others[0]} ...) and no prepared data set; choose another"
                 " folder"
@@ -278,45 +294,45 @@ def _finished(task: _Task, record: Mapping[str, Any] | None, retry: bool) -> boo
     ):
         return False
     return (
-        task.path.stat().st_size == record["bytes"] and file_sha256(task.path) == record["sha256"]
+        task.path.stat().st_size == record["bytes"]
+        and file_sha256(task.path) == record["sha256"]
+        and _inputs(task) == record.get("inputs")
     )
+
+
+def _cache(shard: Path) -> Path:
+    """Where the hashes of a shard's inputs are kept: a hidden file, no part of the result."""
+    return shard.with_name(f".{shard.stem}.inputs.json")
+
+
+def _inputs(task: _Task) -> str:
+    return content_digest(task.source, task.entries, task.root, _cache(task.path))
 
 
 def _records(
-    tasks: Sequence[_Task], workers: int | None, tick: Callable[[int], object]
+    tasks: Sequence[_Task],
+    workers: int | None,
+    scheduler: str | None,
+    tick: Callable[[int], object],
 ) -> Iterator[dict[str, Any]]:
-    """Make the shards, in this process or in others, and give their records as they are finished.
-
-    joblib's processes are started afresh on every system (as ``spawn`` does), and need no ``if
-    __name__ == "__main__":`` in the caller's script.
-    """
-    workers = min(cpu_count() if workers is None else workers, len(tasks))
-    if workers == 0:
+    """Make the shards and give their records as they are finished."""
+    if scheduler is None and workers == 0:
         yield from (_make_shard(task, tick) for task in tasks)
         return
-    pool = Parallel(
-        n_jobs=workers,
-        backend="loky",
-        return_as="generator_unordered",
-        batch_size=1,
-        max_nbytes=None,
+    records = (
+        on_this_machine(_make_shard, tasks, workers)
+        if scheduler is None
+        else on_cluster(_make_shard, tasks, scheduler)
     )
-    try:
-        for record in pool(delayed(_make_shard)(task) for task in tasks):
-            tick(record["studies"] + record["skipped"])
-            yield record
-    except TerminatedWorkerError as error:
-        raise SourceError(
-            "a worker process was killed, most often for want of memory; start again with fewer"
-            f" --workers, finished shards are kept ({error})"
-        ) from error
-    finally:
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+    for record in records:
+        tick(record["studies"] + record["skipped"])
+        yield record
 
 
 def _make_shard(task: _Task, tick: Callable[[int], object] | None = None) -> dict[str, Any]:
     """Write one shard and give its line of the manifest. One torch thread: the same sums in every
     process."""
+    inputs = _inputs(task)  # before anything is read: what changes meanwhile is made again
     subjects: set[str] = set()
     streams: Counter[str] = Counter()
     skips: list[Skip] = []
@@ -349,6 +365,7 @@ def _make_shard(task: _Task, tick: Callable[[int], object] | None = None) -> dic
         "name": task.path.name,
         "split": task.split,
         "key": task.key,
+        "inputs": inputs,
         "sha256": file_sha256(task.path),
         "bytes": task.path.stat().st_size,
         "studies": len(task.entries) - len(skips),

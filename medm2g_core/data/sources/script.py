@@ -35,6 +35,12 @@ def main(name: str, doc: str = "", argv: Sequence[str] | None = None) -> int:
         "--workers", type=int, help="processes; 0: this one (default: one a processor)"
     )
     parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="let the Dask cluster at ADDRESS do the work, such as tcp://10.0.0.1:8786 (needs the"
+        " extra 'cluster'); its workers must see both folders under the same paths",
+    )
+    parser.add_argument(
         "--shard-size", type=int, default=256, metavar="N", help="studies a shard (default: 256)"
     )
     parser.add_argument(
@@ -60,16 +66,24 @@ def main(name: str, doc: str = "", argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--retry", action="store_true", help="make shards again that left out unreadable files"
     )
+    if name == "mimic_cxr":  # the pictures of MIMIC-CXR-JPG come without their reports
+        parser.add_argument(
+            "--reports",
+            metavar="FOLDER",
+            help="folder of MIMIC-CXR's reports, where they are not in the tree of the pictures",
+        )
     args = parser.parse_args(argv)
 
+    from medm2g_core.data.sources.mimic_cxr import MimicCXR
     from medm2g_core.data.sources.prepare import (
         prepare_source,
     )  # torch takes seconds; --help should not
     from medm2g_core.data.volumes import FileError
 
+    reports = getattr(args, "reports", None)
     try:
         prepare_source(
-            name,
+            MimicCXR(reports=reports) if reports else name,
             args.root,
             args.out,
             size=args.size,
@@ -81,6 +95,7 @@ def main(name: str, doc: str = "", argv: Sequence[str] | None = None) -> int:
             shares=tuple(args.shares),
             allow_missing=args.allow_missing,
             retry=args.retry,
+            scheduler=args.scheduler,
         )
     except (FileError, OSError, ValueError) as error:  # SourceError is a ValueError
         print(f"error: {error}", file=sys.stderr)

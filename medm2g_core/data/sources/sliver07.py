@@ -20,14 +20,15 @@ from medm2g_core.data.sources.base import (
     Source,
     SourceStudy,
 )
-from medm2g_core.data.sources.grids import axial_entries, itk_grid, load_mask, load_volume
+from medm2g_core.data.sources.grids import axial_entries, load_mask, load_volume, volume_grid
 from medm2g_core.data.sources.imaging import ct_to_unit, paired_slices
+from medm2g_core.data.sources.trees import files_below, words
 from medm2g_core.data.volumes import FileError
 from medm2g_core.streams import CT_WINDOW_HU
 
 __all__ = ["SLIVER07"]
 
-_NAME = re.compile(r"liver-(orig|seg)(\d+)\.mh[ad]$", re.IGNORECASE)
+_NAME = re.compile(r"liver[-_](orig|seg)[-_]?(\d+)\.(?:mh[ad]|nii(?:\.gz)?|nrrd)", re.IGNORECASE)
 
 _CARD = DataCard(
     title="SLIVER07, Segmentation of the Liver Competition 2007",
@@ -52,10 +53,11 @@ _CARD = DataCard(
         "nibabel cannot read .mhd: read with SimpleITK",
         "two trees are in use: files are found by name wherever they are",
         (
-            "numbers of training and test scans may be the same: told apart by a folder with 'test'"
-            " in its name"
+            "numbers of training and test scans may be the same: told apart by a folder that has"
+            " 'test' as a word in its name"
         ),
-        "image and segmentation are turned by their own directions before they are compared",
+        "image and segmentation are turned by their own directions, and must lie on one grid",
+        "conversions to NIfTI or NRRD of the same names are read too",
         (
             "padding below -1024 counts as air; values that cannot be HU (a lost intercept) are"
             " refused"
@@ -85,15 +87,12 @@ class SLIVER07(Source):
         scans: dict[str, Path] = {}
         segs: dict[str, Path] = {}
         skips = []
-        for path in sorted(root.rglob("*.mh[ad]")):
+        for path in files_below(root, "liver*"):
             match = _NAME.fullmatch(path.name)
             if match is None:
                 continue
-            split = (
-                "test"
-                if any("test" in p.lower() for p in path.relative_to(root).parts[:-1])
-                else "train"
-            )
+            above = set().union(*(words(p) for p in path.relative_to(root).parts[:-1]), ())
+            split = "test" if above & {"test", "testing"} else "train"
             case = f"{split}_{int(match[2]):03d}"
             where = scans if match[1].lower() == "orig" else segs
             if case in where:
@@ -127,7 +126,7 @@ class SLIVER07(Source):
         return Found(entries, tuple(skips), table)
 
     def slices(self, entry: Entry) -> Sequence[Entry]:
-        return axial_entries(entry, range(itk_grid(entry.files["ct"]).shape[0]))
+        return axial_entries(entry, range(volume_grid(entry.files["ct"]).shape[0]))
 
     def read(self, entry: Entry, size: int) -> SourceStudy:
         unit, seg, spacing, notes = _scan(entry.files["ct"], entry.extra.get("seg"))
@@ -151,15 +150,15 @@ def _scan(
     """A scan in -1..1, its segmentation, spacing of rows and columns and notes; kept until the next
     scan."""
     volume = load_volume(path, "ct")
-    if volume.kind != "metaimage":
-        raise FileError(f"{path}: a {volume.kind} file under the name of a MetaImage")
+    if volume.kind not in ("metaimage", "nifti", "nrrd"):
+        raise FileError(f"{path}: a {volume.kind} file under the name of a volume")
     check_hu(volume.array, str(path))
     notes = list(volume.notes)
     if (volume.array < -1024).any():
         notes.append("values below -1024 HU (padding) count as air")
     mask = None
     if seg is not None:
-        mask = load_mask(seg, volume.array.shape, (0, 1, 255), "0 and 1 (liver)")
+        mask = load_mask(seg, path, (0, 1, 255), "0 and 1 (liver)")
     return (
         ct_to_unit(volume.array),
         mask,

@@ -4,7 +4,7 @@ one grid."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,15 +21,21 @@ from medm2g_core.data.sources.base import (
     Source,
     SourceStudy,
 )
-from medm2g_core.data.sources.grids import axial_entries, nifti_grid
-from medm2g_core.data.sources.imaging import ct_to_unit, paired_slices
+from medm2g_core.data.sources.grids import (
+    axial_entries,
+    check_placed,
+    check_same_grid,
+    nifti_grid,
+)
+from medm2g_core.data.sources.imaging import check_whole, ct_to_unit, paired_slices
+from medm2g_core.data.sources.trees import files_below, folders_below, words
 from medm2g_core.data.volumes import FileError
 
 __all__ = ["SynthRAD2023"]
 
-_CASE = re.compile(r"1([BP])([ABC])\d{3}")
+_CASE = re.compile(r"(?<![A-Za-z0-9])1([BP])([ABC])\d{3}(?![A-Za-z0-9])", re.IGNORECASE)
 _OTHER_TASK = re.compile(r"2[BP][ABC]\d{3}")
-_ENDINGS = (".nii.gz", ".nii")
+_ROLES = {"mr": "mr", "mri": "mr", "ct": "ct", "mask": "mask", "masks": "mask"}
 MIN_INSIDE = 0.01
 """A slice counts when the mask covers at least this part of it."""
 
@@ -70,7 +76,8 @@ class SynthRAD2023(Source):
         layout=(
             "  Task1/pelvis/1PA001/{mr,ct,mask}.nii.gz   180 cases, 1x1x2.5 mm\n"
             "  Task1/brain/1BA001/{mr,ct,mask}.nii.gz    1x1x1 mm\n"
-            "(the folder given may be Task1, one above it, or one of its two parts)"
+            "(the folder given may be Task1, one above it, or one of its two parts; flat folders\n"
+            "ct/1PA001.nii.gz, mr/..., mask/... and names such as 1PA001_ct.nii.gz are read too)"
         ),
         recalled=(
             "licence",
@@ -81,29 +88,33 @@ class SynthRAD2023(Source):
     )
 
     def scan(self, root: Path) -> Found:
-        folders: dict[str, Path] = {}
+        cases: dict[str, dict[str, Path]] = {}
         skips: list[Skip] = []
-        for path in sorted(
-            p for p in root.rglob("1[BP]*") if p.is_dir() and _CASE.fullmatch(p.name)
-        ):
-            if path.name in folders:
-                skips.append(
-                    Skip("duplicate case", str(path), f"the same case is in {folders[path.name]}")
-                )
+        copies: set[tuple[str, Path]] = set()
+        for path in files_below(root, "*.nii", "*.nii.gz"):
+            name, role = _case_and_role(path)
+            if not name or not role:
                 continue
-            folders[path.name] = path
-        if not folders:
-            if any(_OTHER_TASK.fullmatch(p.name) for p in root.rglob("2[BP]*")):
+            first = cases.setdefault(name, {}).setdefault(role, path)
+            if first != path and (name, path.parent) not in copies:
+                copies.add((name, path.parent))
+                skips.append(
+                    Skip("duplicate case", str(path), f"the same case is in {first.parent}")
+                )
+        if not cases:
+            if any(_OTHER_TASK.fullmatch(p.name) for p in folders_below(root)):
                 raise self.not_here(
                     root, "this is Task 2 (cone-beam CT to CT), which has no MR; Task 1 is needed"
                 )
             raise self.not_here(root, "no case folder such as 1PA001")
         entries = []
-        for name, folder in sorted(folders.items()):
-            entry, missing = _entry(name, folder)
+        for name, found in sorted(cases.items()):
+            entry = _entry(name, found)
             if entry is None:
+                missing = [role for role in ("mr", "ct", "mask") if role not in found]
+                where = next(iter(found.values())).parent
                 skips.append(
-                    Skip("missing file", name, f"no {' and no '.join(missing)} in {folder}")
+                    Skip("missing file", name, f"no {' and no '.join(missing)} in {where}")
                 )
             else:
                 entries.append(entry)
@@ -111,7 +122,9 @@ class SynthRAD2023(Source):
         heads = sum(e.extra["region"] == "brain" for e in pairs)
         alone = len(entries) - len(pairs)
         table = (
-            Expectation.count("pelvis cases with MR and CT", 180, len(pairs) - heads),
+            Expectation.count(
+                "pelvis cases with MR and CT", 180, len(pairs) - heads, needed=not heads
+            ),
             Expectation("brain cases with MR and CT", "", f"{heads}"),
             Expectation(
                 "cases with MR or CT alone",
@@ -126,6 +139,7 @@ class SynthRAD2023(Source):
     def slices(self, entry: Entry) -> Sequence[Entry]:
         """The axial slices inside the mask, from the head down. The mask is read, of the images
         nothing."""
+        check_placed(entry.extra["mask"])
         inside = _mask(entry.extra["mask"]).mean(axis=(1, 2)) >= MIN_INSIDE
         if not inside.any():
             raise FileError(f"{entry.extra['mask']}: the mask is empty")
@@ -146,27 +160,29 @@ class SynthRAD2023(Source):
         )
 
 
-def _entry(name: str, folder: Path) -> tuple[Entry | None, list[str]]:
-    """The case, or ``None`` with the names of the files that it lacks."""
-    found = {
-        n: next((p for e in _ENDINGS if (p := folder / f"{n}{e}").is_file()), None)
-        for n in ("mr", "ct", "mask")
-    }
+def _case_and_role(path: Path) -> tuple[str, str]:
+    """The case and what of it a file is (``"mr"``, ``"ct"`` or ``"mask"``), each from the file's
+    own name, else from its folder's; ``""`` where neither says it."""
+    stem = re.sub(r"\.nii(?:\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    places = (stem, path.parent.name)
+    case = next((m[0].upper() for p in places if (m := _CASE.search(p))), "")
+    role = next((_ROLES[w] for p in places for w in sorted(words(p)) if w in _ROLES), "")
+    return case, role
+
+
+def _entry(name: str, found: Mapping[str, Path]) -> Entry | None:
+    """The case, or ``None`` where its mask or both images are missing."""
     match = _CASE.fullmatch(name)
     assert match is not None
     part, centre = match.groups()
     contrast = "mri_t2" if (part, centre) == ("P", "C") else "mri_t1"
-    files = {s: p for s, p in (("ct", found["ct"]), (contrast, found["mr"])) if p is not None}
-    if found["mask"] is None or not files:
-        return None, [n for n, p in found.items() if p is None]
+    files = {s: found[r] for s, r in (("ct", "ct"), (contrast, "mr")) if r in found}
+    if "mask" not in found or not files:
+        return None
     region = "pelvis" if part == "P" else "brain"
     # No public split holds CT for all its parts, so it is left to the seed.
-    return (
-        Entry(
-            name, name, "", files, extra={"mask": found["mask"], "region": region, "centre": centre}
-        ),
-        [],
-    )
+    extra = {"mask": found["mask"], "region": region, "centre": centre}
+    return Entry(name, name, "", files, extra=extra)
 
 
 @lru_cache(maxsize=2)
@@ -187,16 +203,13 @@ def _volumes(
     notes = ["outside the published outline: air and MR background"]
     spacing = (1.0, 1.0)
     for name, path in files:
-        own = nifti_grid(path)
-        if own.shape != grid.shape or not np.allclose(own.affine, grid.affine, atol=0.05):
-            raise FileError(
-                f"{path}: its grid {own.shape} is not that of the mask {grid.shape}, or lies"
-                " elsewhere"
-            )
+        check_same_grid(nifti_grid(path), path, grid, mask_path)
         volume = read_volume(path, name)
         array = volume.array
         if not np.isfinite(array).all():
             raise FileError(f"{path}: holds NaN or infinite values")
+        # Above and below the outline a scan may have nothing.
+        check_whole(array[mask.any(axis=(1, 2))], str(path))
         notes += [n for n in volume.notes if n not in notes]
         spacing = (volume.spacing_mm[1], volume.spacing_mm[2])
         if name == "ct":

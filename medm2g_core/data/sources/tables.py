@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 
 from medm2g_core.data.sources.base import SourceError
@@ -14,17 +18,37 @@ from medm2g_core.data.sources.base import SourceError
 __all__ = ["find_file", "open_table", "read_table"]
 
 
+DEPTH = 4
+"""So many folders deep a table is looked for: ``wget -r`` makes physionet.org/files/name/2.0.0."""
+
+_PATIENTS = re.compile(r"[ps]\d+|images?(_\d+)?|figures", re.IGNORECASE)
+"""Folders of people and pictures: there are many, and no table lies in them."""
+
+
 def find_file(folder: Path, *patterns: str) -> Path | None:
-    """The first file that matches, pattern by pattern, plain or with ``.gz``; at ``folder`` or one
-    level below it."""
+    """The first file that matches, pattern by pattern, plain or with ``.gz``; at ``folder`` or at
+    most `DEPTH` levels below it, the nearest one."""
+    level = [folder]
+    files: list[list[Path]] = []
+    for _ in range(DEPTH + 1):
+        here: list[Path] = []
+        deeper: list[Path] = []
+        for each in level:
+            for entry in os.scandir(each):
+                if entry.name.startswith("."):  # "._name" files are what macOS leaves in archives
+                    continue
+                if entry.is_file():
+                    here.append(Path(entry.path))
+                elif entry.is_dir() and not _PATIENTS.fullmatch(entry.name):
+                    deeper.append(Path(entry.path))
+        files.append(sorted(here))
+        level = sorted(deeper)
     for pattern in patterns:
-        for glob in (pattern, f"{pattern}.gz", f"*/{pattern}", f"*/{pattern}.gz"):
-            # "._name" files are what macOS leaves in archives
-            found = sorted(
-                p for p in folder.glob(glob) if p.is_file() and not p.name.startswith(".")
-            )
-            if found:
-                return found[0]
+        for inside in files:
+            for wanted in (pattern, f"{pattern}.gz"):
+                for path in inside:
+                    if fnmatchcase(path.name, wanted):
+                        return path
     return None
 
 
@@ -52,16 +76,20 @@ def open_table(path: Path) -> Iterator[Iterable[str]]:
 
 def read_table(path: Path, needed: tuple[str, ...] = ()) -> list[dict[str, str]]:
     """Rows of a table, every value stripped, missing ones ``""``; names of columns are stripped
-    too.
+    too. Columns are parted by commas, semicolons or tabs, whichever the header has most of.
 
     Args:
         needed: columns that must be there.
 
     Raises:
-        SourceError: not readable, or a needed column is missing.
+        SourceError: not readable, a needed column is missing, or a row is longer than the header.
     """
     with open_table(path) as text:
-        reader = csv.reader(text)
+        lines = iter(text)
+        first = next(lines, "")
+        # Spreadsheets of many countries write ';' where a comma is the decimal sign.
+        parted = max((",", ";", "\t"), key=first.count)
+        reader = csv.reader(chain((first,), lines), delimiter=parted)
         header = [name.strip() for name in next(reader, [])]
         if missing := [n for n in needed if n not in header]:
             raise SourceError(
@@ -69,6 +97,11 @@ def read_table(path: Path, needed: tuple[str, ...] = ()) -> list[dict[str, str]]
             )
         rows = []
         for cells in reader:
+            if any(c.strip() for c in cells[len(header) :]):
+                raise SourceError(
+                    f"{path}: line {reader.line_num} has {len(cells)} cells and the header"
+                    f" {len(header)}; a cell that holds the separator must stand in quotes"
+                )
             padded = [c.strip() for c in cells] + [""] * (len(header) - len(cells))
             if any(padded):
                 rows.append(dict(zip(header, padded, strict=False)))
