@@ -128,11 +128,11 @@ def film(volume: Volume, size: int, notes: list[str]) -> torch.Tensor:
         window = (window[0], _display_window(array, window, notes))
     unit = xray_to_unit(array, window, volume.inverted, notes)
     check_shows_something(unit)
-    low, high = np.quantile(unit, (0.005, 0.995))
-    if high - low < MIN_SPREAD:
-        raise FileError(
-            f"the film is nearly blank: its values span {(high - low) / 2:.1%} of the display range"
-        )
+    # As it is stored: `xray_to_unit` stretches what spans little of its window.
+    low, high = np.quantile(array, (0.005, 0.995))
+    spread = (high - low) / (window[1] - window[0] if window else np.ptp(array))
+    if spread < MIN_SPREAD / 2:
+        raise FileError(f"the film is nearly blank: its values span {spread:.1%} of their range")
     above, below = _rows_of_one_value(unit), _rows_of_one_value(unit[::-1])
     if below > MAX_CUT_ROWS and below > 2 * above:
         raise FileError(
