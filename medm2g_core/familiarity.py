@@ -17,10 +17,14 @@ import torch
 from medm2g_core.metrics.pixels import psnr
 from medm2g_core.model import MedM2G
 
-__all__ = ["QUANTILE", "note_on", "redrawn_db", "threshold_db"]
+__all__ = ["MARGIN_DB", "QUANTILE", "note_on", "redrawn_db", "threshold_db"]
 
 QUANTILE = 0.01
 """Part of the validation pictures that come back worse than the threshold."""
+
+MARGIN_DB = 0.5
+"""A picture must come back so much worse than that. A hundred studies do not settle their lowest
+hundredth: own held-out pictures fell short of it by 0.3 dB, foreign ones by dB."""
 
 BATCH = 16
 
@@ -57,7 +61,7 @@ def note_on(model: MedM2G, name: str, images: torch.Tensor) -> list[str]:
     if name not in limits or images.shape[-2:] != (size, size):
         return []
     worst = float(redrawn_db(model, name, images).min())
-    if worst >= limits[name]:
+    if worst >= limits[name] - MARGIN_DB:
         return []
     return [
         "unlike anything in training: the model itself redraws this picture with"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from medm2g_core.cli import main
 from medm2g_core.evaluation import familiarity as program
-from medm2g_core.familiarity import QUANTILE, note_on, redrawn_db, threshold_db
+from medm2g_core.familiarity import MARGIN_DB, QUANTILE, note_on, redrawn_db, threshold_db
 from medm2g_core.inputs import InputWarning
 from medm2g_core.model import MedM2G
 from medm2g_core.pipeline import MedM2GPipeline
@@ -33,7 +33,7 @@ def test_a_picture_that_comes_back_worse_is_told_and_others_are_not(model: MedM2
     images = pictures(6)
     scores = redrawn_db(model, "ct", images)
     assert not note_on(model, "ct", images), "no threshold, no note"
-    model.familiar = {"ct": float(scores.sort().values[1]) - 1e-4}
+    model.familiar = {"ct": float(scores.sort().values[1]) - 1e-4 + MARGIN_DB}
     worst = int(scores.argmin())
     (note,) = note_on(model, "ct", images)
     assert note == note_on(model, "ct", images[worst : worst + 1])[0]

@@ -376,7 +376,7 @@ def test_maps_at_the_first_convolution_are_channel_concatenation(model):
     """One convolution over the channels of the latent and of both maps gives what the parts give
     together."""
     flow = model.flows["mri"]
-    first, kernels = flow.unet.conv_in, [flow.maps["ct"], flow.maps["mri"]]
+    first, kernels = flow.unet.conv_in, [flow.maps["ct"], flow.maps["mri_t1"]]
     g = torch.Generator().manual_seed(0)
     z = torch.randn(BATCH, first.in_channels, 8, 8, generator=g)
     maps = [torch.randn(BATCH, k.in_channels, 8, 8, generator=g) for k in kernels]

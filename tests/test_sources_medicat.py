@@ -156,7 +156,8 @@ def test_channels_that_differ_by_the_rounding_of_a_pdf_are_grey(tmp_path: Path) 
     rows, columns = rng.integers(0, 50, 40), rng.integers(0, 70, 40)  # 1 % of the pixels
     pixels[rows, columns, 2] = np.clip(pixels[rows, columns, 2].astype(int) + 4, 0, 255)
     Image.fromarray(pixels).save(path)
-    assert torch.equal(load(tmp_path)[1][name(1, "3-Figure1-1")].images["xray"], before)
+    after = load(tmp_path)[1][name(1, "3-Figure1-1")].images["xray"]
+    assert (after - before).abs().max() < 3 * 2 / 255  # the mean of three channels, and sampling
 
 
 @pytest.mark.parametrize("place", [".", "release", "release/public"])
