@@ -173,7 +173,7 @@ def test_training_that_was_stopped_goes_on_to_the_same_weights(
 def test_noise_drawn_on_the_gpu_is_normal_and_follows_the_seed(monkeypatch):
     monkeypatch.undo()
     shape, device = (64, 3, 32, 32), torch.device("cuda")
-    a, b, c = (batches.normal(shape, torch.Generator().manual_seed(s), device) for s in (1, 1, 2))
+    a, b, c = (objective.normal(shape, torch.Generator().manual_seed(s), device) for s in (1, 1, 2))
     assert a.is_cuda and torch.equal(a, b) and not torch.equal(a, c)
     assert abs(a.mean()) < 0.01 and abs(a.std() - 1) < 0.01
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from medm2g_core.data.cohort import VirtualCohort, cache_plan
 from medm2g_core.data.study_cache import SHARD, StudyRecord, cached, extend_cache
+from medm2g_core.data.wheels import cache_dir as default_cache_dir
 from medm2g_core.profiles import profile
 from medm2g_core.training.data import EmbeddedData
 from medm2g_core.training.endless import EndlessPatients, studies_there
@@ -62,13 +64,37 @@ def test_a_stage_takes_up_what_was_drawn_since_and_no_more(quick):
     assert not fixed.grow() and fixed.profile.data.brain_train == 8
 
 
-def test_the_processes_draw_and_are_gone_after_closing(tmp_path, monkeypatch):
+NONE = {"chest": 0, "brain": 0}
+
+
+def test_with_nothing_to_draw_the_processes_end_by_themselves(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDM2G_DATA", str(tmp_path))
-    few = {"chest": 0, "brain": 0}
-    with EndlessPatients(few, 2, val=few) as patients:
-        for process in patients._processes:
-            assert process.wait(60) == 0, "nothing to draw: they end by themselves"
-    endless = EndlessPatients({"chest": 10**6, "brain": 10**6}, 2, val=few)
-    time.sleep(1.0)
+    with EndlessPatients(NONE, 2, val=NONE) as patients:
+        assert [process.wait(60) for process in patients._processes] == [0, 0]
+
+
+def test_after_closing_nothing_draws_any_more(tmp_path, monkeypatch):
+    """Neither the processes nor those that they started."""
+    atlas = default_cache_dir()
+    monkeypatch.setenv("MEDM2G_DATA", str(tmp_path))
+    for file in atlas.glob("*_atlas*.npz"):
+        (tmp_path / file.name).symlink_to(file)
+    endless = EndlessPatients({"chest": 0, "brain": 1000}, 6, val=NONE)
+    draws = psutil.Process(endless._processes[1].pid)
+    until = time.monotonic() + 60
+    while not draws.children(recursive=True) and time.monotonic() < until:
+        time.sleep(0.1)
+    started = draws.children(recursive=True)
+    assert started, "it draws in processes of its own"
     endless.close()
-    assert all(process.returncode is not None for process in endless._processes)
+    gone, alive = psutil.wait_procs([draws, *started], timeout=20)
+    assert not alive and len(gone) == 1 + len(started)
+
+
+def test_a_process_that_failed_is_told_of(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDM2G_DATA", str(tmp_path))
+    patients = EndlessPatients({"chest": 1, "brain": 0}, 2, val=NONE, persons=["nobody"])
+    for process in patients._processes:
+        process.wait(60)
+    with pytest.warns(UserWarning, match="no new patients"):
+        patients.close()

@@ -16,11 +16,11 @@ from medm2g_core.metrics.report_scores import (
     METEOR_MISSING,
     bleu,
     bleu_counts,
-    contradictions,
     distinct_share,
     medoid,
     meteor,
     rouge_l,
+    self_contradictions,
     tokenization,
 )
 from medm2g_core.training.corpus import random_reports
@@ -119,7 +119,7 @@ def test_medoid_is_the_report_of_the_majority_and_the_first_of_several() -> None
     ],
 )  # fmt: skip
 def test_a_report_that_contradicts_itself_is_found_out(text, wrong) -> None:
-    assert contradictions(text, "chest") == wrong
+    assert self_contradictions(text, "chest") == wrong
 
 
 @pytest.mark.parametrize(
@@ -139,11 +139,11 @@ def test_a_report_that_contradicts_itself_is_found_out(text, wrong) -> None:
     ],
 )
 def test_what_only_looks_like_a_contradiction_is_none(text) -> None:
-    assert contradictions(text, "chest") == ()
+    assert self_contradictions(text, "chest") == ()
 
 
 def test_no_report_of_the_grammar_contradicts_itself_and_two_in_one_often_do() -> None:
     texts = random_reports(300, 5)
-    assert [t for t in texts if contradictions(t)] == []
+    assert [t for t in texts if self_contradictions(t)] == []
     pairs = [f"{a} {b}" for a, b in itertools.pairwise(texts)]
-    assert np.mean([bool(contradictions(t, "chest")) for t in pairs]) > 0.2
+    assert np.mean([bool(self_contradictions(t, "chest")) for t in pairs]) > 0.2

@@ -181,7 +181,6 @@ def test_cached_latents_are_those_of_the_model(model, corpora, tmp_path):
         assert torch.allclose(drawn, model.encode("text", texts), atol=5e-3)
     image = corpora[0].images["ct"][index].float()
     assert torch.allclose(built.latent("ct", index, wording), model.encode("ct", image), atol=5e-3)
-    assert torch.equal(built.given_latent("ct", index, prompt), built.latent("ct", index, wording))
     e = built.embedding("text", index, prompt)
     own = model.embed({"text": prompts})["text"]
     assert torch.allclose(e.pooled, own.pooled, atol=5e-3)

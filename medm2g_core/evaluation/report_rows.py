@@ -26,10 +26,10 @@ from medm2g_core.metrics.findings import (
 from medm2g_core.metrics.report_scores import (
     bleu,
     bleu_counts,
-    contradictions,
     distinct_share,
     meteor,
     rouge_l,
+    self_contradictions,
 )
 from medm2g_core.streams import Finding
 
@@ -145,8 +145,8 @@ def report_rows(
     for who, texts in rivals.items():
         labels = [label_report(t, truth.region) for t in texts]
         _add_findings(table, who, [s.findings for s in labels], truth)
-        agreeing = [float(not contradictions(t, truth.region)) for t in texts]
-        table.mean("no contradiction, share", who, agreeing)
+        agreeing = [float(not self_contradictions(t, truth.region)) for t in texts]
+        table.mean("no self-contradiction, share", who, agreeing)
         _add_person(table, who, labels, truth)
         same = [a.split() == b.split() for a, b in zip(texts, truth.texts, strict=True)]
         table.mean("exact match, share", who, [float(s) for s in same])

@@ -94,6 +94,12 @@ class ImageFlow(nn.Module):
         """Where the map of a stream enters, in ``maps``."""
         return name if self.per_stream else stream(name).modality
 
+    def _entry_of(self, guide: Guide) -> nn.Module | None:
+        """Where the map of a guide enters; ``None`` if it has none, or none may."""
+        if guide.map is None or not len(self.maps):
+            return None
+        return self.maps[guide.stream if self.per_stream else guide.modality]
+
     def entries(self, modality: str) -> Iterator[nn.Module]:
         """The entries of the maps of a modality."""
         keys = dict.fromkeys(
@@ -112,12 +118,9 @@ class ImageFlow(nn.Module):
         context, bias = self.prompt(prompt)  # (B, N, D), (B, N)
         size = (z.shape[-2], z.shape[-1])
         maps = [
-            g.present[:, None, None, None]
-            * self.maps[g.stream if self.per_stream else g.modality](
-                g.map
-            )  # (B, channels[0], h, w)
+            g.present[:, None, None, None] * entry(g.map)  # (B, channels[0], h, w)
             for g in guides
-            if g.map is not None and len(self.maps)
+            if (entry := self._entry_of(g)) is not None
         ]
         return self.unet(
             torch.cat([z, torch.stack(maps).sum(0).to(z.dtype)], 1) if maps else z,

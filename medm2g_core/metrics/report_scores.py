@@ -34,11 +34,11 @@ __all__ = [
     "METEOR_MISSING",
     "bleu",
     "bleu_counts",
-    "contradictions",
     "distinct_share",
     "medoid",
     "meteor",
     "rouge_l",
+    "self_contradictions",
     "tokenization",
 ]
 
@@ -189,7 +189,7 @@ _OF_THE_REST = re.compile(r"\b(?:other|others|otherwise|elsewhere|remaining|rema
 """A sentence with one of these denies what has not been named yet."""
 
 
-def contradictions(text: str, region: str | None = None) -> tuple[str, ...]:
+def self_contradictions(text: str, region: str | None = None) -> tuple[str, ...]:
     """Findings about which a report contradicts itself, as the labeller reads it.
 
     Either a finding is stated and denied: "no effusion" and an effusion, a heart of normal size and

@@ -10,6 +10,7 @@ from such weights on disk.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from medm2g_core.profiles.config import (
@@ -78,6 +79,9 @@ _SMOKE = Profile(
     ),
 )
 
+_CPU_ROUND = StageConfig(steps=1, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon")
+"""Of all its rounds, which differ in their steps."""
+
 _CPU = Profile(
     name="cpu",
     image_codec=ImageCodecConfig(latent_channels=12),
@@ -98,15 +102,16 @@ _CPU = Profile(
             weight_decay=0.05,
             optimizer="muon",
         ),
+        # Where `reads_pictures` is switched on.
         reports=StageConfig(steps=4000, batch=32, lr=1.5e-3, warmup=200, ema=0.995),
-        round1=StageConfig(steps=4000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
-        round2=StageConfig(steps=1500, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
-        round3=StageConfig(
-            steps=5600, restart=2000, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"
-        ),
-        joint=StageConfig(steps=1300, batch=32, lr=3e-3, warmup=50, ema=0.995, optimizer="muon"),
+        round1=replace(_CPU_ROUND, steps=4000),
+        round2=replace(_CPU_ROUND, steps=1500),
+        round3=replace(_CPU_ROUND, steps=5600, restart=2000),
+        joint=replace(_CPU_ROUND, steps=1300),
     ),
 )
+
+_BASE_ROUND = StageConfig(steps=1, batch=128, lr=3e-3, warmup=100, ema=0.998, optimizer="muon")
 
 # Head sizes of 32 and 56: fused attention takes multiples of 8, and not the 13 and 26 of ``cpu``.
 _BASE = Profile(
@@ -155,10 +160,10 @@ _BASE = Profile(
             optimizer="muon",
         ),
         reports=StageConfig(steps=2500, batch=128, lr=1.5e-3, warmup=200, ema=0.998),
-        round1=StageConfig(steps=1600, batch=128, lr=3e-3, warmup=100, ema=0.998, optimizer="muon"),
-        round2=StageConfig(steps=800, batch=128, lr=3e-3, warmup=100, ema=0.998, optimizer="muon"),
-        round3=StageConfig(steps=1200, batch=128, lr=3e-3, warmup=100, ema=0.998, optimizer="muon"),
-        joint=StageConfig(steps=3000, batch=128, lr=3e-3, warmup=100, ema=0.999, optimizer="muon"),
+        round1=replace(_BASE_ROUND, steps=1600),
+        round2=replace(_BASE_ROUND, steps=800),
+        round3=replace(_BASE_ROUND, steps=1200),
+        joint=replace(_BASE_ROUND, steps=3000, ema=0.999),
     ),
 )
 
@@ -263,6 +268,7 @@ _PAPER = Profile(
         image_codec=StageConfig(steps=20000, batch=16, lr=1e-5, warmup=1000, weight_decay=0.0),
         text_codec=StageConfig(steps=50000, batch=64, lr=5e-5, warmup=1000),
         alignment=StageConfig(steps=50000, batch=256, lr=1e-5, warmup=1000, weight_decay=0.05),
+        # Where `reads_pictures` is switched on.
         reports=StageConfig(steps=50000, batch=64, lr=5e-5, warmup=1000),
         round1=StageConfig(steps=100000, batch=64, lr=1e-5, warmup=1000, ema=0.9999),
         round2=StageConfig(steps=100000, batch=64, lr=1e-5, warmup=1000, ema=0.9999),

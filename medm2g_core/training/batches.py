@@ -1,6 +1,6 @@
 """What a step of training sees: drawn from a seeded generator, data only, no network runs.
 
-``draw(n, generator, device)`` of each class here returns a plain dataclass of tensors and texts,
+``draw(n, generator, device)`` of each class here returns a plain dataclass of tensors,
 and everything random that the objective needs is in it. So a step depends on nothing but the
 weights and the generator's seed, and a batch could as well be drawn ahead, by a worker.
 """
@@ -34,7 +34,6 @@ __all__ = [
     "TextPool",
     "Tokens",
     "can_align",
-    "normal",
 ]
 
 

@@ -7,6 +7,10 @@ and played from then on. What differs from step to step is copied into the tenso
 reads; everything random was drawn before (`medm2g_core.training.batches`), so a graph computes what
 the same step without it would. The optimiser stays outside: its few hundred kernels start while the
 GPU is busy with the graph.
+
+(`torch.cuda.make_graphed_callables` records one module for one shape, with forward and backward
+apart; a round has several kinds of steps through several modules, and they share one pool of
+memory.)
 """
 
 from __future__ import annotations

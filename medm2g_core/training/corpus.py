@@ -1,5 +1,4 @@
-"""What training reads: the pictures and reports of a cohort, and their cached latents and
-embeddings."""
+"""What training reads: pictures, reports and prompts of a cohort, and endless texts."""
 
 from __future__ import annotations
 

@@ -408,6 +408,7 @@ def round_for(corpora: Sequence[Corpus], name: str) -> Round:
         tuple(m for m in whole.frozen if m in present),
         tuple(mixes),
         tuple((new, source) for new, source in whole.initialised_from if source in every),
+        whole.continues,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["integer", "integers", "there", "where_chosen"]
+__all__ = ["integer", "integers", "some_of", "there", "where_chosen"]
 
 
 def integers(high: int, n: int, generator: torch.Generator) -> torch.Tensor:
@@ -13,6 +13,12 @@ def integers(high: int, n: int, generator: torch.Generator) -> torch.Tensor:
 
 def integer(high: int, generator: torch.Generator) -> int:
     return int(integers(high, 1, generator))
+
+
+def some_of(n: int, count: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(n, B) bool: for each of B studies a random set of ``count`` (B,) of ``n`` things."""
+    place = torch.rand(n, len(count), generator=generator).argsort(0).argsort(0)  # (n, B)
+    return place < count
 
 
 def where_chosen(chosen: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

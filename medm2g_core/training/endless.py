@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -60,8 +61,8 @@ class EndlessPatients:
         resolution: int = BASE_PX,
         persons: Sequence[str] | None = None,
     ) -> None:
-        # Of its own session, so that it can be stopped with all that it started; without a GPU,
-        # which it does not need and would take memory of.
+        # Of its own session, so that Ctrl-C reaches the training alone, which then stops it. It
+        # needs no GPU, and would take memory of one.
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         self._processes = [
             subprocess.Popen(
@@ -86,11 +87,21 @@ class EndlessPatients:
         ]
 
     def close(self) -> None:
-        """Stop drawing; what is begun is lost, at most a shard a region."""
-        for process in self._processes:
+        """Stop drawing; what is begun is lost, at most a shard a region.
+
+        A process that had ended by an error before is told of: training went on with fewer
+        patients.
+        """
+        for region, process in zip(REGIONS, self._processes, strict=True):
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
+                process.terminate()
+                process.wait()
+            elif process.returncode:
+                warnings.warn(
+                    f"drawing {region} studies ended with code {process.returncode}, what it said"
+                    " stands above: no new patients since",
+                    stacklevel=2,
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +117,9 @@ class EndlessPatients:
 
 def _draw(arguments: Sequence[str]) -> None:
     parent, region, val, most, workers, seed, resolution, *persons = arguments
-    os.nice(5)  # training comes first
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(5)  # training comes first
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that its own processes end with it
     for split, size in (("val", int(val)), ("train", int(most))):
         plan = cache_plan(split, region, size, int(seed), int(resolution), persons or None)
         extend_cache(*plan, int(workers), lambda: os.getppid() == int(parent))

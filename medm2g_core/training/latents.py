@@ -106,10 +106,7 @@ class LatentCorpus:
         return (z[index, wording] if name == "text" else z[index]).float()
 
     def given_latent(self, name: str, index: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """Latents (B, ...) of streams that are *given*: of text those of a prompt, which ``prompt``
-        (B,) picks; of pictures the same as `latent`."""
-        if name not in self.given:
-            return self.latent(name, index, prompt)
+        """Latents (B, ...) of a stream of ``given``; ``prompt`` (B,) picks the prompt."""
         z = self.given[name]
         return z[there(index, z.device), there(prompt, z.device)].float()
 

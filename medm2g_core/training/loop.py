@@ -189,7 +189,7 @@ def _forward_context(device: torch.device, precision: str) -> Iterator[None]:
 
 @contextmanager
 def _step_context(device: torch.device, precision: str, seed: int) -> Iterator[torch.Generator]:
-    """Both."""
+    """`_seeded` and `_forward_context`, for a step that draws and computes in one call."""
     with _seeded(device, seed) as generator, _forward_context(device, precision):
         yield generator
 
@@ -245,7 +245,7 @@ def run_stage(
             stage).
         stop_after: stop (saved, as by Ctrl-C) after so many steps of this call; for tests.
         capture: run the steps as CUDA graphs (`medm2g_core.training.captured`); by default on a GPU
-            where one process trains alone.
+            where one process trains alone. On a CPU the same code runs them kernel by kernel.
 
     Returns:
         summary with steps, seconds, precision, world size and the last logged values.

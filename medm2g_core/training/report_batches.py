@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from medm2g_core.alignment.objective import normal
 from medm2g_core.codecs.text import PAD_ID
 from medm2g_core.codecs.writer import Picture
 from medm2g_core.profiles import ReportConfig, TextCodecConfig
-from medm2g_core.training.batches import normal
+from medm2g_core.training.draws import some_of
 from medm2g_core.training.latents import LatentCorpus
 
 __all__ = ["ReportBatch", "ReportBatches"]
@@ -62,7 +63,10 @@ class ReportBatches:
         ids = corpus.ids[index.to(there), wording.to(there)].long().to(device)  # (B, L)
         streams = [s for s in corpus.latents if s != "text"]
         pictures = {}
-        for s, row in zip(streams, _draw_given(len(streams), n, generator), strict=True):
+        # How many pictures are given, from one to all, then which.
+        count = 1 + torch.randint(len(streams), (n,), generator=generator)
+        given = some_of(len(streams), count, generator).float()  # (streams, B)
+        for s, row in zip(streams, given, strict=True):
             e = corpus.embedding(s, index, wording).to(device)
             pictures[s] = Picture.of(e.pooled, e.tokens, row.to(device))
         plan = corpus.latent("text", index, wording).to(device)  # (B, K, d)
@@ -93,10 +97,3 @@ class ReportBatches:
         # The studies of a batch are drawn at random, so the next one is any other.
         plan = torch.where(another, plan.roll(1, 0), plan).masked_fill(nothing, 0.0)
         return plan + level * normal(plan.shape, generator, plan.device)
-
-
-def _draw_given(streams: int, batch: int, generator: torch.Generator) -> torch.Tensor:
-    """(streams, batch), 1 where a picture is given: how many, from one to all, then which."""
-    count = 1 + torch.randint(streams, (batch,), generator=generator)
-    place = torch.rand(streams, batch, generator=generator).argsort(0).argsort(0)
-    return (place < count).float()

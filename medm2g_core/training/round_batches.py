@@ -13,7 +13,7 @@ from medm2g_core.alignment.objective import normal
 from medm2g_core.flows.prompt import Prompt, weighted_prompt
 from medm2g_core.profiles import ConditioningConfig
 from medm2g_core.streams import stream
-from medm2g_core.training.draws import integer, integers, there, where_chosen
+from medm2g_core.training.draws import integer, integers, some_of, there, where_chosen
 from medm2g_core.training.latents import LatentCorpus
 from medm2g_core.training.rounds import Mix, Round
 
@@ -67,8 +67,7 @@ def draw_guide_sets(
     whole = torch.rand(batch, generator=generator) < config.all_guides
     count = torch.where(whole, n_guides, count)
     count = torch.where(nothing | none, 0, count)
-    place = torch.rand(n_guides, batch, generator=generator).argsort(0).argsort(0)  # (S, B)
-    guides = place < count
+    guides = some_of(n_guides, count, generator)  # (S, B)
     alone = ~guides.any(0)
     no_prompt = torch.rand(batch, generator=generator) < config.drop_prompt
     prompt = ~nothing & (alone | ~no_prompt)

@@ -189,8 +189,8 @@ def train(
     else:
         summary.pop("start", None)
         summary.pop("stable diffusion", None)
-        texts = data.reports(TOKENIZER_TEXTS, seed), data.prompts(TOKENIZER_TEXTS, seed + 1)
-        model = origin.model(texts=[*texts[0], *texts[1]])
+        reports = data.reports(TOKENIZER_TEXTS, seed)
+        model = origin.model(texts=[*reports, *data.prompts(TOKENIZER_TEXTS, seed + 1)])
         if start is None:  # no flow was trained with anything yet
             for m in MODALITIES:
                 model.prompt_projection(m).trained_with.zero_()

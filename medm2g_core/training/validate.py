@@ -6,12 +6,13 @@ import re
 
 import torch
 
+from medm2g_core.alignment.objective import normal
 from medm2g_core.codecs.writer import Picture
 from medm2g_core.data.labeller import label_report
 from medm2g_core.metrics.findings import finding_counts, finding_f1
 from medm2g_core.model import MedM2G
 from medm2g_core.profiles import REPORT_STAGE
-from medm2g_core.training.batches import can_align, normal
+from medm2g_core.training.batches import can_align
 from medm2g_core.training.corpus import Corpus
 from medm2g_core.training.data import TrainingData
 from medm2g_core.training.latents import LatentCorpus
