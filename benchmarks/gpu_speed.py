@@ -134,7 +134,7 @@ def joint_round(name: str = "base", batch: int = 128) -> None:
     """Targets a second of the joint round, and the roofline of its steps: the longer of the time
     for its FLOPs and that for its bytes."""
     chosen = profile(name)
-    model = new_model(chosen, reports=random_reports(400, 0)).to("cuda")
+    model = new_model(chosen, texts=random_reports(400, 0)).to("cuda")
     latent = [LatentCorpus.build(model, c).to("cuda") for c in random_studies(chosen.resolution)]
     stage = RoundStage(model, latent, "joint")
     flops, traffic, targets, draws = FlopCounterMode(display=False), Traffic(), 0, 12
