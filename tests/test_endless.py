@@ -31,9 +31,9 @@ def quick(monkeypatch, tmp_path) -> Path:
 
 def test_what_was_drawn_in_the_background_is_what_the_cohort_reads(quick):
     folder, tasks = cache_plan("train", "brain", 2 * SHARD)
-    assert cached(folder, 1000) == 0
+    assert cached(folder) == 0
     extend_cache(folder, tasks, 0, lambda: True)
-    assert cached(folder, 1000) == 2 * SHARD == studies_there("brain", 1000)
+    assert cached(folder) == 2 * SHARD == studies_there("brain")
     records = VirtualCohort("train", "brain", 2 * SHARD, workers=0)._records
     assert [r.facts["index"] for r in records] == list(range(2 * SHARD))
 
@@ -42,14 +42,23 @@ def test_drawing_ends_between_two_shards_when_it_is_told_to(quick):
     folder, tasks = cache_plan("train", "brain", 3 * SHARD)
     asked = iter([True, False])
     extend_cache(folder, tasks, 0, lambda: next(asked))
-    assert cached(folder, 1000) == SHARD
+    assert cached(folder) == SHARD
 
 
 def test_a_shard_that_is_missing_in_the_middle_ends_what_counts_as_drawn(quick):
     folder, tasks = cache_plan("train", "brain", 3 * SHARD)
     extend_cache(folder, tasks, 0, lambda: True)
     (folder / "00001.safetensors").unlink()
-    assert cached(folder, 1000) == SHARD
+    assert cached(folder) == SHARD
+
+
+def test_a_part_of_a_shard_counts_as_what_it_holds_and_is_completed(quick):
+    """A cohort of a few studies leaves one."""
+    VirtualCohort("train", "brain", 10, workers=0)
+    folder, tasks = cache_plan("train", "brain", 2 * SHARD)
+    assert cached(folder) == 10
+    extend_cache(folder, tasks, 0, lambda: True)
+    assert cached(folder) == 2 * SHARD
 
 
 def test_a_stage_takes_up_what_was_drawn_since_and_no_more(quick):

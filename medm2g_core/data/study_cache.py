@@ -333,12 +333,48 @@ def _shards(
     return shards, [folder / f"{number:05d}.safetensors" for number in range(len(shards))]
 
 
-def cached(folder: Path, most: int) -> int:
-    """How many studies, from the first on and at most ``most``, lie there in whole shards."""
-    number = 0
-    while number * SHARD < most and (folder / f"{number:05d}.safetensors").is_file():
-        number += 1
-    return min(number * SHARD, most)
+def _studies_in(path: Path) -> int:
+    """How many studies a shard has; a smaller cohort may have left a part of one."""
+    if not path.is_file():
+        return 0
+    with safe_open(path, framework="numpy") as shard:
+        return len(json.loads(shard.metadata()["studies"]))
+
+
+def cached(folder: Path) -> int:
+    """How many studies lie there from the first on without a gap."""
+    total, number, there = 0, 0, SHARD
+    while there == SHARD:
+        there = _studies_in(folder / f"{number:05d}.safetensors")
+        total, number = total + there, number + 1
+    return total
+
+
+def _complete(
+    path: Path,
+    shard: Sequence[StudyTask],
+    draw: Callable[[Sequence[StudyTask]], Iterator[StudyRecord]],
+    drawn: Callable[[], object],
+) -> list[StudyRecord]:
+    """All records of a shard: what another process drew by now, and the rest, drawn and saved.
+
+    Args:
+        drawn: called after each study that is drawn.
+    """
+    first, last = shard[0], shard[-1]
+    with _locked(path, f"draws {_name(first)} {first.index + 1} to {last.index + 1}"):
+        have = _load(path, len(shard))
+        if len(have) < len(shard):
+            for record in draw(shard[len(have) :]):
+                have.append(record)
+                drawn()
+            _save(path, have)
+    return have
+
+
+def _name(task: StudyTask) -> str:
+    """What is drawn, in words."""
+    return f"virtual {task.region} studies ({task.split}, {task.size} px)"
 
 
 def extend_cache(
@@ -354,11 +390,8 @@ def extend_cache(
         for shard, path in zip(*_shards(folder, tasks), strict=True):
             if not go_on():
                 return
-            if path.is_file():
-                continue
-            with _locked(path, f"draws {shard[0].region} studies from {shard[0].index + 1} on"):
-                if not path.is_file():
-                    _save(path, list(draw(shard)))
+            if _studies_in(path) < len(shard):
+                _complete(path, shard, draw, lambda: None)
 
 
 def fill_cache(folder: Path, tasks: Sequence[StudyTask], workers: int | None) -> list[StudyRecord]:
@@ -385,22 +418,14 @@ def fill_cache(folder: Path, tasks: Sequence[StudyTask], workers: int | None) ->
     _warm(first.region, first.size)
     if workers is None:
         workers = 0 if missing < _FEW or cpu_count() == 1 else cpu_count()
-    name = f"virtual {first.region} studies ({first.split}, {first.size} px)"
+    left = missing
     with (
         _drawing(min(workers, missing)) as draw,
-        tqdm(total=missing, desc=name, unit="study") as bar,
+        tqdm(total=missing, desc=_name(first), unit="study") as bar,
     ):
         for number, (path, shard) in enumerate(zip(paths, shards, strict=True)):
-            if len(known[number]) == len(shard):
-                continue
-            does = f"draws {name} {shard[0].index + 1} to {shard[-1].index + 1}"
-            with _locked(path, does):
-                have = _load(path, len(shard))  # perhaps drawn by another process by now
-                bar.update(len(have) - len(known[number]))
-                if len(have) < len(shard):
-                    for record in draw(shard[len(have) :]):
-                        have.append(record)
-                        bar.update()
-                    _save(path, have)
-            known[number] = have
+            if len(known[number]) < len(shard):
+                left -= len(shard) - len(known[number])
+                known[number] = _complete(path, shard, draw, bar.update)
+                bar.update(missing - left - bar.n)  # what another process drew
     return [record for have in known for record in have]

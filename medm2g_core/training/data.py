@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -195,7 +194,6 @@ class EmbeddedData:
                 size,
                 studies_there(
                     region,
-                    sys.maxsize,
                     seed=d.seed,
                     resolution=self.profile.resolution,
                     persons=self.persons,

@@ -30,16 +30,15 @@ REGIONS = {"chest": 0.67, "brain": 0.33}
 
 def studies_there(
     region: str,
-    most: int,
     *,
     seed: int = 0,
     resolution: int = BASE_PX,
     persons: Sequence[str] | None = None,
 ) -> int:
-    """How many training studies of a region are drawn already, at most ``most``."""
+    """How many training studies of a region are drawn already."""
     persons = persons if region == "chest" else None
     folder, _ = cache_plan("train", region, 1, seed, max(resolution, BASE_PX), persons)
-    return cached(folder, most)
+    return cached(folder)
 
 
 class EndlessPatients:
