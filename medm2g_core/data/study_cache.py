@@ -334,7 +334,8 @@ def _shards(
 
 
 def cached(folder: Path, most: int) -> int:
-    """How many studies, from the first on and at most ``most``, lie there in whole shards."""
+    """How many studies, from the first on and at most ``most``, lie there; a shard that is there
+    counts as whole, since `fill_cache` draws what it lacks."""
     number = 0
     while number * SHARD < most and (folder / f"{number:05d}.safetensors").is_file():
         number += 1
