@@ -1,5 +1,5 @@
-"""The command line: ``python -m medm2g_core prepare | train | generate | check | evaluate | demo |
-info`` (or ``medm2g ...``).
+"""The command line: ``python -m medm2g_core prepare | train | generate | check | evaluate |
+ablate | demo | info`` (or ``medm2g ...``).
 
 This file only reads arguments and turns errors into one sentence; the work is in
 `medm2g_core.commands`, whose modules are imported when their command runs, so that ``--help`` is

@@ -23,8 +23,8 @@ QUANTILE = 0.01
 """Part of the validation pictures that come back worse than the threshold."""
 
 MARGIN_DB = 0.5
-"""A picture must come back so much worse than that. A hundred studies do not settle their lowest
-hundredth: own held-out pictures fell short of it by 0.3 dB, foreign ones by dB."""
+"""A picture must come back so much worse than that: a hundred studies do not settle their lowest
+hundredth, so a few pictures of other studies of the same cohort fall short of it too."""
 
 BATCH = 16
 

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medm2g_core.data.acquisition import RANGES, acquire, move, random_views
+from medm2g_core.data.acquisition import RANGES, _Draws, _move, _views, acquire
 from medm2g_core.streams import IMAGE_STREAMS, StreamError
 
 EVERY = dataclasses.replace(RANGES, untouched=0.0)
@@ -149,30 +149,12 @@ def test_the_field_of_view_moves_by_a_few_pixels_only(name: str) -> None:
     assert moved.any() and moved.max() <= 0.025 * 128 + 2  # rotation and zoom about the middle
 
 
-def test_streams_of_a_study_move_together_by_one_view() -> None:
-    image, generator = phantom(32, 128), seeded()
-    views = random_views(32, generator)
-    t1, t2 = (
-        acquire(image, n, generator, geometry=views, ranges=IN_PLACE) for n in ("mri_t1", "ct")
-    )
-    target = move(image, views)
-    assert not displacement(t1, target).any() and not displacement(t2, target).any()
-    assert displacement(t1, image).any()
-    apart = [acquire(image, n, generator, ranges=IN_PLACE) for n in ("mri_t1", "ct")]
-    assert displacement(*apart).any()
-
-
-def test_a_view_without_strength_shows_the_picture_as_it_is() -> None:
-    image = phantom(4)
-    torch.testing.assert_close(move(image, random_views(4, seeded(), 0.0)), image)
-
-
 def test_a_view_turns_zooms_and_shifts_as_its_numbers_say() -> None:
     one_pixel = 2 / SIZE
     right = torch.tensor([[[1.0, 0.0, one_pixel], [0.0, 1.0, 0.0]]])
     image = phantom(1)
-    torch.testing.assert_close(move(image, right)[..., :-1], image[..., 1:])
-    views = random_views(200, seeded())
+    torch.testing.assert_close(_move(image, right)[..., :-1], image[..., 1:])
+    views = _views(_Draws((200,), seeded(), 1.0), RANGES.view)
     assert (views[:, :, 2].abs() <= 2 * RANGES.view.shift).all()
     scale = views[:, :, :2].det().sqrt()
     assert scale.max() <= RANGES.view.zoom + 1e-5 and scale.min() >= 1 / RANGES.view.zoom - 1e-5

@@ -229,7 +229,8 @@ def test_check_says_what_a_file_is_and_writes_the_picture(
     loaded = read_stream(tmp_path / "s", "ct", size=32).image[0].numpy()
     assert np.abs(seen - loaded).max() < 0.01
     assert main(["check", str(tmp_path / "s"), "--as", "xray"]) == 2
-    assert "none of which can be the stream xray" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "none of which can be the stream xray; name the stream that fits: ct" in said
 
 
 def test_check_reads_a_report(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

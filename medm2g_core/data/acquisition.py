@@ -46,8 +46,6 @@ __all__ = [
     "MRRanges",
     "Ranges",
     "acquire",
-    "move",
-    "random_views",
 ]
 
 
@@ -242,7 +240,7 @@ def acquire(
     generator: torch.Generator,
     strength: float = 1.0,
     *,
-    geometry: bool | Tensor = True,
+    geometry: bool = True,
     head: Tensor | bool = False,
     ranges: Ranges = RANGES,
 ) -> Tensor:
@@ -257,11 +255,9 @@ def acquire(
         image: (B, 1, H, H), -1..1.
         stream_name: image stream of all of them; decides what is varied.
         generator: on the device of ``image``.
-        strength: factor of all ranges; 0 gives ``image`` itself back (moved, where views are
-            given), 1 the ranges as they stand.
+        strength: factor of all ranges; 0 gives ``image`` itself back, 1 the ranges as they stand.
         geometry: ``True`` varies the field of view of every picture on its own; ``False`` leaves
-            every structure on its pixels; views (B, 2, 3) from `random_views` move the pictures by
-            these, so that those of one study stay on each other while all else is drawn anew.
+            every structure on its pixels.
         head: which pictures are axial heads, bool (B,) or one for all: only these may lose scalp
             and skull. Nothing in a picture is asked for that.
         ranges: how far, at strength 1.
@@ -285,15 +281,13 @@ def acquire(
     if strength < 0:
         raise ValueError(f"strength {strength}: needed 0 or more")
     if strength == 0:
-        return move(image, geometry) if isinstance(geometry, Tensor) else image
+        return image
     with torch.autocast(image.device.type, enabled=False):  # positions need more than 8 bits
         draws = _Draws(tuple(image.shape), generator, strength)
         views = _views(draws, ranges.view)
-        if isinstance(geometry, Tensor):
-            image = move(image, geometry)
         out = image.float()
-        if geometry is True:
-            out = move(out, views)
+        if geometry:
+            out = _move(out, views)
         touched = ~draws.coin(ranges.untouched)
         if modality == "xray":
             out = _film(out, draws, ranges.film)
@@ -304,19 +298,9 @@ def acquire(
         return torch.where(touched, out.clamp(-1, 1).to(image.dtype), image)
 
 
-def random_views(
-    batch: int,
-    generator: torch.Generator,
-    strength: float = 1.0,
-    view: FieldOfView = RANGES.view,
-) -> Tensor:
-    """Fields of view for `acquire` and `move`, one a study: (B, 2, 3) on the generator's device,
-    affine maps from places in the new picture to places in the old one, both -1..1 from edge to
-    edge."""
-    return _views(_Draws((batch,), generator, strength), view)
-
-
 def _views(draws: _Draws, view: FieldOfView) -> Tensor:
+    """Fields of view (B, 2, 3): affine maps from places in the new picture to places in the old
+    one, both -1..1 from edge to edge."""
     changed = draws.coin(view.chance).float()
     zoom = torch.exp(changed * draws.around(math.log(view.zoom)))
     angle = changed * draws.around(math.radians(view.rotation_deg))
@@ -326,14 +310,14 @@ def _views(draws: _Draws, view: FieldOfView) -> Tensor:
     return torch.cat([first, second], -2)[:, 0]
 
 
-def move(image: Tensor, views: Tensor) -> Tensor:
-    """Pictures (B, 1, H, H), -1..1, seen in other fields of view from `random_views`; the outermost
-    pixels go on outside. For a target too, where it is to follow what is given."""
-    grid = functional.affine_grid(views.float(), list(image.shape), align_corners=False)
+def _move(image: Tensor, views: Tensor) -> Tensor:
+    """Pictures (B, 1, H, H), -1..1, seen in other fields of view; the outermost pixels go on
+    outside."""
+    grid = functional.affine_grid(views, list(image.shape), align_corners=False)
     moved = functional.grid_sample(
-        image.float(), grid, mode="bicubic", padding_mode="border", align_corners=False
+        image, grid, mode="bicubic", padding_mode="border", align_corners=False
     )
-    return moved.clamp(-1, 1).to(image.dtype)
+    return moved.clamp(-1, 1)
 
 
 def _film(image: Tensor, draws: _Draws, ranges: FilmRanges) -> Tensor:

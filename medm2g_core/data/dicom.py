@@ -16,10 +16,10 @@ from pydicom.dataset import Dataset
 from medm2g_core.data.dicom_pixels import Grey, grey_frames, has_pixels
 from medm2g_core.data.dicom_stacks import Frame, depths, frames_of, same_place, stacks_of
 from medm2g_core.data.headers import XRAY_MODALITIES, number
-from medm2g_core.data.series import Choice, choose, fits
+from medm2g_core.data.series import Choice, choose
 from medm2g_core.data.volumes import SYNTHETIC_MARK, FileError, Volume, blame, oriented, sniff
 
-__all__ = ["fits", "read_dicom_file", "read_dicom_folder"]
+__all__ = ["read_dicom_file", "read_dicom_folder"]
 
 MAX_FILES = 20_000
 NO_DISPLAY = frozenset({"CT", "MR", "PT", "NM"})
@@ -61,7 +61,7 @@ def read_dicom_folder(folder: Path, stream_name: str) -> Volume:
 def _read_folder(folder: Path, stream_name: str) -> Volume:
     found = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     if not found:
-        raise FileError(f"{folder}: the folder is empty")
+        raise FileError(f"{folder}: the folder is empty; give one with a DICOM series, or a file")
     if len(found) > MAX_FILES:
         raise FileError(
             f"{folder}: {len(found)} files; give the folder of one series or study (at most"
@@ -84,7 +84,10 @@ def _read_folder(folder: Path, stream_name: str) -> Volume:
             broken.append(str(error))
     if not frames:
         why = f"; the first problem: {broken[0]}" if broken else ""
-        raise FileError(f"{folder}: no DICOM image among {len(found)} files{why}")
+        raise FileError(
+            f"{folder}: no DICOM image among {len(found)} files; of other formats give the"
+            f" file itself{why}"
+        )
     choice = choose(stacks_of(frames), stream_name, str(folder))
     notes = list(choice.notes)
     if broken:

@@ -331,7 +331,7 @@ def _passes(part: list[Frame], place: dict[int, Any]) -> list[list[Frame]] | Non
         numbers = [number(f.facts.get("InstanceNumber")) for f in members]
         if None in numbers or len(set(numbers)) < len(numbers):
             return None
-        for turn, frame in enumerate(sorted(members, key=lambda f: _instance(f))):
+        for turn, frame in enumerate(sorted(members, key=_instance)):
             passes[turn].append(frame)
     return list(passes.values())
 

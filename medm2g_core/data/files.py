@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from medm2g_core.data.dicom import fits, read_dicom_file, read_dicom_folder
+from medm2g_core.data.dicom import read_dicom_file, read_dicom_folder
 from medm2g_core.data.intensity import check_hu, mr_to_unit, xray_to_unit
 from medm2g_core.data.pictures import read_picture
 from medm2g_core.data.plausibility import (
@@ -28,6 +28,7 @@ from medm2g_core.data.plausibility import (
     check_size,
     check_values,
 )
+from medm2g_core.data.series import fits, instead
 from medm2g_core.data.slices import (
     CHEST_FOV_MM,
     MIN_PIXELS,
@@ -149,7 +150,7 @@ def read_volume(path: Path, stream_name: str) -> Volume:
     except (OSError, ValueError) as error:  # too long a name, no permission, a NUL in it
         raise FileError(f"{str(path)[:200]!r} cannot be opened ({error})") from error
     if not there:
-        raise FileError(f"{path}: there is no such file or folder")
+        raise FileError(f"{path}: there is no such file or folder; check the path")
     if folder:
         return read_dicom_folder(path, stream_name)
     kind = sniff(path)
@@ -181,7 +182,8 @@ def _as_stream(
         raise FileError(f"this is a generated {volume.tags['stream']} image, not {name}")
     if not fits(volume.modality, name):
         raise FileError(
-            f"the DICOM Modality is {volume.modality}, which cannot be the stream {name}"
+            f"the DICOM Modality is {volume.modality}, which cannot be the stream {name};"
+            f" {instead([volume.modality])}"
         )
     notes = volume.notes
     if not volume.tags:
@@ -192,7 +194,7 @@ def _as_stream(
         if array.ndim != 2:
             raise FileError(
                 f"a volume of shape {volume.array.shape} was given as a radiograph; needed one 2-D"
-                " image"
+                " image, or the volume's own stream"
             )
     cut, flat_spacing, shown = cut_slice(array, volume, name, plane, index)
     if min(cut.shape) < MIN_PIXELS:
@@ -372,7 +374,8 @@ def read_text(path_or_text: str | Path) -> str:
             " " not in text and path.suffix.lower() in (".txt", ".text", ".md")
         ):
             raise FileError(
-                f"{path}: {'a folder, not a text file' if is_folder else 'there is no such file'}"
+                f"{path}: {'a folder, not a text file' if is_folder else 'there is no such file'};"
+                " check the path, or give the words of the report"
             )
         elif is_folder and len(path.parts) > 1:
             raise FileError(f"{path}: a folder, not a text file")
@@ -404,7 +407,8 @@ def _file_text(path: Path) -> str:
         raise FileError(f"{path}: cannot be read ({error})") from error
     except UnicodeDecodeError as error:
         raise FileError(
-            f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8, or give the words"
+            f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8, or give the words; if"
+            " it is an image, name its own stream"
         ) from error
     if "\0" in text:
         raise FileError(f"{path}: a binary file, not a text")

@@ -25,7 +25,6 @@ _PLAIN = (
     "SeriesDescription",
     "ProtocolName",
     "SequenceName",
-    "StudyDescription",
     "BodyPartExamined",
     "ViewPosition",
     "PatientOrientation",
@@ -46,8 +45,6 @@ _PLAIN = (
     "PresentationIntentType",
     "Rows",
     "Columns",
-    "AcquisitionDeviceProcessingDescription",
-    "SynchronizationTrigger",
 )
 _OF_FRAMES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "ImageType": (

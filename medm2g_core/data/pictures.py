@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +120,7 @@ def _on_black(picture: Image.Image, notes: list[str]) -> Image.Image:
 def _png_depth(path: Path) -> int:
     """Bits a channel, from the header of a PNG."""
     with path.open("rb") as stream:
-        return int(struct.unpack(">B", stream.read(25)[24:25])[0])
+        return stream.read(25)[24]
 
 
 def _aspect(info: dict) -> float:

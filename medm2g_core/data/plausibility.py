@@ -98,7 +98,10 @@ def check_values(values: np.ndarray, facts: Mapping[str, Any], name: str) -> Ver
     verdict = Verdict()
     intent = str(facts.get("intent", ""))
     if _MAP_INTENTS.search(intent):
-        verdict.refusal = f"its header says {intent!r}: statistics or labels, not an image"
+        verdict.refusal = (
+            f"its header says {intent!r}: statistics or labels, not an image; give the image that"
+            " they belong to"
+        )
         return verdict
     distinct = np.unique(values[:: max(1, len(values) // 512)])
     whole = bool((distinct == np.rint(distinct)).all())
@@ -107,14 +110,16 @@ def check_values(values: np.ndarray, facts: Mapping[str, Any], name: str) -> Ver
     if len(distinct) <= 2 and distinct[-1] in MASK_VALUES:
         verdict.refusal = (
             f"only {len(distinct)} different values ({distinct[0]:g}, {distinct[-1]:g}): a mask,"
-            " not an image"
+            " not an image; give the image that it was drawn on"
         )
     elif whole and distinct[0] >= 0:
         said = f"only {len(distinct)} different values, up to {distinct[-1]:g}"
         named = has_word(str(facts.get("FileName", "")).lower(), _MASK_NAME)
         consecutive = len(distinct) <= FEW_VALUES and distinct[-1] < 2 * len(distinct)
         if consecutive or (named and len(distinct) <= MANY_LABELS):
-            verdict.refusal = f"{said}: a label map, not an image"
+            verdict.refusal = (
+                f"{said}: a label map, not an image; give the image that it was drawn on"
+            )
         elif len(distinct) <= FEW_VALUES:
             verdict.notes.append(f"{said}: is it a label map?")
     if not name.startswith("mri_") or verdict.refusal:

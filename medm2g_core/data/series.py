@@ -3,7 +3,7 @@ headers say, and the table of scores can be printed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from medm2g_core.data.dicom_stacks import Stack, first_in_order
@@ -11,8 +11,9 @@ from medm2g_core.data.header_evidence import Evidence, evidence, looks_like
 from medm2g_core.data.headers import XRAY_MODALITIES, number
 from medm2g_core.data.plausibility import check_header
 from medm2g_core.data.volumes import FileError
+from medm2g_core.streams import IMAGE_STREAMS
 
-__all__ = ["Choice", "choose", "fits"]
+__all__ = ["Choice", "choose", "fits", "instead"]
 
 _OTHER = {"SEG", "RTDOSE", "RTIMAGE", "RTSTRUCT", "RTPLAN", "ECG", "PR", "KO", "SR", "PT", "NM"}
 _OTHER |= {"US", "MG", "ES", "SM", "OP", "OPT", "OCT", "IVUS", "BI", "XC", "GM", "IO"}
@@ -31,6 +32,14 @@ def fits(modality: str, stream_name: str) -> bool:
         return False
     kind = {"CT": "ct", "MR": "mri"}.get(modality, "xray" if modality in XRAY_MODALITIES else "")
     return not kind or stream_name.startswith(kind)
+
+
+def instead(modalities: Iterable[str]) -> str:
+    """What to do where images of these DICOM Modalities cannot be the stream that was named."""
+    others = [n for n in IMAGE_STREAMS if any(fits(m, n) for m in modalities)]
+    if others:
+        return f"name the stream that fits: {' or '.join(others)}"
+    return "no stream is of that kind: give a radiograph, CT or MR"
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ def describe(stack: Stack) -> str:
 def choose(stacks: Sequence[Stack], name: str, where: str = "") -> Choice:
     """The stack that suits a stream best.
 
-    Points come from the headers (`medm2g_core.data.plausibility.evidence`); of equals the one with
+    Points come from the headers (`medm2g_core.data.header_evidence`); of equals the one with
     more images is taken, then the one that was acquired first.
 
     Args:
@@ -106,19 +115,22 @@ def choose(stacks: Sequence[Stack], name: str, where: str = "") -> Choice:
     if all(s.points <= -100 for s in scored):
         kinds = sorted({str(s.stack.facts.get("Modality", "?")) for s in scored})
         raise FileError(
-            f"{prefix}holds {', '.join(kinds)} images, none of which can be the stream {name}"
+            f"{prefix}holds {', '.join(kinds)} images, none of which can be the stream {name};"
+            f" {instead(kinds)}"
         )
     if best.refusal:
         if len(scored) == 1:
             raise FileError(f"{prefix}{best.refusal}")
         raise FileError(
-            f"{prefix}none of the {len(scored)} image stacks can be {name}. {_listed(scored)}"
+            f"{prefix}none of the {len(scored)} image stacks can be {name}; give another folder, or"
+            f" name the stream that it holds. {_listed(scored)}"
         )
     rivals = [s for s in scored[1:] if not s.refusal and _is_equal(s, best)]
     if name.startswith("mri_") and rivals and best.points <= 0:
         raise FileError(
             f"{prefix}{len(rivals) + 1} image stacks of one size could be {name} and their headers"
-            f" do not tell which; give the folder of one. {_listed([best, *rivals])}"
+            f" do not tell which; put the files of one into a folder of its own and give that."
+            f" {_listed([best, *rivals])}"
         )
     return Choice(best.stack, tuple(_notes(scored, name)), table)
 

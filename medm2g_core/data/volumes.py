@@ -133,7 +133,8 @@ def blame(path: Path, doing: str) -> Iterator[None]:
     ) as error:  # parsers raise nearly anything on bad bytes: zlib.error, KeyError, ...
         detail = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160]
         raise FileError(
-            f"{path}: {doing} failed; the file is probably corrupt or truncated ({detail})"
+            f"{path}: {doing} failed; the file is probably corrupt or truncated: copy or export it"
+            f" again ({detail})"
         ) from error
 
 
