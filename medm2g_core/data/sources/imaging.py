@@ -97,17 +97,6 @@ def check_whole(array: np.ndarray, where: str) -> None:
                 )
 
 
-def _display_window(array: np.ndarray, window: tuple[float, float], notes: list[str]) -> float:
-    """The upper end of the display window of a 16-bit picture whose values need fewer bits, as
-    those of detectors with 10, 12 or 14 do."""
-    top = float(array.max())
-    bits = max(8, int(np.ceil(np.log2(top + 1))))
-    if window[1] <= 255 or bits >= 16:
-        return window[1]
-    notes.append(f"values 0..{top:g} of a 16-bit picture need {bits} bits: shown so")
-    return float(2**bits - 1)
-
-
 def film(volume: Volume, size: int, notes: list[str]) -> torch.Tensor:
     """A radiograph as (1, size, size) in -1..1, bone bright, the whole film padded to a square.
 
@@ -124,8 +113,6 @@ def film(volume: Volume, size: int, notes: list[str]) -> torch.Tensor:
     if levels < MIN_LEVELS:
         raise FileError(f"the film has {levels} grey levels: a mask, or a damaged picture")
     window = volume.window
-    if window is not None and volume.kind == "png":
-        window = (window[0], _display_window(array, window, notes))
     unit = xray_to_unit(array, window, volume.inverted, notes)
     check_shows_something(unit)
     # As it is stored: `xray_to_unit` stretches what spans little of its window.
