@@ -10,6 +10,12 @@ import torch
 
 from medm2g_core.data.files import square_picture
 from medm2g_core.data.intensity import xray_to_unit
+from medm2g_core.data.plausibility import (
+    NOISE_CORRELATION,
+    check_values,
+    heed,
+    neighbour_correlation,
+)
 from medm2g_core.data.volumes import FileError, Volume
 from medm2g_core.streams import hu_to_unit
 
@@ -29,10 +35,6 @@ MIN_FILLED = 0.01
 """A picture of which less than this part differs from its background shows nothing."""
 MIN_SPREAD = 0.2
 """A tenth of the range -1..1 lies at least between the 0.5th and 99.5th percentile of a film."""
-MIN_LEVELS = 8
-"""Fewer grey levels are a mask, or what is left of a picture that was scaled down to 0 and 1."""
-MIN_NEIGHBOURS = 0.5
-"""Correlation of neighbouring pixels: 0 for noise, above 0.9 for anatomy even in a noisy scan."""
 MAX_CUT_ROWS = 1 / 3
 """A film may end in so many rows of one value (a collimator's edge); one cut off ends in more."""
 MAX_BLANK_SLICES = 0.2
@@ -63,8 +65,7 @@ def check_shows_something(unit: np.ndarray, where: str = "") -> None:
     before = f"{where}: " if where else ""
     if is_blank(unit):
         raise FileError(f"{before}the picture is blank: it hardly differs from one grey value")
-    a, b = unit[:, 1:].ravel(), unit[:, :-1].ravel()
-    if np.ptp(a) > 0 and np.ptp(b) > 0 and np.corrcoef(a, b)[0, 1] < MIN_NEIGHBOURS:
+    if neighbour_correlation(unit) < NOISE_CORRELATION:
         raise FileError(f"{before}the picture is noise: neighbouring pixels have nothing in common")
 
 
@@ -101,7 +102,7 @@ def film(volume: Volume, size: int, notes: list[str]) -> torch.Tensor:
     """A radiograph as (1, size, size) in -1..1, bone bright, the whole film padded to a square.
 
     Raises:
-        FileError: not one flat picture, a blank one, one of few grey levels or of noise, or one
+        FileError: not one flat picture, a blank one, a mask or label map, noise, or one
             whose lower part is missing.
     """
     array = np.squeeze(volume.array)
@@ -109,9 +110,7 @@ def film(volume: Volume, size: int, notes: list[str]) -> torch.Tensor:
         raise FileError(f"a volume of shape {volume.array.shape} stands where a radiograph should")
     if np.ptp(array) == 0:
         raise FileError(f"the film is blank: every value is {array.flat[0]:g}")
-    levels = len(np.unique(array))
-    if levels < MIN_LEVELS:
-        raise FileError(f"the film has {levels} grey levels: a mask, or a damaged picture")
+    heed(check_values(array, volume.facts, "xray"), notes)
     window = volume.window
     unit = xray_to_unit(array, window, volume.inverted, notes)
     check_shows_something(unit)
