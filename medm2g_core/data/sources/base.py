@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from medm2g_core.data.plausibility import check_picture, heed
+from medm2g_core.data.plausibility import check_picture
 from medm2g_core.data.volumes import FileError
 from medm2g_core.streams import Study
 
@@ -264,10 +264,10 @@ class Source(ABC):
         """
         told = list(notes)
         for name, image in images.items():
-            try:
-                heed(check_picture(image[0].numpy(), name), told)
-            except FileError as error:
-                raise FileError(f"{entry.id}, {name}: {error}") from error
+            verdict = check_picture(image[0].numpy(), name)
+            if verdict.refusal:
+                raise FileError(f"{entry.id}, {name}: {verdict.refusal}")
+            told += [f"{name}: {note}" for note in verdict.notes]
         return SourceStudy(
             id=entry.id,
             subject=entry.subject,

@@ -24,7 +24,6 @@ __all__ = [
     "check_whole",
     "ct_to_unit",
     "film",
-    "is_blank",
     "paired_slices",
 ]
 
@@ -50,12 +49,6 @@ def ct_to_unit(hu: np.ndarray) -> np.ndarray:
     return hu_to_unit(torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))).numpy()
 
 
-def is_blank(unit: np.ndarray) -> bool:
-    """Whether a picture (rows, columns) in -1..1 shows nothing: hardly a pixel differs from its
-    background."""
-    return float((np.abs(unit - np.median(unit)) > FILLED_STEP).mean()) < MIN_FILLED
-
-
 def check_shows_something(unit: np.ndarray, where: str = "") -> None:
     """Refuse a picture (rows, columns) in -1..1 that is blank or nothing but noise.
 
@@ -63,7 +56,7 @@ def check_shows_something(unit: np.ndarray, where: str = "") -> None:
         FileError: as said.
     """
     before = f"{where}: " if where else ""
-    if is_blank(unit):
+    if float((np.abs(unit - np.median(unit)) > FILLED_STEP).mean()) < MIN_FILLED:
         raise FileError(f"{before}the picture is blank: it hardly differs from one grey value")
     if neighbour_correlation(unit) < NOISE_CORRELATION:
         raise FileError(f"{before}the picture is noise: neighbouring pixels have nothing in common")
@@ -102,8 +95,8 @@ def film(volume: Volume, size: int, notes: list[str]) -> torch.Tensor:
     """A radiograph as (1, size, size) in -1..1, bone bright, the whole film padded to a square.
 
     Raises:
-        FileError: not one flat picture, a blank one, a mask or label map, noise, or one
-            whose lower part is missing.
+        FileError: not one flat picture, a blank one, a mask or label map, noise, or one whose
+            lower part is missing.
     """
     array = np.squeeze(volume.array)
     if array.ndim != 2:
