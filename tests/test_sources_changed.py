@@ -20,6 +20,7 @@ from medm2g_core.data.sources import depends
 from medm2g_core.data.sources.acdc import ACDC
 from medm2g_core.data.sources.base import Source
 from medm2g_core.data.sources.brats2020 import BraTS2020
+from medm2g_core.data.sources.chestxray14 import ChestXray14
 from medm2g_core.data.sources.gold_atlas import GoldAtlas
 from medm2g_core.data.sources.prepare import prepare_source
 from medm2g_core.data.sources.shards import read_shards
@@ -139,6 +140,25 @@ def test_the_contrast_that_is_never_read_does_not_count(tmp_path: Path) -> None:
     for path in tree.rglob("*_t1ce.nii.gz"):
         shutil.copy(path.with_name(path.name.replace("t1ce", "t1")), path)
     assert made(out, run) == set()
+
+
+def test_the_code_of_a_shard_is_all_that_its_reader_imports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: set[str] = set()
+
+    def spy(path: Path) -> bytes:
+        read.add(path.name)
+        return path.open("rb").read()
+
+    depends._imported.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", spy)
+        films = depends.code_digest(ChestXray14())
+    assert {"chestxray14.py", "shards.py", "base.py", "radiographs.py"} <= read
+    assert {"pictures.py", "dicom_pixels.py", "volumes.py", "streams.py"} <= read  # further down
+    assert not {"gold_atlas.py", "registration.py", "cohort.py"} & read
+    assert films == depends.code_digest(ChestXray14()) != depends.code_digest(ACDC())
 
 
 def test_another_option_of_the_data_set_makes_all_shards_again(tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from replicas import brats2020
 from replicas.films import frontal, save, save_dicom
 from replicas.volumes import head, save_nifti
 
-from medm2g_core.data.sources.base import SourceDataset
+from medm2g_core.data.sources.base import Entry, SourceDataset, SourceStudy
 from medm2g_core.data.sources.brats2020 import BraTS2020
+from medm2g_core.data.sources.chestxray14 import ChestXray14
 from medm2g_core.data.sources.grids import load_volume
 from medm2g_core.data.sources.imaging import check_shows_something, check_whole
 from medm2g_core.data.sources.radiographs import read_film
@@ -38,7 +40,7 @@ def test_a_16_bit_png_is_shown_on_the_scale_of_the_bits_that_it_uses(
     read = read_film(tmp_path / "deep.png", 64)
     assert np.allclose(read.image, plain.image, atol=0.01)
     assert read.image.max() > 0.7
-    assert any(f"need {bits} bits" in n for n in read.notes)
+    assert any(f"holds {bits}-bit values" in n for n in read.notes)
 
 
 def test_a_true_16_bit_png_keeps_its_scale(tmp_path: Path) -> None:
@@ -52,9 +54,9 @@ def test_a_true_16_bit_png_keeps_its_scale(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("film", "why"),
     [
-        ((big() > 100).astype(np.uint8), "2 grey levels"),
-        ((big() > 100).astype(np.uint8) * 255, "2 grey levels"),
-        ((big() // 64).astype(np.uint8), "3 grey levels"),
+        ((big() > 100).astype(np.uint8), "only 2 different values"),
+        ((big() > 100).astype(np.uint8) * 255, "only 2 different values"),
+        ((big() // 64).astype(np.uint8), "label map"),
         ((big() // 10).astype(np.uint8), "nearly blank"),
         (np.random.default_rng(0).integers(0, 255, (90, 90), dtype=np.uint8), "noise"),
         (np.where(np.arange(120)[:, None] < 60, big(), 0).astype(np.uint8), "cut off"),
@@ -91,10 +93,10 @@ def test_a_changed_byte_of_a_png_is_found_by_its_checksum(tmp_path: Path) -> Non
     # Well packed, so that a decoder has nothing to complain of, but with the checksum of before.
     data[at - 8 : at + length] = struct.pack(">I", len(packed)) + b"IDAT" + packed
     path.write_bytes(bytes(data))
-    with pytest.raises(FileError, match=r"film\.png: the PNG is damaged"):
+    with pytest.raises(FileError, match=r"film\.png: comparing the PNG's checksums failed"):
         read_film(path, 64)
     path.write_bytes(save(path, big()).read_bytes()[:-12])
-    with pytest.raises(FileError, match="cut off"):
+    with pytest.raises(FileError, match="truncated PNG"):
         read_film(path, 64)
 
 
@@ -168,3 +170,17 @@ def test_noise_and_blank_slices_are_told_from_anatomy() -> None:
     ):
         with pytest.raises(FileError, match=f"here: the picture is {why}"):
             check_shows_something(wrong, "here")
+
+
+def test_a_picture_that_the_pipeline_would_refuse_is_no_study_and_its_doubts_are_notes() -> None:
+    def study(image: np.ndarray) -> SourceStudy:
+        images = {"xray": torch.from_numpy(image.astype(np.float32))[None]}
+        return ChestXray14().study(
+            Entry("a", "a", "train"), images, units={}, orientation="as displayed", notes=("read",)
+        )
+
+    film = big() / 255 * 2 - 1
+    assert study(film).notes == ("read",)
+    assert any("looks like a negative" in n for n in study(-film).notes)
+    with pytest.raises(FileError, match=r"a, xray: .* as a picture in 0\.\.1 has"):
+        study((film + 1) / 2)

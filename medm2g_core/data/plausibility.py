@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from medm2g_core.data.header_evidence import evidence, has_word, looks_like
+from medm2g_core.data.volumes import FileError
 
 __all__ = [
     "Verdict",
@@ -24,6 +25,8 @@ __all__ = [
     "check_picture",
     "check_size",
     "check_values",
+    "heed",
+    "neighbour_correlation",
 ]
 
 REFUSE = -5.0
@@ -45,6 +48,17 @@ class Verdict:
 
     notes: list[str] = field(default_factory=list)
     refusal: str = ""
+
+
+def heed(verdict: Verdict, notes: list[str]) -> None:
+    """Take the notes of a check over.
+
+    Raises:
+        FileError: the check refuses.
+    """
+    if verdict.refusal:
+        raise FileError(verdict.refusal)
+    notes += [note for note in verdict.notes if note not in notes]
 
 
 def check_header(facts: Mapping[str, Any], name: str) -> Verdict:
@@ -245,7 +259,7 @@ def check_picture(picture: np.ndarray, name: str) -> Verdict:
         verdict.notes.append(
             f"no air or background: {span}; is the picture scaled to -1..1 as the stream needs?"
         )
-    if _correlation(picture) < NOISE_CORRELATION:
+    if neighbour_correlation(picture) < NOISE_CORRELATION:
         verdict.notes.append("neighbouring pixels have nothing in common: noise, not a picture?")
     if name == "xray" and float(np.quantile(_edge(picture), 1 - AIR_AROUND)) > WHITE:
         verdict.notes.append("a white border: cut it off, or the film is a negative")
@@ -257,8 +271,8 @@ def check_picture(picture: np.ndarray, name: str) -> Verdict:
     return verdict
 
 
-def _correlation(picture: np.ndarray) -> float:
-    """Of pixels with those beside and below them."""
+def neighbour_correlation(picture: np.ndarray) -> float:
+    """Of the pixels (rows, columns) with those beside and below them; 1 where all are one value."""
     x = picture - picture.mean()
     power = float((x * x).mean())
     if not power > 0:

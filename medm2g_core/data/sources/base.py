@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from medm2g_core.data.plausibility import check_picture
 from medm2g_core.data.volumes import FileError
 from medm2g_core.streams import Study
 
@@ -256,7 +257,17 @@ class Source(ABC):
         Args:
             labels: those of the entry unless others are given.  region: that of the data set unless
                 another is given.
+
+        Raises:
+            FileError: a picture cannot be one of its stream, as for a user's file and the pipeline
+                (`medm2g_core.data.plausibility.check_picture`).
         """
+        told = list(notes)
+        for name, image in images.items():
+            verdict = check_picture(image[0].numpy(), name)
+            if verdict.refusal:
+                raise FileError(f"{entry.id}, {name}: {verdict.refusal}")
+            told += [f"{name}: {note}" for note in verdict.notes]
         return SourceStudy(
             id=entry.id,
             subject=entry.subject,
@@ -272,7 +283,7 @@ class Source(ABC):
             labels=entry.labels if labels is None else labels,
             units=units,
             orientation=orientation,
-            notes=tuple(notes),
+            notes=tuple(told),
         )
 
     def not_here(self, root: Path, what: str) -> SourceError:

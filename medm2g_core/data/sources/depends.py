@@ -3,6 +3,7 @@ what a scan found out about each study, and the content of the files."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
 import json
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +24,11 @@ from medm2g_core.storage import atomic_write
 
 __all__ = ["code_digest", "content_digest", "entry_facts", "option_facts", "versions"]
 
+_HERE = Path(__file__).resolve()
+_PACKAGE = _HERE.parents[2]
+
 _LARGEST_HEADER = 65_536  # bytes of a text header; those of real files have a few hundred
 
-_CODE = (
-    "../dicom.py",
-    "../files.py",
-    "../findings.py",
-    "../intensity.py",
-    "../iu_reports.py",
-    "../volumes.py",
-    "archives.py",
-    "base.py",
-    "grids.py",
-    "imaging.py",
-    "mimic_reports.py",
-    "paper.py",
-    "radiographs.py",
-    "registration.py",
-    "shards.py",
-    "tables.py",
-    "trees.py",
-)
-"""Files besides the source's own whose text decides on the bytes of a shard."""
 _LIBRARIES = (
     "numpy",
     "torch",
@@ -57,13 +42,31 @@ _LIBRARIES = (
 
 
 def code_digest(source: Source) -> str:
-    """A hash of the program text that reads this data set; line ends do not count."""
-    here = Path(__file__).resolve().parent
-    own = sys.modules[type(source).__module__].__file__
-    digest = hashlib.sha256()
-    for path in (*((here / name).resolve() for name in _CODE), *((Path(own),) if own else ())):
-        digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
-    return digest.hexdigest()
+    """A hash of the program text that reads this data set and writes its shards; line ends do not
+    count."""
+    own = getattr(sys.modules[type(source).__module__], "__file__", None)  # a notebook has none
+    files: set[Path] = set()
+    waiting = [_HERE.with_name("shards.py"), *((Path(own).resolve(),) if own else ())]
+    while waiting:
+        path = waiting.pop()
+        if path not in files:
+            files.add(path)
+            waiting += _imported(path)
+    texts = sorted(path.read_bytes().replace(b"\r\n", b"\n") for path in files)
+    return hashlib.sha256(b"".join(texts)).hexdigest()
+
+
+@cache
+def _imported(path: Path) -> tuple[Path, ...]:
+    """The modules of this package that a file imports, wherever in the file."""
+    names = [
+        name
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.ImportFrom) and node.module
+        for name in (node.module, *(f"{node.module}.{part.name}" for part in node.names))
+    ]
+    files = (_PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py") for name in names)
+    return tuple(f for f in files if f.is_relative_to(_PACKAGE) and f.is_file())
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,12 @@ import torch
 
 from medm2g_core.data.files import square_picture
 from medm2g_core.data.intensity import xray_to_unit
+from medm2g_core.data.plausibility import (
+    NOISE_CORRELATION,
+    check_values,
+    heed,
+    neighbour_correlation,
+)
 from medm2g_core.data.volumes import FileError, Volume
 from medm2g_core.streams import hu_to_unit
 
@@ -18,7 +24,6 @@ __all__ = [
     "check_whole",
     "ct_to_unit",
     "film",
-    "is_blank",
     "paired_slices",
 ]
 
@@ -29,10 +34,6 @@ MIN_FILLED = 0.01
 """A picture of which less than this part differs from its background shows nothing."""
 MIN_SPREAD = 0.2
 """A tenth of the range -1..1 lies at least between the 0.5th and 99.5th percentile of a film."""
-MIN_LEVELS = 8
-"""Fewer grey levels are a mask, or what is left of a picture that was scaled down to 0 and 1."""
-MIN_NEIGHBOURS = 0.5
-"""Correlation of neighbouring pixels: 0 for noise, above 0.9 for anatomy even in a noisy scan."""
 MAX_CUT_ROWS = 1 / 3
 """A film may end in so many rows of one value (a collimator's edge); one cut off ends in more."""
 MAX_BLANK_SLICES = 0.2
@@ -48,12 +49,6 @@ def ct_to_unit(hu: np.ndarray) -> np.ndarray:
     return hu_to_unit(torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))).numpy()
 
 
-def is_blank(unit: np.ndarray) -> bool:
-    """Whether a picture (rows, columns) in -1..1 shows nothing: hardly a pixel differs from its
-    background."""
-    return float((np.abs(unit - np.median(unit)) > FILLED_STEP).mean()) < MIN_FILLED
-
-
 def check_shows_something(unit: np.ndarray, where: str = "") -> None:
     """Refuse a picture (rows, columns) in -1..1 that is blank or nothing but noise.
 
@@ -61,10 +56,9 @@ def check_shows_something(unit: np.ndarray, where: str = "") -> None:
         FileError: as said.
     """
     before = f"{where}: " if where else ""
-    if is_blank(unit):
+    if float((np.abs(unit - np.median(unit)) > FILLED_STEP).mean()) < MIN_FILLED:
         raise FileError(f"{before}the picture is blank: it hardly differs from one grey value")
-    a, b = unit[:, 1:].ravel(), unit[:, :-1].ravel()
-    if np.ptp(a) > 0 and np.ptp(b) > 0 and np.corrcoef(a, b)[0, 1] < MIN_NEIGHBOURS:
+    if neighbour_correlation(unit) < NOISE_CORRELATION:
         raise FileError(f"{before}the picture is noise: neighbouring pixels have nothing in common")
 
 
@@ -97,35 +91,20 @@ def check_whole(array: np.ndarray, where: str) -> None:
                 )
 
 
-def _display_window(array: np.ndarray, window: tuple[float, float], notes: list[str]) -> float:
-    """The upper end of the display window of a 16-bit picture whose values need fewer bits, as
-    those of detectors with 10, 12 or 14 do."""
-    top = float(array.max())
-    bits = max(8, int(np.ceil(np.log2(top + 1))))
-    if window[1] <= 255 or bits >= 16:
-        return window[1]
-    notes.append(f"values 0..{top:g} of a 16-bit picture need {bits} bits: shown so")
-    return float(2**bits - 1)
-
-
 def film(volume: Volume, size: int, notes: list[str]) -> torch.Tensor:
     """A radiograph as (1, size, size) in -1..1, bone bright, the whole film padded to a square.
 
     Raises:
-        FileError: not one flat picture, a blank one, one of few grey levels or of noise, or one
-            whose lower part is missing.
+        FileError: not one flat picture, a blank one, a mask or label map, noise, or one whose
+            lower part is missing.
     """
     array = np.squeeze(volume.array)
     if array.ndim != 2:
         raise FileError(f"a volume of shape {volume.array.shape} stands where a radiograph should")
     if np.ptp(array) == 0:
         raise FileError(f"the film is blank: every value is {array.flat[0]:g}")
-    levels = len(np.unique(array))
-    if levels < MIN_LEVELS:
-        raise FileError(f"the film has {levels} grey levels: a mask, or a damaged picture")
+    heed(check_values(array, volume.facts, "xray"), notes)
     window = volume.window
-    if window is not None and volume.kind == "png":
-        window = (window[0], _display_window(array, window, notes))
     unit = xray_to_unit(array, window, volume.inverted, notes)
     check_shows_something(unit)
     # As it is stored: `xray_to_unit` stretches what spans little of its window.
