@@ -7,13 +7,21 @@ after its type is known, so a strange one is answered in words too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["check_function", "number", "returned", "say", "unanswered"]
+__all__ = [
+    "check_function",
+    "check_number",
+    "number",
+    "returned",
+    "say",
+    "unanswered",
+    "wrong_names",
+]
 
 CLOSE = 1e-3
 """Relative and absolute difference up to which two numbers are one: a student may well compute in
@@ -60,8 +68,48 @@ def returned(function: Callable[..., Any], *arguments: Any) -> tuple[float, str]
     return value, ""
 
 
+def wrong_names(what: str, answer: Any, known: Collection[str]) -> str:
+    """What keeps an answer from being a list of different known names; empty if nothing does."""
+    offer = f"a list of names out of {', '.join(known)}"
+    if not isinstance(answer, list | tuple):
+        return f"{what} is a {type(answer).__name__}; needed {offer}"
+    for name in answer:
+        if not isinstance(name, str):
+            return f"{what} holds a {type(name).__name__}; needed {offer}"
+        if name not in known:
+            return f"{what} holds {name!r}; needed {offer}"
+    if len(set(answer)) < len(answer):
+        return f"{what} holds a name twice"
+    return ""
+
+
 def _close(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=CLOSE, abs_tol=CLOSE)
+
+
+def check_number(
+    answer: Any, truth: float, *, hints: Mapping[str, float], ask: str, right: str
+) -> None:
+    """Compare a student's number with the true one.
+
+    Args:
+        answer: ``None`` if there is none yet.
+        truth: the true number.
+        hints: what to say to a usual mistake -> the number with that mistake.
+        ask: what to say to any other number.
+        right: what to say of a right answer.
+    """
+    if unanswered(answer):
+        return
+    value = number(answer)
+    if value is None:
+        return say(False, f"the answer is a {type(answer).__name__}; needed one number")
+    if _close(value, truth):
+        return say(True, right)
+    for hint, mistaken in hints.items():
+        if _close(value, mistaken):
+            return say(False, hint)
+    say(False, f"{value:g} is not it: {ask}")
 
 
 def check_function(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -13,7 +13,7 @@ from medm2g_core.data.findings import check_finding
 from medm2g_core.data.mri import TISSUES, signal
 from medm2g_core.data.mri import Sequence as PulseSequence
 from medm2g_core.data.xray import MU_WATER
-from medm2g_core.show.answers import number, returned, say, unanswered
+from medm2g_core.show.answers import number, returned, say, unanswered, wrong_names
 from medm2g_core.streams import STREAMS, Finding
 
 __all__ = [
@@ -31,26 +31,11 @@ _ECHO_MS = 15.0  # of the sequences that are compared; both the same, so it canc
 _GONE = 0.01  # of the full signal: what the eye no longer sees
 
 
-def _wrong_names(what: str, answer: Any, known: Collection[str]) -> str:
-    """What keeps an answer from being a list of different known names; empty if nothing does."""
-    offer = f"a list of names out of {', '.join(known)}"
-    if not isinstance(answer, list | tuple):
-        return f"{what} is a {type(answer).__name__}; needed {offer}"
-    for name in answer:
-        if not isinstance(name, str):
-            return f"{what} holds a {type(name).__name__}; needed {offer}"
-        if name not in known:
-            return f"{what} holds {name!r}; needed {offer}"
-    if len(set(answer)) < len(answer):
-        return f"{what} holds a name twice"
-    return ""
-
-
 def check_call(given: Sequence[str] | None, want: Sequence[str] | None) -> None:
     """T1 and proton density exist, T2 and FLAIR are missing: two lists of stream names."""
     if unanswered(given, want) or given is None or want is None:
         return None
-    wrong = _wrong_names("given", given, STREAMS) or _wrong_names("want", want, STREAMS)
+    wrong = wrong_names("given", given, STREAMS) or wrong_names("want", want, STREAMS)
     if wrong:
         return say(False, wrong)
     have, need = set(given), set(want)
@@ -90,7 +75,7 @@ def check_unseen_pair(pair: Sequence[str] | None) -> None:
     """Two modalities that the three rounds never train together."""
     if unanswered(pair) or pair is None:
         return None
-    wrong = _wrong_names("the pair", pair, _MODALITIES)
+    wrong = wrong_names("the pair", pair, _MODALITIES)
     if wrong or len(pair) != 2:
         return say(False, wrong or f"two names are needed, got {len(pair)}")
     if set(pair) in _TRAINED:

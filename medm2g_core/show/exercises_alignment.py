@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from medm2g_core.metrics.retrieval import ceiling_hits
-from medm2g_core.show.answers import check_function, number, say, unanswered
+from medm2g_core.show.answers import check_function, check_number
 
 __all__ = ["check_ceiling", "check_shared_partners", "check_start_loss"]
 
@@ -74,25 +74,23 @@ def check_shared_partners(
 
 def check_start_loss(loss: float | None) -> None:
     """InfoNCE of an encoder that gives the same vector to everything, for 64 pairs."""
-    if unanswered(loss):
-        return None
-    value = number(loss)
-    if value is None:
-        return say(False, f"the answer is a {type(loss).__name__}; needed one number")
-    hints = {
-        math.log2(
-            START_BATCH
-        ): "that is the logarithm to base 2; cross entropy has the natural one",
-        math.log10(START_BATCH): "that is the logarithm to base 10; cross entropy has the natural",
-        1 / START_BATCH: "that is the chance of a lucky guess; the loss is minus its logarithm",
-        -math.log(START_BATCH): "the loss is minus the logarithm of a chance, so it is positive",
-    }
-    if math.isclose(value, math.log(START_BATCH), abs_tol=0.01):
-        return say(True, "so a first loss far above ln B says that something is wrong.")
-    for wrong, hint in hints.items():
-        if math.isclose(value, wrong, abs_tol=0.005):
-            return say(False, hint)
-    return say(False, f"{value:g} is not it: what does the softmax give to {START_BATCH} equals?")
+    truth = math.log(START_BATCH)
+    check_number(
+        loss,
+        truth,
+        hints={
+            "that is the logarithm to base 2; cross entropy has the natural one": math.log2(
+                START_BATCH
+            ),
+            "that is the logarithm to base 10; cross entropy has the natural one": math.log10(
+                START_BATCH
+            ),
+            "that is the chance of a lucky guess; the loss is minus its logarithm": 1 / START_BATCH,
+            "the loss is minus the logarithm of a chance, so it is positive": -truth,
+        },
+        ask=f"what does the softmax give to {START_BATCH} equals?",
+        right="so a first loss far above ln B says that something is wrong.",
+    )
 
 
 def check_ceiling(function: Callable[[Sequence[Hashable], int], Any] | None) -> None:

@@ -1,5 +1,4 @@
-"""Checks of the exercises of the notebook on cross-guided diffusion, see
-`medm2g_core.show.answers`."""
+"""Checks of the exercises in notebook 05, see `medm2g_core.show.answers`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Checks of the exercises of the notebook on the visual invariant: each prints what it thinks,
-whatever it is given, and never raises."""
+"""Checks of the exercises in notebook 04, see `medm2g_core.show.answers`."""
 
 from __future__ import annotations
 
@@ -10,8 +9,7 @@ import torch
 
 from medm2g_core.alignment.objective import visual_invariant_loss
 from medm2g_core.profiles import AlignmentConfig
-from medm2g_core.show.answers import check_function, say, unanswered
-from medm2g_core.show.exercises import _wrong_names
+from medm2g_core.show.answers import check_function, say, unanswered, wrong_names
 
 __all__ = ["check_shortcut", "check_transforms", "check_variance_term"]
 
@@ -85,7 +83,7 @@ def check_transforms(names: Sequence[str] | None) -> None:
     """The transforms after which the report of a chest is still true."""
     if unanswered(names) or names is None:
         return None
-    wrong = _wrong_names("the answer", names, _TRANSFORMS)
+    wrong = wrong_names("the answer", names, _TRANSFORMS)
     if wrong:
         return say(False, wrong)
     for name, (keeps, why) in _TRANSFORMS.items():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from medm2g_core.show.answers import check_function, number, returned, say, unanswered
+from medm2g_core.show.answers import check_function, check_number, number, returned, say, unanswered
 
 __all__ = ["check_kl_prior", "check_noise_level", "check_ratio"]
 
@@ -59,22 +59,17 @@ def check_kl_prior(function: Callable[[torch.Tensor, torch.Tensor, float], Any] 
 
 def check_ratio(ratio: float | None) -> None:
     """Numbers of a 512 x 512 colour picture for each number of its latent (4, 64, 64)."""
-    if unanswered(ratio):
-        return None
-    value = number(ratio)
-    if value is None:
-        return say(False, f"the answer is a {type(ratio).__name__}; needed one number")
-    hints = {
-        64.0: "that is the ratio of places; count the channels on both sides too",
-        16.0: "a colour picture has three channels",
-        LATENT / PICTURE: "the other way round: how many go in for one that comes out",
-    }
-    if math.isclose(value, PICTURE / LATENT, rel_tol=1e-3):
-        return say(True, "a natural picture can spare more than a scan can.")
-    for wrong, hint in hints.items():
-        if math.isclose(value, wrong, rel_tol=1e-3):
-            return say(False, hint)
-    return say(False, f"{value:g} is not it: count the numbers of both tensors")
+    check_number(
+        ratio,
+        PICTURE / LATENT,
+        hints={
+            "that is the ratio of places; count the channels on both sides too": 64.0,
+            "a colour picture has three channels": 16.0,
+            "the other way round: how many go in for one that comes out": LATENT / PICTURE,
+        },
+        ask="count the numbers of both tensors",
+        right="a natural picture can spare more than a scan can.",
+    )
 
 
 def check_noise_level(level: float | None, cost: Callable[[float], Any]) -> None:

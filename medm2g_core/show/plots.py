@@ -6,7 +6,7 @@ global option.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -40,10 +40,8 @@ def grid(
     *,
     columns: int = 6,
     limits: tuple[float, float] = (-1.0, 1.0),
-    cmap: str = "gray",
     size: float = 1.28,
     title: str = "",
-    sides: bool = False,
 ) -> Figure:
     """Pictures row by row.
 
@@ -51,7 +49,7 @@ def grid(
         images: (N, 1, H, W), (N, H, W), or N pictures of any size, values within ``limits``.
         titles: written under them, one each or none at all.
         columns: pictures a row.
-        limits, cmap, sides: as of `Panel`.
+        limits: values of black and white.
         size: side of a picture in inches.
         title: above everything.
 
@@ -65,8 +63,7 @@ def grid(
         raise ValueError(f"{columns} columns; needed at least 1")
     words = titles or [""] * len(pictures)
     cells: list[Cell] = [
-        Panel(p, w, limits=limits, cmap=cmap, sides=sides)
-        for p, w in zip(pictures, words, strict=True)
+        Panel(p, w, limits=limits, sides=False) for p, w in zip(pictures, words, strict=True)
     ]
     rows = [("", cells[i : i + columns]) for i in range(0, len(cells), columns)]
     return contact_sheet(rows, title=title, size=size)
@@ -76,15 +73,12 @@ def strip(
     images: torch.Tensor | Sequence[torch.Tensor],
     titles: Sequence[str] = (),
     *,
-    limits: tuple[float, float] = (-1.0, 1.0),
     size: float = 1.28,
     title: str = "",
 ) -> Figure:
     """`grid` in a single row: one picture as something grows from left to right."""
     pictures = list(images)
-    return grid(
-        pictures, titles, columns=max(1, len(pictures)), limits=limits, size=size, title=title
-    )
+    return grid(pictures, titles, columns=max(1, len(pictures)), size=size, title=title)
 
 
 def _dress(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
@@ -101,7 +95,6 @@ def matrix(
     ylabel: str = "",
     limits: tuple[float, float] | None = None,
     cmap: str = "viridis",
-    groups: Sequence[Hashable] = (),
     rows: Sequence[str] = (),
     unit: str = "",
     size: float = 2.4,
@@ -112,8 +105,6 @@ def matrix(
         panels: title -> (rows, columns).
         xlabel, ylabel: what a column and a row are.
         limits: values of the two ends of the scale; the least and largest of all unless told.
-        groups: one label for each row and column (square matrices); lines are drawn between
-            neighbours with different ones.
         rows: names of the rows, written beside the first panel instead of their numbers.
         unit: what the scale counts.
         size: side of a panel in inches.
@@ -129,7 +120,6 @@ def matrix(
         min(a.min() for a in arrays.values()),
         max(a.max() for a in arrays.values()),
     )
-    edges = [i - 0.5 for i in range(1, len(groups)) if groups[i] != groups[i - 1]]
     with matplotlib.rc_context(STYLE):
         figure = Figure(
             figsize=(size * len(arrays) + 0.9, size + 0.55), dpi=DPI, layout="constrained"
@@ -139,9 +129,6 @@ def matrix(
             shown = axes.imshow(
                 a, cmap=cmap, vmin=low, vmax=high, interpolation="nearest", aspect="auto"
             )
-            for edge in edges:
-                axes.axhline(edge, color="white", linewidth=0.5)
-                axes.axvline(edge, color="white", linewidth=0.5)
             _dress(axes, xlabel, ylabel if axes is every[0] else "", name)
             if rows:
                 axes.set_yticks(range(len(rows)), rows if axes is every[0] else [""] * len(rows))
@@ -160,7 +147,6 @@ def curves(
     smooth: int = 1,
     points: bool = False,
     level: tuple[str, float] | None = None,
-    width: float = 4.2,
 ) -> Figure:
     """Lines over one pair of axes.
 
@@ -171,7 +157,6 @@ def curves(
             shorter, not bent.
         points: mark each value.
         level: label and height of a dashed line across, such as chance.
-        width: of the figure in inches.
 
     Raises:
         ValueError: no line, or one with another number of places than of values.
@@ -179,7 +164,7 @@ def curves(
     if not lines:
         raise ValueError("needed at least one line")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, 2.5), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(4.2, 2.5), dpi=DPI, layout="constrained")
         axes = figure.subplots()
         for i, (label, line) in enumerate(lines.items()):
             y = _array(line[1] if isinstance(line, tuple) else line)
@@ -216,7 +201,6 @@ def scatter(
     xlabel: str,
     ylabel: str,
     title: str = "",
-    size: float = 4.2,
 ) -> Figure:
     """Points in the plane, by up to two labels each: one is the colour, one the shape.
 
@@ -226,7 +210,6 @@ def scatter(
         mark: N labels; those of one label share a shape.
         joined: lists of rows that are joined by a thin line, such as the records of one patient.
         xlabel, ylabel: with their units.
-        size: of the figure in inches.
 
     Raises:
         ValueError: not (N, 2), or a number of labels other than N.
@@ -239,7 +222,7 @@ def scatter(
         )
     names, shapes = list(dict.fromkeys(colour)), list(dict.fromkeys(marks))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(size + 1.4, size), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(5.6, 4.2), dpi=DPI, layout="constrained")
         axes = figure.subplots()
         for rows in joined:
             line = xy[list(rows)]

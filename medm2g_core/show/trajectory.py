@@ -68,9 +68,5 @@ class Trajectory:
         steps = getattr(self, kind)[name]
         pictures = model.decode(name, torch.cat(steps))
         if not isinstance(pictures, torch.Tensor):
-            raise KeyError(f"{name} is no image stream; its steps are in `reports`")
+            raise KeyError(f"{name} is no image stream")
         return pictures.unflatten(0, (len(steps), -1))
-
-    def reports(self, model: MedM2G, kind: Kind = "denoised") -> list[list[str]]:
-        """Decoded steps of the report, from its latent alone: a list of B a step."""
-        return [list(model.decode("text", z)) for z in getattr(self, kind)["text"]]

@@ -1,5 +1,5 @@
-"""The checks of notebooks 02 and 03: what they accept, the mistakes that they name, and that
-nothing makes them raise."""
+"""The checks of notebooks 02 to 05: what they accept, the mistakes that they name, and that nothing
+makes them raise."""
 
 from __future__ import annotations
 
@@ -13,11 +13,26 @@ import torch
 from test_exercises import JUNK
 from torch.nn import functional as F
 
-from medm2g_core.show import exercises_alignment, exercises_latents
+from medm2g_core.show import (
+    exercises_alignment,
+    exercises_flows,
+    exercises_invariant,
+    exercises_latents,
+)
 from medm2g_core.show.exercises_alignment import (
     check_ceiling,
     check_shared_partners,
     check_start_loss,
+)
+from medm2g_core.show.exercises_flows import (
+    check_clean_from_velocity,
+    check_guides,
+    check_two_scales,
+)
+from medm2g_core.show.exercises_invariant import (
+    check_shortcut,
+    check_transforms,
+    check_variance_term,
 )
 from medm2g_core.show.exercises_latents import check_kl_prior, check_noise_level, check_ratio
 
@@ -45,6 +60,10 @@ def _ceiling(keys: list[str], k: int) -> float:
     return sum(min(k, keys.count(x)) / keys.count(x) for x in keys) / len(keys)
 
 
+_draw = torch.Generator().manual_seed(0)
+TAG, OTHER = torch.randn(2, 512, 8, generator=_draw)
+KEPT = ["shift by 3 %", "a little more contrast", "a little noise"]
+GUIDES: dict[str, Any] = {"ct": (0, 1), "mri_t1": (0.7, 1), "xray": (0.3, 0)}
 ANSWERS: list[tuple[Callable[..., None], Any, str]] = [
     (check_ratio, 48, "Right:"),
     (check_ratio, 64, "Not yet: that is the ratio of places"),
@@ -99,6 +118,34 @@ ANSWERS: list[tuple[Callable[..., None], Any, str]] = [
         lambda keys, k: sum(k / keys.count(x) for x in keys) / len(keys),
         "Not yet: of eight equals",
     ),
+    (check_variance_term, lambda a: (1 - a.std(0)).clamp(min=0).mean(), "Right:"),
+    (check_variance_term, lambda a: torch.relu(1 - a.double().std(dim=0)).mean(), "Right:"),
+    (check_variance_term, lambda a: (1 - a.std(0)).mean(), "Not yet: a dimension that varies"),
+    (check_variance_term, lambda a: (1 - a.var(0)).clamp(min=0).mean(), "Not yet: that is the var"),
+    (check_variance_term, lambda a: (1 - a.std(1)).clamp(min=0).mean(), "Not yet: the deviation"),
+    (check_variance_term, lambda a: (1 - a.std(0)).clamp(min=0).sum(), "Not yet: in case 1"),
+    (check_shortcut, (TAG, TAG), "Right:"),
+    (check_shortcut, (TAG, 3 * TAG + 1), "Right:"),
+    (check_shortcut, (TAG, OTHER), "Not yet: the two views"),
+    (check_shortcut, (TAG[:, :1].expand(-1, 8),) * 2, "Not yet: the dimensions"),
+    (check_shortcut, (TAG, TAG[:, :4]), "Not yet: needed two tensors"),
+    (check_shortcut, (TAG * torch.nan, TAG), "Not yet: a tensor holds NaN"),
+    (check_transforms, KEPT, "Right:"),
+    (check_transforms, KEPT[1:], "Not yet: 'shift by 3 %' is missing"),
+    (check_transforms, [*KEPT, "mirror left and right"], "Not yet: not 'mirror left and right'"),
+    (check_guides, GUIDES, "Right:"),
+    (check_guides, GUIDES | {"ct": (0.7, 1)}, "Not yet: a given stream is clean"),
+    (check_guides, GUIDES | {"mri_t1": (0, 1)}, "Not yet: streams that are drawn together"),
+    (check_guides, GUIDES | {"mri_t1": (0.7, 0)}, "Not yet: a given stream guides"),
+    (check_guides, GUIDES | {"xray": (0, 1)}, "Not yet: the X-ray does not exist"),
+    (check_guides, GUIDES | {"xray": 0}, "Not yet: xray: needed two numbers"),
+    (check_clean_from_velocity, lambda z, v, a, s: a * z - s * v, "Right:"),
+    (check_clean_from_velocity, lambda z, v, a, s: z - s * v, "Not yet: that is the rule of"),
+    (check_clean_from_velocity, lambda z, v, a, s: s * z + a * v, "Not yet: that is the noise"),
+    (check_clean_from_velocity, lambda z, v, a, s: (z - s * v) / a, "Not yet: there v would be"),
+    (check_two_scales, lambda e, p, g, w, u: e + w * (p - e) + u * (g - p), "Right:"),
+    (check_two_scales, lambda e, p, g, w, u: e + w * (p - e) + u * (g - e), "Not yet: the guide's"),
+    (check_two_scales, lambda e, p, g, w, u: w * (p - e) + u * (g - p), "Not yet: the base"),
 ]
 
 
@@ -129,7 +176,7 @@ def test_the_noise_level_is_judged_by_what_it_costs(
 
 CHECKS: dict[str, Callable[..., None]] = {
     name: getattr(module, name)
-    for module in (exercises_latents, exercises_alignment)
+    for module in (exercises_latents, exercises_alignment, exercises_invariant, exercises_flows)
     for name in module.__all__
 }
 
