@@ -2,10 +2,13 @@
 #   make PYTHON=python3.12 test        another Python
 #   make TORCH_INDEX=https://download.pytorch.org/whl/cpu demo     a CPU build of torch (Linux; PyPI's is for CUDA)
 #   make ARGS="--profile gpu" train    further arguments of the command
+#   make JOBS=4 test                   tests in four processes
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 ARGS ?=
+# Files of tests that run at once, one thread each.
+JOBS ?= 2
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -38,7 +41,7 @@ lint: $(VENV)/.ready ## ruff and mypy
 	$(PY) -m mypy
 
 test: prepare lint ## lint, all tests, and all notebooks against their stored outputs
-	$(PY) -m pytest tests $(if $(NOTEBOOKS),$(NBVAL) $(NOTEBOOKS)) --durations=15 $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile tests $(if $(NOTEBOOKS),$(NBVAL) $(NOTEBOOKS)) --durations=15 $(ARGS)
 
 oldest: prepare ## the tests (not the slow ones) with the oldest supported versions, in outputs/oldest
 	$(PY) tests/oldest.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) -m "not slow" $(ARGS)
