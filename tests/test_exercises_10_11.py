@@ -3,15 +3,23 @@ nothing makes them raise."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_exercises import JUNK
 from torch.nn import functional as F
 
-from medm2g_core.show import exercises_unified
+from medm2g_core.show import exercises_results, exercises_unified
+from medm2g_core.show.exercises_results import (
+    CLAIMS,
+    check_claims,
+    check_paired_low,
+    check_smallest_n,
+)
 from medm2g_core.show.exercises_unified import (
     check_agreement,
     check_follower_level,
@@ -25,6 +33,15 @@ def _pearson(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (u * w).sum(0).div(len(a) - 1).mean()
 
 
+def _paired(x: np.ndarray, y: np.ndarray, index: np.ndarray, at: float = 0.025) -> float:
+    return float(np.quantile((x - y)[index].mean(1), at))
+
+
+def _smallest(gap: float, deviation: float) -> int:
+    return math.floor((1.96 * deviation / gap) ** 2) + 1
+
+
+CARRIED = [name for name, (carried, _) in CLAIMS.items() if carried]
 ROADS = {
     "xray to ct": "prompt",
     "ct to mri": "both",
@@ -84,6 +101,55 @@ ANSWERS: list[tuple[Callable[..., None], Any, str]] = [
     ),
     (check_roads, ROADS | {"ct to mri": 1}, "Not yet: ct to mri: needed one of"),
     (check_roads, {"ct to mri": "both"}, "Not yet: needed a dict with the keys"),
+    (check_paired_low, _paired, "Right:"),
+    (
+        check_paired_low,
+        lambda x, y, i: np.quantile(x[i].mean(1) - y[np.roll(i, 1, 0)].mean(1), 0.025),
+        "Not yet: x and y must get the same patients",
+    ),
+    (check_paired_low, lambda x, y, i: _paired(x, y, i, 0.05), "Not yet: that is the end at 5 %"),
+    (check_paired_low, lambda x, y, i: _paired(x, y, i, 0.975), "Not yet: that is the upper end"),
+    (
+        check_paired_low,
+        lambda x, y, i: np.quantile((x - y)[i], 0.025),
+        "Not yet: that is the interval of single patients",
+    ),
+    (
+        check_paired_low,
+        lambda x, y, i: (x - y).mean() - 1.96 * (x - y).std(ddof=1) / len(x) ** 0.5,
+        "Not yet: that is a normal interval",
+    ),
+    (check_paired_low, lambda x, y, i: _paired(y, x, i), "Not yet: the difference is the other"),
+    (check_smallest_n, _smallest, "Right:"),
+    (
+        check_smallest_n,
+        lambda gap, deviation: math.floor(1.96 * deviation / gap) + 1,
+        "Not yet: n stands under a root",
+    ),
+    (
+        check_smallest_n,
+        lambda gap, deviation: math.floor((deviation / gap) ** 2) + 1,
+        "Not yet: a 95 % interval has 1.96",
+    ),
+    (
+        check_smallest_n,
+        lambda gap, deviation: math.floor(2 * (1.96 * deviation / gap) ** 2) + 1,
+        "Not yet: that is for two groups",
+    ),
+    (
+        check_smallest_n,
+        lambda gap, deviation: (1.96 * deviation / gap) ** 2,
+        "Not yet: patients are whole",
+    ),
+    (
+        check_smallest_n,
+        lambda gap, deviation: _smallest(gap, deviation) - 1,
+        "Not yet: with that many 0 is still",
+    ),
+    (check_claims, CARRIED, "Right:"),
+    (check_claims, CARRIED[:1], 'Not yet: "A\'s control is at chance" is missing'),
+    (check_claims, [*CARRIED, "A beats D"], "Not yet: not 'A beats D': D was measured"),
+    (check_claims, ["A beats C"], "Not yet: the answer holds 'A beats C'"),
 ]
 
 
@@ -96,7 +162,10 @@ def test_right_answers_are_accepted_and_mistakes_are_named(
 
 
 CHECKS: dict[str, Callable[..., None]] = {
-    name: getattr(module, name) for module in (exercises_unified,) for name in module.__all__
+    name: getattr(module, name)
+    for module in (exercises_unified, exercises_results)
+    for name in module.__all__
+    if name.startswith("check_")
 }
 
 
@@ -111,7 +180,9 @@ def test_nothing_makes_a_check_raise_or_say_right(
     assert out.endswith("\n") and out.count("\n") == 1, "one sentence an answer"
 
 
-@pytest.mark.parametrize("check", [check_agreement, check_follower_level])
+@pytest.mark.parametrize(
+    "check", [check_agreement, check_follower_level, check_paired_low, check_smallest_n]
+)
 @pytest.mark.parametrize("junk", JUNK)
 def test_whatever_a_function_returns_is_answered(
     check: Callable[..., None], junk: str, capsys: pytest.CaptureFixture[str]
