@@ -63,7 +63,7 @@ def test_a_table_that_was_not_measured_says_so() -> None:
 
 
 def test_a_missing_sheet_names_its_program(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="medm2g_core.show.task_sheets"):
+    with pytest.raises(FileNotFoundError, match=r"medm2g_core\.show\.task_sheets"):
         paper_figure(4, tmp_path)
     with pytest.raises(ValueError, match="figures 1 to 7"):
         paper_figure(8)
