@@ -42,7 +42,8 @@ __all__ = [
 ]
 
 ROOT = RESULTS.parent
-WIDTH = 8.0  # inches of a page of sheets
+WIDTH = 7.2  # inches of a page of sheets
+SHARPNESS = 200  # pixels an inch of the written PNG; a notebook shows half of it
 ROUNDS_BELOW = 355  # of the diagram's 700 pixels of height: above it stands the network
 
 
@@ -362,7 +363,7 @@ def forest(rows: Sequence[Row], *, metric: str, title: str = "") -> Figure:
     if not own:
         raise ValueError(f"no row of the metric {metric!r}")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.5 * len(tasks) + 1.0), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(8.0, 0.5 * len(tasks) + 1.0), dpi=DPI, layout="constrained")
         axes = figure.subplots()
         step = 0.8 / len(KINDS)  # a task's marks share its band of height 1
         for y, task in enumerate(tasks):
@@ -399,15 +400,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     for number in FIGURES:
         figure = paper_figure(number)
-        png = figure.png(greys=128)
-        atomic_write(out / f"figure_{number}.png", lambda p, png=png: p.write_bytes(png))
-        # without a date, so that the same figure is the same file
-        atomic_write(
-            out / f"figure_{number}.pdf",
-            lambda p, figure=figure: figure.savefig(
-                p, format="pdf", metadata={"CreationDate": None}
-            ),
-        )
+        for kind in ("png", "pdf"):
+            # without a date or a version, so that the same figure is the same file
+            nothing = {"Software": None} if kind == "png" else {"CreationDate": None}
+            atomic_write(
+                out / f"figure_{number}.{kind}",
+                lambda p, figure=figure, kind=kind, nothing=nothing: figure.savefig(
+                    p, format=kind, dpi=SHARPNESS, metadata=nothing
+                ),
+            )
         print(out / f"figure_{number}.png")
     outcomes, runs = load_results(RESULTS, ALL_SECTIONS), load_runs(RESULTS / "ablation")
     parts = [f"# {t.title.capitalize()}\n\n{paper_table(t, outcomes, runs)}" for t in TABLES]
