@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 ROOT = RESULTS.parent
-WIDTH = 7.2  # inches of a page of sheets
+WIDTH = 7.0  # inches of a page of sheets
 SHARPNESS = 200  # pixels an inch of the written PNG; a notebook shows half of it
 ROUNDS_BELOW = 355  # of the diagram's 700 pixels of height: above it stands the network
 
@@ -101,12 +101,11 @@ FIGURES: Mapping[int, PaperPicture] = {
     ),
     7: PaperPicture(
         "the other of the two",
-        "more pictures: text to CT, CT to T2, CT to report",
+        "more pictures: text to CT, CT to T2",
         f"What exactly the paper shows is not known. {_NO_REAL}",
         (
             ("text to CT", "results/sheet_text_to_ct.png"),
             ("CT to T2", "results/sheet_ct_to_t2.png"),
-            ("CT to report", "results/sheet_ct_to_report.png"),
         ),
     ),
 }
@@ -136,7 +135,10 @@ class PaperTable:
     missing: str = ""
 
 
-_OTHER_DATA = "No score on the paper's data: they need an application each, then `evaluate`."
+_OTHER_DATA = (
+    "No score on the paper's data, which may not be shipped; who has them gets it by"
+    " `evaluate --source`."
+)
 _REPORTS = ("finding F1, strict", "finding F1, presence", "BLEU-1, corpus", "BLEU-4, corpus")
 _DRAWN = ("finding AUC", "side accuracy", "Fréchet distance")
 _PIXELS = ("PSNR, dB", "SSIM", "lesion Dice (threshold)", "MAE, HU", "Fréchet distance")
