@@ -15,7 +15,7 @@ PY := $(VENV)/bin/python
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb) $(wildcard notebooks/solutions/*.ipynb))
 NBVAL = --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-current-env
 
-.PHONY: help demo test oldest lint lab prepare train smoke results unseen ablate bench clean
+.PHONY: help demo test oldest lint lab prepare train smoke results unseen ablate figures bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -64,6 +64,9 @@ unseen: prepare ## leave one person out: three short trainings (most of an hour;
 
 ablate: prepare ## component effects over three seeds (hours; resumable)
 	$(PY) -m medm2g_core ablate $(ARGS)
+
+figures: $(VENV)/.ready ## the paper's figures and tables, as measured here, in outputs/figures
+	@$(PY) -m medm2g_core.show.paper_figures $(ARGS)
 
 bench: prepare ## speed and memory
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "$$script"; $(PY) $$script; done

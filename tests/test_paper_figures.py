@@ -1,0 +1,92 @@
+"""Counterparts of the paper's figures and tables: all are there, and no number of the paper stands
+among ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medm2g_core.evaluation.source_page import PAPER
+from medm2g_core.evaluation.store import load_results
+from medm2g_core.evaluation.table import Row
+from medm2g_core.experiments.ablation import load_runs
+from medm2g_core.experiments.sections import ALL_SECTIONS
+from medm2g_core.show import paper_figures
+from medm2g_core.show.effects import RESULTS
+from medm2g_core.show.paper_figures import (
+    FIGURES,
+    ROOT,
+    TABLES,
+    forest,
+    main,
+    paper_figure,
+    paper_table,
+    quoted,
+    table_rows,
+)
+
+
+def test_sixteen_of_sixteen_have_a_counterpart() -> None:
+    assert list(FIGURES) == [1, 2, 3, 4, 5, 6, 7] and len(TABLES) == 9
+    outcomes, runs = load_results(RESULTS, ALL_SECTIONS), load_runs(RESULTS / "ablation")
+    for picture in FIGURES.values():
+        assert picture.paper and picture.ours
+        assert all((ROOT / file).is_file() for _, file in picture.sheets)
+    for table in TABLES:
+        rows = table_rows(table, outcomes)
+        assert rows if table.metrics else all(runs[g] for g in table.section.split())
+        assert table.missing
+
+
+def test_every_quoted_figure_of_the_paper_stands_in_one_table_and_apart_from_ours() -> None:
+    outcomes = load_results(RESULTS, ALL_SECTIONS)
+    found = [p for table in TABLES for p in quoted(table)]
+    assert sorted(map(id, found)) == sorted(map(id, PAPER)), "each once"
+    for table in TABLES:
+        ours, *theirs = paper_table(table, outcomes, load_runs(RESULTS / "ablation")).split(
+            "| the paper, on its own data [S] |"
+        )
+        assert bool(theirs) == bool(quoted(table))
+        for p in quoted(table):
+            assert f"| {p.value} |" not in ours and f"| {p.value} | {p.differs} |" in theirs[0]
+
+
+def test_the_two_halves_of_the_diagram_are_the_whole() -> None:
+    network, rounds = (paper_figure(n) for n in (2, 3))
+    limits = network.axes[0].get_ylim(), rounds.axes[0].get_ylim()
+    assert limits[0][0] == limits[1][1] and limits[1][0] == 0
+
+
+def test_a_table_that_was_not_measured_says_so() -> None:
+    assert "Not measured yet: `translation`" in paper_table(TABLES[4], {}, {})
+
+
+def test_a_missing_sheet_names_its_program(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"medm2g_core\.show\.task_sheets"):
+        paper_figure(4, tmp_path)
+    with pytest.raises(ValueError, match="figures 1 to 7"):
+        paper_figure(8)
+
+
+def test_a_forest_shows_each_kind_once_and_refuses_an_unknown_metric() -> None:
+    who = ("model", "control: other", "baseline: mean image", "baseline: regression", "ceiling: x")
+    rows = [Row("A → B", "PSNR, dB", w, 20.0 + i, 19.0, 26.0, 8) for i, w in enumerate(who)]
+    (axes,) = forest(rows, metric="PSNR, dB").axes
+    places = [line for line in axes.lines if len(line.get_xdata()) == 1]  # type: ignore[arg-type]
+    assert sorted(float(line.get_xdata()[0]) for line in places) == [20, 21, 22, 23, 24]  # type: ignore[index, arg-type]
+    with pytest.raises(ValueError, match="no row of the metric 'SSIM'"):
+        forest(rows, metric="SSIM")
+
+
+def test_everything_is_written_as_png_and_pdf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {n: FIGURES[n] for n in (3, 6)}
+    monkeypatch.setattr(paper_figures, "FIGURES", few)
+    assert main(["--out", str(tmp_path)]) == 0
+    first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    assert set(first) == {f"figure_{n}.{e}" for n in few for e in ("png", "pdf")} | {"tables.md"}
+    assert first["figure_3.pdf"].startswith(b"%PDF") and first["figure_3.png"][1:4] == b"PNG"
+    text = first["tables.md"].decode()
+    assert text.count("*Missing:*") == len(TABLES)
