@@ -184,8 +184,10 @@ def notes_on_report(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
     words = re.findall(r"[^\W\d_]+", text)
     if not words:
         return ["there are no words in it: whatever is drawn has nothing to do with it"]
-    pieces = tokenizer([f" {w}" for w in words], add_special_tokens=False)["input_ids"]
-    if sum(map(len, pieces)) / len(words) >= MAX_PIECES:
+    others = other_findings(text)
+    unknown = [w for w in words if w.lower() not in " ".join(others) and not find_mentions(w)]
+    pieces = sum(len(tokenizer.tokenize(f" {word}")) for word in unknown)
+    if pieces / len(words) >= MAX_PIECES:
         return [
             "the model does not know most of its words (another language?): it reads English"
             " reports of chests and brains, and will draw something, most likely a normal body"
@@ -197,7 +199,6 @@ def notes_on_report(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
             "it names no finding that the model knows, so a normal body will be drawn; known are:"
             f" {known}"
         )
-    others = other_findings(text)
     if others:
         more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
         notes.append(

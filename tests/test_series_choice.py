@@ -103,7 +103,9 @@ def test_of_two_equal_ct_series_the_other_is_named(tmp_path: Path) -> None:
     save_series(tmp_path / "a", chest(), SeriesInstanceUID="1.2.1", SeriesDescription="one")
     save_series(tmp_path / "b", chest(), SeriesInstanceUID="1.2.2", SeriesDescription="two")
     notes = " ".join(read_stream(tmp_path, "ct").notes)
-    assert "two: 40 images would have fitted as well; to see it, give its files in a folder" in notes
+    assert (
+        "two: 40 images would have fitted as well; to see it, give its files in a folder" in notes
+    )
 
 
 def test_two_films_of_two_patients_are_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from medm2g_core.data.dicom import read_dicom_file, read_dicom_folder
 from medm2g_core.data.intensity import check_hu, mr_to_unit, xray_to_unit
+from medm2g_core.data.itk_files import read_itk
 from medm2g_core.data.pictures import read_picture
 from medm2g_core.data.plausibility import (
     check_header,
@@ -44,7 +45,6 @@ from medm2g_core.data.volumes import (
     SYNTHETIC_MARK,
     FileError,
     Volume,
-    read_itk,
     read_nifti,
     sniff,
 )

@@ -47,6 +47,10 @@ _ARCHIVE = ("torchxrayvision", "torchxrayvision/data/NLMCXR_reports.tgz")
 _LARGEST_MEMBER = 1_000_000  # bytes; the largest real report has some ten thousand
 
 
+MAX_DEPTH = 64
+"""Elements within elements; an IU report has eight levels."""
+
+
 class IUReportError(ValueError):
     """The archive or a report in it is not what the IU collection holds."""
 
@@ -127,17 +131,36 @@ def parse_mesh(term: str) -> MeshTerm:
     return MeshTerm(parts[0], tuple(p for p in parts[1:] if p))
 
 
+class _Shallow(ElementTree.TreeBuilder):
+    """Builds a tree of a report's depth; one nested without end would overflow the stack of the
+    parser, which ends the process."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.depth = name, 0
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> ElementTree.Element:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise IUReportError(f"{self.name}: nested more than {MAX_DEPTH} deep; no IU report is")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> ElementTree.Element:
+        self.depth -= 1
+        return super().end(tag)
+
+
 def parse_iu_report(xml: bytes, name: str) -> IUReport:
     """One report from the bytes of its XML file; ``name`` is for messages.
 
     Raises:
-        IUReportError: not XML, a document type declaration, or no id.
+        IUReportError: not XML, nested without end, a document type declaration, or no id.
     """
     # The collection has no document type; refusing one rules out entity expansion.
     if b"<!DOCTYPE" in xml or b"<!ENTITY" in xml:
         raise IUReportError(f"{name}: a document type declaration is not part of an IU report")
     try:
-        root = ElementTree.fromstring(xml)
+        root = ElementTree.fromstring(xml, ElementTree.XMLParser(target=_Shallow(name)))
     except ElementTree.ParseError as error:
         raise IUReportError(f"{name}: not readable as XML ({error})") from error
     uid_node = root.find("uId")

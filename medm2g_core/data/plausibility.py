@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from medm2g_core.data.film_views import film_pose, lung_contrast
 from medm2g_core.data.header_evidence import evidence, has_word, looks_like
 from medm2g_core.data.volumes import FileError
 
@@ -224,8 +225,22 @@ FLAT_REFUSED = 0.05
 NOISE_CORRELATION = 0.3
 """Of neighbouring pixels: anatomy at this resolution has 0.9 and more, noise none."""
 
-NEGATIVE_CONTRAST = -0.15
-"""Mediastinum minus lungs below which a film is taken for a negative."""
+NEGATIVE, NEGATIVE_CONTRAST = 0.1, 0.2
+"""A film is refused as a negative where its negative is so much more like a frontal film than
+itself (correlation), and its middle no more than this brighter than its lung fields. Of 2,048 right
+films none is (300 of the cohort, these twice newly acquired, 574 real ones as they are and newly
+acquired); of their negatives 97 % of the cohort's and 99.5 % of the real ones are."""
+
+ON_SIDE, UPSIDE_DOWN = 0.08, 0.15
+"""The same of the film turned by 90 and by 180 degrees, for a note. Of right films none of the
+cohort's is noted, 0.5 % of the real ones, and 1.9 % of those newly acquired. Of films turned by 90
+degrees 97 % and more are noted or refused (some are as good a negative); by 180 degrees 92 % of the
+real ones, but few of the cohort's, whose bellies and shoulders are alike at this size."""
+
+LATERAL_CONTRAST = -0.12
+"""A middle so much darker than one lung field is noted: in a lateral view the lungs lie in the
+middle. 29 of 30 lateral projections of the cohort's patients are noted, and 2 to 3 % of the right
+films: those with a white lung."""
 
 
 WHITE = 0.8
@@ -263,11 +278,8 @@ def check_picture(picture: np.ndarray, name: str) -> Verdict:
         verdict.notes.append("neighbouring pixels have nothing in common: noise, not a picture?")
     if name == "xray" and float(np.quantile(_edge(picture), 1 - AIR_AROUND)) > WHITE:
         verdict.notes.append("a white border: cut it off, or the film is a negative")
-    if name == "xray" and _lung_contrast(picture) < NEGATIVE_CONTRAST:
-        verdict.notes.append(
-            "looks like a negative (the lungs are brighter than the middle): give it with bone"
-            " bright"
-        )
+    if name == "xray":
+        _check_film(picture, verdict)
     return verdict
 
 
@@ -283,12 +295,22 @@ def neighbour_correlation(picture: np.ndarray) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-def _lung_contrast(picture: np.ndarray) -> float:
-    """Middle of a frontal chest film minus its lung fields, in the picture's units."""
-    rows, columns = picture.shape
-    band = picture[round(0.25 * rows) : round(0.6 * rows)]
-    middle = band[:, round(0.45 * columns) : round(0.55 * columns)]
-    sides = [
-        band[:, round(a * columns) : round(b * columns)] for a, b in ((0.2, 0.38), (0.62, 0.8))
-    ]
-    return float(np.median(middle)) - float(max(np.median(s) for s in sides))
+def _check_film(picture: np.ndarray, verdict: Verdict) -> None:
+    """Add to ``verdict`` how a chest film lies, if not upright and frontal."""
+    pose, contrast = film_pose(picture), lung_contrast(picture)
+    turned = pose.on_side - pose.upright > ON_SIDE
+    if pose.negative - pose.upright > NEGATIVE and contrast < NEGATIVE_CONTRAST:
+        verdict.refusal = (
+            "it is a negative, or lies on its side: give it with air and lungs dark, bones bright"
+            " and the head at the top; of a DICOM file see whether the PhotometricInterpretation"
+            " is right"
+        )
+    elif turned and pose.on_side >= pose.upside_down:
+        verdict.notes.append("seems to lie on its side: turn it so that the head is at the top")
+    elif pose.upside_down - pose.upright > UPSIDE_DOWN:
+        verdict.notes.append("seems to be upside down: turn it so that the head is at the top")
+    elif contrast < LATERAL_CONTRAST:
+        verdict.notes.append(
+            "the middle is darker than a lung: a lateral view, or a white lung? the model knows"
+            " frontal films only"
+        )

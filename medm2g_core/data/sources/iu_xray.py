@@ -35,7 +35,7 @@ from medm2g_core.data.sources.base import (
     SourceStudy,
 )
 from medm2g_core.data.sources.radiographs import Film, read_film
-from medm2g_core.data.sources.tables import find_file, read_table
+from medm2g_core.data.sources.tables import NOT_THAT_FORM, find_file, read_table
 from medm2g_core.data.sources.trees import files_below
 from medm2g_core.data.volumes import FileError
 
@@ -333,10 +333,10 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv,
                 (split, str(s["id"]), str(s["report"]), _listed(s["image_path"]))
                 for split, s in studies
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except NOT_THAT_FORM as error:
             raise SourceError(
                 f"{annotation}: not R2Gen's form, {{train, val, test: [{{id, report, image_path,"
-                f" split}}]}} ({error!r})"
+                f" split}}]}} ({type(error).__name__}: {error})"
             ) from error
         if not rows:
             raise self.not_here(annotation.parent, f"{annotation.name} lists no study")
