@@ -152,7 +152,7 @@ def run(count: int, seed: int, workers: int, log: Path) -> None:
     done = {chunk["first"] for chunk in tried(log)}
     firsts = [f for f in range(0, count, CHUNK) if f not in done]
     todo = sum(min(CHUNK, count - f) for f in firsts)
-    bar = tqdm(total=count, initial=count - todo, unit="file", unit_scale=True)
+    bar = tqdm(total=count, initial=count - todo, unit="file", unit_scale=True, mininterval=1)
     pool = [Worker(seed) for _ in range(min(workers, max(1, len(firsts))))]
     with log.open("a", encoding="utf-8") as out:
         for first in firsts:

@@ -3,6 +3,7 @@ some hundred of each, and by ``benchmarks/robustness.py``, which tries a million
 
 from __future__ import annotations
 
+import gzip
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ TOKENS = (
     b"9" * 5_000,
 )
 """What is put between: numbers out of range, ends of lines and of texts, nesting without end."""
+
+GZIP = b"\x1f\x8b"
 
 MAX_LETTERS, MAX_LINES = 600, 3
 """Of a refusal. How a data set's folders should lie comes after it and does not count."""
@@ -147,7 +150,9 @@ def _tables(source: str, root: Path) -> None:
 
 def mutated(whole: bytes, rng: np.random.Generator) -> bytes:
     """A few bytes of the header changed, replaced by a special number, left out, or a token put
-    between them, and sometimes the end cut off."""
+    between them, and sometimes the end cut off; of a packed file mostly of what is packed."""
+    if whole[:2] == GZIP and rng.random() < 0.8:
+        return gzip.compress(mutated(gzip.decompress(whole), rng), 1, mtime=0)
     raw = bytearray(whole)
     for _ in range(int(rng.integers(1, 6))):
         at = int(rng.integers(max(1, min(len(raw), HEADER_BYTES))))

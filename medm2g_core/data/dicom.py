@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -114,9 +116,18 @@ def _read_folder(folder: Path, stream_name: str) -> Volume:
 
 
 def _header(path: Path, *, pixels: bool) -> Dataset | None:
-    with blame(path, "reading DICOM"):
-        ds = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
+    with blame(path, "reading DICOM"), io.FileIO(path) as raw, _Bounded(raw) as file:
+        ds = pydicom.dcmread(file, force=True, stop_before_pixels=not pixels)
         return ds if len(ds) else None
+
+
+class _Bounded(io.BufferedReader):
+    """A file that is never asked for more than it has: a broken length of a DICOM element would
+    take up to 4 GB of memory before the end of the file is met."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def _grey(path: Path, ds: Dataset, notes: list[str]) -> Grey:

@@ -161,7 +161,9 @@ def parse_iu_report(xml: bytes, name: str) -> IUReport:
         raise IUReportError(f"{name}: a document type declaration is not part of an IU report")
     try:
         root = ElementTree.fromstring(xml, ElementTree.XMLParser(target=_Shallow(name)))
-    except ElementTree.ParseError as error:
+    except IUReportError:
+        raise
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: its encoding
         raise IUReportError(f"{name}: not readable as XML ({error})") from error
     uid_node = root.find("uId")
     uid = uid_node.get("id", "") if uid_node is not None else ""

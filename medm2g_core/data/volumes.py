@@ -227,8 +227,7 @@ def read_nifti(path: Path) -> Volume:
     with blame(path, "reading NIfTI"):
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=io.BytesIO(data)) as unpacked:
-                data = unpacked.read(MAX_VOXELS * 4)
+            data = _unpacked(data)
         if data[344:348] == b"ni1\0" or data[4:8] == b"ni2\0":
             raise FileError(
                 f"{path}: this is half of a NIfTI pair (.hdr with .img); convert it to one .nii.gz"
@@ -285,6 +284,19 @@ def read_nifti(path: Path) -> Volume:
     if description.startswith(SYNTHETIC_MARK):
         volume.tags = {"stream": bytes(header["intent_name"]).rstrip(b"\0").decode("latin-1")}
     return volume
+
+
+_PIECE = 1 << 24
+
+
+def _unpacked(data: bytes) -> bytes:
+    """What gzip packed, up to the largest size that is read; in pieces, for one read takes the
+    memory that it asks for and not what it gets."""
+    pieces: list[bytes] = []
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+        while len(pieces) * _PIECE < MAX_VOXELS * 4 and (piece := packed.read(_PIECE)):
+            pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _looks_elsewhere(header: Any, sform: np.ndarray) -> bool:
