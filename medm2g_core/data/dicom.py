@@ -24,6 +24,7 @@ from medm2g_core.data.volumes import SYNTHETIC_MARK, FileError, Volume, blame, o
 __all__ = ["read_dicom_file", "read_dicom_folder"]
 
 MAX_FILES = 20_000
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"})
 NO_DISPLAY = frozenset({"CT", "MR", "PT", "NM"})
 """Modalities whose values are measurements; in the others the picture shown is what counts."""
 
@@ -86,6 +87,9 @@ def _read_folder(folder: Path, stream_name: str) -> Volume:
             broken.append(str(error))
     if not frames:
         why = f"; the first problem: {broken[0]}" if broken else ""
+        packed = [p.name for p in found if p.suffix.lower() in _ARCHIVES]
+        if packed:
+            why = f"; unpack {packed[0]} first"
         raise FileError(
             f"{folder}: no DICOM image among {len(found)} files; of other formats give the"
             f" file itself{why}"

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-__all__ = ["FilmPose", "film_pose", "lung_contrast"]
+__all__ = ["FilmPose", "film_pose", "lung_contrast", "without_frame"]
 
 SIDE = 24
 """Pixels of a drawing: coarser than ribs, finer than lungs."""
@@ -61,7 +61,7 @@ def film_pose(picture: np.ndarray) -> FilmPose:
     Args:
         picture: (H, W), -1..1, bone bright.
     """
-    film = _without_frame(picture.astype(np.float32))
+    film = without_frame(picture.astype(np.float32))
     if min(film.shape) < SIDE:
         return FilmPose(0.0, 0.0, 0.0, 0.0)
     small = np.asarray(Image.fromarray(film).resize((SIDE, SIDE), Image.Resampling.BOX))
@@ -76,7 +76,7 @@ def film_pose(picture: np.ndarray) -> FilmPose:
     )
 
 
-def _without_frame(picture: np.ndarray) -> np.ndarray:
+def without_frame(picture: np.ndarray) -> np.ndarray:
     """A picture without the rows and columns along its edge that hold one grey: what pads it to a
     square, and what a collimator leaves black."""
     for _ in range(2):  # rows, then columns; and turned back

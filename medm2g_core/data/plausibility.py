@@ -15,13 +15,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from scipy import ndimage
 
-from medm2g_core.data.film_views import film_pose, lung_contrast
+from medm2g_core.data.film_views import film_pose, lung_contrast, without_frame
 from medm2g_core.data.header_evidence import evidence, has_word, looks_like
 from medm2g_core.data.volumes import FileError
+from medm2g_core.streams import unit_to_hu
 
 __all__ = [
     "Verdict",
+    "check_film_frame",
     "check_header",
     "check_picture",
     "check_size",
@@ -243,6 +247,18 @@ middle. 29 of 30 lateral projections of the cohort's patients are noted, and 2 t
 films: those with a white lung."""
 
 
+UNLIKE = 0.3
+"""Correlation with a drawing of a frontal film below which a picture is hardly one. None of the
+cohort's films is, 1 % of the real ones."""
+
+LEAST_LUNG = 0.03
+"""Air between the first and last tissue of a row of a CT slice, as a part of all that is between.
+Of 256 slices of the cohort, as they are and newly acquired, none has less."""
+
+LEAST_FILM, WIDEST_FILM = 0.6, 1.8
+"""Part of a picture that its film takes, and its width over its height: of 575 real films none is
+beyond."""
+
 WHITE = 0.8
 """A film has no such brightness all along its edge."""
 
@@ -280,7 +296,23 @@ def check_picture(picture: np.ndarray, name: str) -> Verdict:
         verdict.notes.append("a white border: cut it off, or the film is a negative")
     if name == "xray":
         _check_film(picture, verdict)
+    if name == "ct" and _share_of_lung(picture) < LEAST_LUNG:
+        verdict.notes.append(
+            "no lungs in it: another part of the body, or another slice? the model knows chests"
+        )
     return verdict
+
+
+def _share_of_lung(picture: np.ndarray) -> float:
+    """Part of the body in a CT slice (H, W; -1..1) that is air and not at its edge."""
+    hu = unit_to_hu(torch.from_numpy(picture)).numpy()
+    solid = ndimage.binary_opening(hu > AIR_HU)  # without the table
+    if not solid.any():
+        return 0.0
+    # Between the first and the last tissue of a row: the lungs may be cut at top and bottom.
+    right, left = (np.logical_or.accumulate(x, axis=1) for x in (solid, solid[:, ::-1]))
+    inside = right & left[:, ::-1]
+    return float((inside & (hu < AIR_HU)).sum() / inside.sum())
 
 
 def neighbour_correlation(picture: np.ndarray) -> float:
@@ -314,3 +346,25 @@ def _check_film(picture: np.ndarray, verdict: Verdict) -> None:
             "the middle is darker than a lung: a lateral view, or a white lung? the model knows"
             " frontal films only"
         )
+    elif pose.upright < UNLIKE:
+        verdict.notes.append("hardly like a frontal chest film: is it one, and the whole picture?")
+
+
+def check_film_frame(unit: np.ndarray) -> Verdict:
+    """Whether a radiograph fills its picture.
+
+    Args:
+        unit: (rows, columns) of the whole file, -1..1, not yet padded to a square.
+    """
+    verdict = Verdict()
+    rows, columns = unit.shape
+    share = without_frame(unit).size / unit.size
+    if columns > WIDEST_FILM * rows:
+        verdict.notes.append(
+            f"{columns / rows:.1f} times as wide as high: two films side by side? give one"
+        )
+    elif share < LEAST_FILM:
+        verdict.notes.append(
+            f"the film takes {share:.0%} of the picture (a screenshot?): cut it to the film"
+        )
+    return verdict

@@ -39,6 +39,7 @@ __all__ = [
     "FileError",
     "Volume",
     "blame",
+    "first_bytes",
     "named",
     "one_sentence",
     "oriented",
@@ -145,6 +146,21 @@ def blame(path: Path, doing: str) -> Iterator[None]:
 
 def sniff(path: Path) -> str:
     """Format of a file from its first bytes: a `Volume.kind`, or ``""`` if unknown."""
+    head, packed = first_bytes(path)
+    kind = _kind(head)
+    if packed and kind not in ("nifti", ""):
+        raise FileError(
+            f"{path}: {kind} packed with gzip; unpack it first (only NIfTI is read packed)"
+        )
+    return kind
+
+
+def first_bytes(path: Path) -> tuple[bytes, bool]:
+    """The first bytes of a file, unpacked if it is packed with gzip, and whether it is.
+
+    Raises:
+        FileError: empty, or cannot be read.
+    """
     try:
         with path.open("rb") as stream:
             head = stream.read(4096)
@@ -156,12 +172,7 @@ def sniff(path: Path) -> str:
         raise FileError(f"{path}: cannot be read ({error})") from error
     if not head:
         raise FileError(f"{path}: the file is empty")
-    kind = _kind(head)
-    if packed and kind not in ("nifti", ""):
-        raise FileError(
-            f"{path}: {kind} packed with gzip; unpack it first (only NIfTI is read packed)"
-        )
-    return kind
+    return head, packed
 
 
 def _kind(head: bytes) -> str:
