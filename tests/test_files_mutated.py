@@ -29,4 +29,5 @@ def test_mutated_files_load_or_are_refused(cases: dict[str, Case], name: str) ->
     case.path.write_bytes(case.whole)
     failures = set(outcomes) - {"read", "refused"}
     assert not failures, sorted(failures)[:5]
-    assert outcomes["refused"] > (count // 5 if name in IMAGES else 0), "the mutations do some harm"
+    if name in IMAGES:  # of a table a damaged row may be left out and counted
+        assert outcomes["refused"] > count // 5, "the mutations do some harm"

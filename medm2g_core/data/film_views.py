@@ -79,11 +79,14 @@ def film_pose(picture: np.ndarray) -> FilmPose:
 def without_frame(picture: np.ndarray) -> np.ndarray:
     """A picture without the rows and columns along its edge that hold one grey: what pads it to a
     square, and what a collimator leaves black."""
+    film = picture
     for _ in range(2):  # rows, then columns; and turned back
-        low, high = np.quantile(picture, (0.1, 0.9), axis=1)
+        low, high = np.quantile(film, (0.1, 0.9), axis=1)
         filled = np.flatnonzero(high - low > PLAIN)
-        picture = picture[filled[0] : filled[-1] + 1].T if len(filled) else picture[:0].T
-    return picture
+        if not len(filled):
+            return picture  # nothing tells a frame from a film
+        film = film[filled[0] : filled[-1] + 1].T
+    return film
 
 
 def _unit_rows(values: np.ndarray) -> np.ndarray:
