@@ -182,7 +182,7 @@ def test_a_picture_that_the_pipeline_would_refuse_is_no_study_and_its_doubts_are
 
     film = chest_film() * 2 - 1
     assert study(film).notes == ("read",)
-    with pytest.raises(FileError, match=r"a, xray: .* it is a negative"):
+    with pytest.raises(FileError, match="a, xray: it is a negative"):
         study(-film)
     with pytest.raises(FileError, match=r"a, xray: .* as a picture in 0\.\.1 has"):
         study((film + 1) / 2)
