@@ -26,6 +26,7 @@ __all__ = [
     "IUReport",
     "IUReportError",
     "MeshTerm",
+    "by_number",
     "clean_text",
     "load_iu_reports",
     "mesh_presence",
@@ -222,9 +223,14 @@ def read_iu_archive(archive: Path, progress: bool = True) -> tuple[IUReport, ...
         reports[report.uid] = report
     if not reports:
         raise IUReportError(f"{archive}: holds no report; needed ecgen-radiology/<n>.xml members")
-    return tuple(
-        sorted(reports.values(), key=lambda r: (int(re.sub(r"\D", "", r.uid) or 0), r.uid))
-    )
+    return tuple(sorted(reports.values(), key=by_number))
+
+
+def by_number(report: IUReport) -> tuple[int, str, str]:
+    """Key to sort reports with: by the number in the id, however long (a broken table may hold more
+    digits than Python makes a number of)."""
+    digits = re.sub(r"\D", "", report.uid).lstrip("0")
+    return len(digits), digits, report.uid
 
 
 def load_iu_reports(progress: bool = True) -> tuple[IUReport, ...]:

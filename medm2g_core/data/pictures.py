@@ -11,7 +11,9 @@ from medm2g_core.data.volumes import SYNTHETIC_MARK, FileError, Volume, blame
 
 __all__ = ["read_picture"]
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 50_000_000
+"""Of a picture: 43 x 35 cm at 0.1 mm are 15 million, and each takes some 20 bytes on the way."""
+
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that detectors deliver; a 16-bit file often holds one of the smaller ones (PadChest: 12)."""
 
