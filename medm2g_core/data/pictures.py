@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,8 @@ def read_picture(path: Path, kind: str) -> Volume:
     notes: list[str] = []
     with (
         blame(path, f"reading {kind.upper()}"),
-        Image.open(path, formats=[kind.upper()]) as opened,
+        # In memory: of a file Pillow asks for the 4 GB that a broken length claims.
+        Image.open(io.BytesIO(path.read_bytes()), formats=[kind.upper()]) as opened,
     ):
         if opened.width * opened.height > MAX_PIXELS:
             raise FileError(
