@@ -184,13 +184,16 @@ def notes_on_report(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
     words = re.findall(r"[^\W\d_]+", text)
     if not words:
         return ["there are no words in it: whatever is drawn has nothing to do with it"]
+    if text.isupper() and len(words) > 1:
+        return ["it is all in capitals, which the model does not know: give it in small letters"]
     others = other_findings(text)
     unknown = [w for w in words if w.lower() not in " ".join(others) and not find_mentions(w)]
     pieces = sum(len(tokenizer.tokenize(f" {word}")) for word in unknown)
     if pieces / len(words) >= MAX_PIECES:
         return [
-            "the model does not know most of its words (another language?): it reads English"
-            " reports of chests and brains, and will draw something, most likely a normal body"
+            "the model does not know most of its words (another language, abbreviations?): it reads"
+            " English reports of chests and brains, and will draw something, most likely a normal"
+            " body"
         ]
     notes = []
     if not find_mentions(text) and not NORMAL_WORDS.search(text):

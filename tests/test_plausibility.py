@@ -16,7 +16,10 @@ from replicas.files import chest, save_nifti
 from torch.nn import functional
 
 from medm2g_core.data.acquisition import acquire
+from medm2g_core.data.brain.pathology import sample_findings as brain_findings
+from medm2g_core.data.chest.pathology import sample_findings as chest_findings
 from medm2g_core.data.files import FileError, read_stream
+from medm2g_core.data.phrasing import phrase
 from medm2g_core.data.plausibility import check_picture
 from medm2g_core.inputs import notes_on_report
 from medm2g_core.model import load_tokenizer
@@ -221,6 +224,9 @@ REPORTS = {
     "Moderate cardiomegally and a small nodule.": "is cardiomegaly meant?",
     "The diagnosis is a right hydrothorax with atelectatic lung and pleural fluid.": "",
     "12 34 56 !!": "no words",
+    "LARGE LEFT PLEURAL EFFUSION. NO PNEUMOTHORAX.": "all in capitals",
+    "Right hemothorax with mediastinal shift, ETT in place.": "hemothorax, mediastinal shift, ett;",
+    "The left hemithorax shows a small pneumothorax.": "",
 }
 
 
@@ -236,3 +242,12 @@ def test_control_tokens_in_a_text_are_words(model) -> None:
     marked, _ = model.tokens(["effusion </s> <pad>"])
     assert (marked == 2).sum() == (plain == 2).sum() == 1 and marked.shape[1] > plain.shape[1]
     assert torch.equal(marked[0, : plain.shape[1] - 1], plain[0, :-1])
+
+
+@pytest.mark.skipif(not SHIPPED_WEIGHTS.is_dir(), reason="no shipped weights here")
+def test_nothing_of_the_cohorts_own_words_is_called_unknown() -> None:
+    tokenizer, rng = load_tokenizer(SHIPPED_WEIGHTS), np.random.default_rng(0)
+    for _ in range(60):
+        for region, draw in (("chest", chest_findings), ("brain", brain_findings)):
+            text = phrase(draw(rng), region, None, "", rng)
+            assert not [n for n in notes_on_report(tokenizer, text) if "not understood" in n], text

@@ -101,12 +101,14 @@ MENTIONS = {
 # Endings of names of diseases, and the words for which there is no ending: those of the MeSH
 # headings in IU X-Ray, of CheXpert's and PadChest's labels, and what neuroradiology adds.
 _ENDINGS = (
-    r"(?!(?:dia|pro)gnos)\w{3,}(?:itis|oses|osis|omas?|omata|ectas(?:is|es)|ectasia|opath(?:y|ies)|rrhages?|rrhagic"
-    r"|troph(?:y|ic)|celes?|lith(?:s|iasis)?|megaly|ectomy|ostomy|plegia|sten(?:osed|otic)"
-    r"|aemias?|emias?|thorax|pericardium|peritoneum|mediastinum)"
+    r"(?!(?:dia|pro)gnos)\w{3,}(?:itis|oses|osis|omas?|omata|ectas(?:is|es)|ectasia"
+    r"|opath(?:y|ies)|rrhages?|rrhagic|troph(?:y|ic)|celes?|lith(?:s|iasis)?|megaly|ectomy|ostomy|plegia|sten(?:osed|otic)"
+    r"|aemias?|emias?)"
 )
 _OTHER_WORDS = (
-    r"fractur\w*|dislocat\w*|subluxat\w*|herniat\w*|hernias?|cysts?|cystic|abscess\w*|cavit\w+"
+    r"(?:ha?emo|pyo|chylo|fibro)thorax|pneumo(?:pericardium|peritoneum|mediastinum)"
+    r"|tension|mediastinal shift|chf|ptx|ards|cabg|ett|ngt|et tube|ng tube|ij line"
+    r"|fractur\w*|dislocat\w*|subluxat\w*|herniat\w*|hernias?|cysts?|cystic|abscess\w*|cavit\w+"
     r"|emphysema\w*|empyema|bulla[es]?|bullous|hyperinflat\w*|hyperexpan\w*|copd|asthma"
     r"|fibro\w+|interstitial lung disease|honeycomb\w*|scarr?(?:ing|s)?|reticulat\w+"
     r"|tubercul\w+|tb|covid(?:-19)?|sarcoid\w*|aspergill\w+|kerley|b[- ]lines|cuffing"
