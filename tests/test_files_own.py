@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -81,7 +82,46 @@ def test_of_a_secondary_capture_with_frames_the_middle_one_is_shown(tmp_path: Pa
     assert "3 frames without positions: the middle one is used" in told(tmp_path / "a.dcm")
 
 
+@pytest.mark.parametrize(("side", "coarse"), [(40, True), (64, False), (500, False)])
+def test_a_thumbnail_is_told(tmp_path: Path, side: int, coarse: bool) -> None:
+    grey().resize((side, side)).save(tmp_path / "a.png")
+    assert ("coarse: one pixel of the file is 3.2" in told(tmp_path / "a.png")) == coarse
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_film_that_does_not_stand_upright_is_told_or_refused(tmp_path: Path, turns: int) -> None:
+    values = film()
+    values[3 * SIDE // 4 :], values[: SIDE // 6, : SIDE // 4] = 0.85, 0.0  # a belly, a shoulder
+    values[: SIDE // 6, -SIDE // 4 :] = 0.0
+    picture = Image.fromarray((values * 255).astype(np.uint8))
+    picture.save(tmp_path / "a.png")
+    assert not re.search("lie|upside|upright", told(tmp_path / "a.png"))
+    picture.rotate(90 * turns).save(tmp_path / "a.png")
+    try:
+        said = told(tmp_path / "a.png")
+    except FileError as error:
+        said = str(error)
+    assert re.search("lie on its side|upside down|does not stand upright", said)
+
+
 # --- volumes
+
+
+def test_an_inverted_head_is_refused(tmp_path: Path) -> None:
+    z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in (20, 48, 48)], indexing="ij")
+    inside = (x / 0.7) ** 2 + (y / 0.8) ** 2 + (z / 0.95) ** 2
+    signal = np.random.default_rng(0).normal(np.where(inside < 1, 300 - 100 * inside, 5), 5)
+    for name, values in (("right", signal), ("wrong", signal.max() - signal)):
+        save_nifti(tmp_path / f"{name}.nii", values.astype(np.float32), (4, 4, 4))
+    assert "negative" not in told(tmp_path / "right.nii", "mri_t1")
+    with pytest.raises(FileError, match="its background is as bright as anything in it"):
+        read_stream(tmp_path / "wrong.nii", "mri_t1")
+
+
+def test_a_scan_of_the_whole_body_is_to_be_cut(tmp_path: Path) -> None:
+    path = save_nifti(tmp_path / "a.nii", np.concatenate([chest()] * 7))
+    with pytest.raises(FileError, match=r"measures 1680 mm; .*cut a scan of the whole body"):
+        read_stream(path, "ct")
 
 
 def reference(folder: Path) -> torch.Tensor:

@@ -97,6 +97,9 @@ BACKGROUND_LEVEL = 0.2
 """Level of a picture's edge between its darkest and brightest part above which the edge is not the
 darkest thing there is, as it is where signal is a magnitude."""
 
+BRIGHT_LEVEL = 0.85
+"""Level that three quarters of an MR slice's edge lie above only in a negative."""
+
 NEGATIVE_SHARE = 0.02
 """Part of the pixels below 0 that rounding and filters do not make."""
 
@@ -145,6 +148,11 @@ def check_values(values: np.ndarray, facts: Mapping[str, Any], name: str) -> Ver
         return verdict
     edge = _edge(values)
     low, high = np.quantile(values, (0.005, 0.995))
+    if high > low and (np.quantile(edge, 1 - AIR_AROUND) - low) / (high - low) > BRIGHT_LEVEL:
+        verdict.refusal = (
+            "its background is as bright as anything in it: a negative; give it with air dark"
+        )
+        return verdict
     level = (float(np.median(edge)) - low) / (high - low) if high > low else 0.0
     below = float((values < min(0.0, 0.05 * low)).mean()) if low < 0 else 0.0
     if below > NEGATIVE_SHARE and level > BACKGROUND_LEVEL:
@@ -188,9 +196,10 @@ def check_size(
     alone = _air_around(cut, kind) >= AIR_AROUND
     small = largest < SMALLEST_MM[kind] and alone and part >= MUCH_OF_SLICE
     if small or largest > LARGEST_MM[kind]:
+        whole = ", or cut a scan of the whole body to one part" if largest > high else ""
         verdict.refusal = (
-            f"the {what} measures {largest:.3g} mm; check the pixel spacing in the header (cm"
-            " or inches written as mm?)"
+            f"the {what} measures {largest:.0f} mm; check the pixel spacing in the header (cm"
+            f" or inches written as mm?){whole}"
         )
     elif largest > high or (largest < low and alone):
         verdict.notes.append(
@@ -333,9 +342,9 @@ def _check_film(picture: np.ndarray, verdict: Verdict) -> None:
     turned = pose.on_side - pose.upright > ON_SIDE
     if pose.negative - pose.upright > NEGATIVE and contrast < NEGATIVE_CONTRAST:
         verdict.refusal = (
-            "it is a negative, or lies on its side: give it with air and lungs dark, bones bright"
-            " and the head at the top; of a DICOM file see whether the PhotometricInterpretation"
-            " is right"
+            "it is a negative, or does not stand upright: give it with air and lungs dark, bones"
+            " bright and the head at the top; of a DICOM file see whether the"
+            " PhotometricInterpretation is right"
         )
     elif turned and pose.on_side >= pose.upside_down:
         verdict.notes.append("seems to lie on its side: turn it so that the head is at the top")
