@@ -98,7 +98,9 @@ BACKGROUND_LEVEL = 0.2
 darkest thing there is, as it is where signal is a magnitude."""
 
 BRIGHT_LEVEL = 0.85
-"""Level that three quarters of an MR slice's edge lie above only in a negative."""
+"""Level that the edge of an MR slice lies above only in a negative: in none of 800 heads and 400
+chests of the cohort, as they are and newly acquired; in the negative of every head, and of hardly a
+chest, whose edge is body."""
 
 NEGATIVE_SHARE = 0.02
 """Part of the pixels below 0 that rounding and filters do not make."""
