@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 import re
@@ -13,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from medm2g_core.data.findings import FINDINGS
-from medm2g_core.data.labeller import find_mentions
+from medm2g_core.data.labeller import find_mentions, other_findings
 from medm2g_core.data.plausibility import check_picture
 from medm2g_core.familiarity import note_on
 from medm2g_core.streams import StreamError, check_image, stream
@@ -43,6 +44,14 @@ MAX_BATCH = 10_000
 MAX_PIECES = 3.0
 """Pieces that the tokenizer cuts a word into, on average. In reports like those it was fitted to a
 word is one piece, in other English reports up to 2; another language takes 3.5 and more."""
+
+LIKE_A_NAME, LONG_NAME = 0.85, 7
+"""Likeness (difflib's ratio) from which a word of at least so many letters is taken for a finding's
+name with a slip of the pen; true words of medicine are further off ("hemothorax" and "pneumothorax"
+0.82, "diffusion" and "effusion" 0.82)."""
+
+MAX_NAMED = 6
+"""Words that a note quotes."""
 
 NORMAL_WORDS = re.compile(
     r"\b(?:normal|unremarkable|clear|negative|no acute|no abnormal\w*)\b", re.IGNORECASE
@@ -175,19 +184,51 @@ def notes_on_report(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
     words = re.findall(r"[^\W\d_]+", text)
     if not words:
         return ["there are no words in it: whatever is drawn has nothing to do with it"]
-    pieces = tokenizer([f" {w}" for w in words], add_special_tokens=False)["input_ids"]
-    if sum(map(len, pieces)) / len(words) >= MAX_PIECES:
+    if text.isupper() and len(words) > 1:
+        return ["it is all in capitals, which the model does not know: give it in small letters"]
+    others = other_findings(text)
+    unknown = [w for w in words if w.lower() not in " ".join(others) and not find_mentions(w)]
+    pieces = sum(len(tokenizer.tokenize(f" {word}")) for word in unknown)
+    if pieces / len(words) >= MAX_PIECES:
         return [
-            "the model does not know most of its words (another language?): it reads English"
-            " reports of chests and brains, and will draw something, most likely a normal body"
+            "the model does not know most of its words (another language, abbreviations?): it reads"
+            " English reports of chests and brains, and will draw something, most likely a normal"
+            " body"
         ]
+    notes = []
     if not find_mentions(text) and not NORMAL_WORDS.search(text):
         known = ", ".join(kind.title.lower() for kind in FINDINGS.values())
-        return [
+        notes.append(
             "it names no finding that the model knows, so a normal body will be drawn; known are:"
             f" {known}"
-        ]
-    return []
+        )
+    if others:
+        more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
+        notes.append(
+            f"not understood: {', '.join(others[:MAX_NAMED])}{more}; the model knows nothing of"
+            " these, and they will not be drawn"
+        )
+    notes += [
+        f"{word!r} is no word that the model knows: is {name} meant?"
+        for word, name in _slips(words)[:MAX_NAMED]
+    ]
+    return notes
+
+
+def _slips(words: Sequence[str]) -> list[tuple[str, str]]:
+    """Words that are nearly a finding's name, each with that name."""
+    names = sorted(
+        {w for kind in FINDINGS.values() for w in kind.title.lower().split() if len(w) >= LONG_NAME}
+    )
+    found = []
+    for word in dict.fromkeys(w.lower() for w in words):
+        if len(word) < LONG_NAME or any(find_mentions(word, r) for r in ("chest", "brain")):
+            continue
+        like = difflib.get_close_matches(word, names, 1, LIKE_A_NAME)
+        # "lesion" and "pulmonic" are words, not slips of "lesions" and "pulmonary".
+        if like and not (like[0].startswith(word) or word.startswith(like[0])):
+            found.append((word, like[0]))
+    return found
 
 
 def check_num_samples(num_samples: Any, num_images_per_prompt: Any) -> int:

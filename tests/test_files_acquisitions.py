@@ -239,6 +239,10 @@ def test_two_patients_are_never_one_volume(tmp_path: Path) -> None:
     expected = read_stream(save_series(tmp_path / "a", chest()), "ct")
     for person, hu in (("A", chest()), ("B", chest()[:, ::-1] + 100 * (chest() == 40))):
         save_series(tmp_path / "two" / person, hu, PatientID=person, InstanceNumber=None)
+    with pytest.raises(FileError, match=r"2 image stacks could be ct and they are of 2 patients"):
+        read_stream(tmp_path / "two", "ct")
+    for path in sorted((tmp_path / "two" / "B").iterdir())[10:]:
+        path.unlink()  # what is left of B is no rival
     loaded = read_stream(tmp_path / "two", "ct")
     assert torch.equal(loaded.image, expected.image)
     assert any("images of 2 patients" in n for n in loaded.notes)

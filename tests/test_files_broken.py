@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -16,10 +17,10 @@ import torch
 from conftest import untrained
 from film_helpers import film
 from PIL import Image
-from replicas.files import SPACING, chest, lpi_affine, save_nifti, save_series
+from replicas.files import SPACING, chest, dicom_slice, lpi_affine, save_nifti, save_series
 
 from medm2g_core.cli import main
-from medm2g_core.data.files import FileError, read_stream
+from medm2g_core.data.files import FileError, read_stream, read_volume
 from medm2g_core.profiles import PROFILES
 
 
@@ -238,3 +239,30 @@ def test_check_reads_a_report(model_folder: Path, capsys: pytest.CaptureFixture[
     assert main(["check", words, "--as", "text", "--model", str(model_folder)]) == 0
     said = capsys.readouterr().out
     assert "large left pleural_effusion" in said and "denied in it: pneumothorax" in said
+
+
+def test_a_long_line_of_an_nrrd_header_is_refused_before_itk_sees_it(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.zeros((4, 20, 20), np.float32))
+    sitk.WriteImage(image, str(tmp_path / "a.nrrd"))
+    whole = (tmp_path / "a.nrrd").read_bytes()
+    for line, refused in ((b"x" * 2000, True), (b"#" + b"x" * 2000, False)):
+        (tmp_path / "b.nrrd").write_bytes(whole.replace(b"\nkinds:", b"\n" + line + b"\nkinds:"))
+        if refused:
+            with pytest.raises(FileError, match="a line of 2000 bytes in the NRRD header"):
+                read_volume(tmp_path / "b.nrrd", "ct")
+        else:
+            assert read_volume(tmp_path / "b.nrrd", "ct").array.shape == (4, 20, 20)
+
+
+def test_a_length_beyond_the_end_takes_no_memory(tmp_path: Path) -> None:
+    """Of a DICOM element: four bytes of a header must not take gigabytes."""
+    ds = dicom_slice((chest()[20] + 1024).astype(np.int16), KVP=120)
+    ds.save_as(tmp_path / "a.dcm")
+    whole = (tmp_path / "a.dcm").read_bytes()
+    at = whole.index(b"\xe0\x7f\x10\x00OW") + 8  # PixelData, its length
+    (tmp_path / "a.dcm").write_bytes(whole[:at] + b"\xfe\xff\xff\x7f" + whole[at + 4 :])
+    tracemalloc.start()
+    array = read_volume(tmp_path / "a.dcm", "ct").array
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6 and np.abs(array[0] - chest()[20]).max() < 1  # the data are all there

@@ -218,8 +218,17 @@ def test_a_window_that_misses_the_values_is_not_used(tmp_path: Path) -> None:
         assert likeness(shown(tmp_path / f"{name}.dcm")) > RIGHT
 
 
-def test_a_film_that_is_a_negative_is_told(tmp_path: Path) -> None:
+def test_a_film_that_is_a_negative_is_refused(tmp_path: Path) -> None:
     for name, values in (("right", film()), ("negative", 1 - film())):
         Image.fromarray((values * 255).astype(np.uint8)).save(tmp_path / f"{name}.png")
-    assert "looks like a negative" in notes(tmp_path / "negative.png")
-    assert "negative" not in notes(tmp_path / "right.png")
+    with pytest.raises(FileError, match="it is a negative"):
+        read_stream(tmp_path / "negative.png", "xray")
+    assert likeness(shown(tmp_path / "right.png")) > RIGHT
+
+
+def test_a_photometric_interpretation_that_is_wrong_is_refused(tmp_path: Path) -> None:
+    for photometric, stored in (("MONOCHROME1", STORED), ("MONOCHROME2", 4095 - STORED)):
+        ds = dicom_film(stored, PhotometricInterpretation=photometric, **DEPTH)
+        ds.save_as(tmp_path / "a.dcm")
+        with pytest.raises(FileError, match="see whether the PhotometricInterpretation is right"):
+            read_stream(tmp_path / "a.dcm", "xray")

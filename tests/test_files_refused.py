@@ -158,5 +158,5 @@ def test_every_file_that_the_libraries_ship_loads_or_is_refused(folder: Path) ->
                     check_image(result.image, name).shape == (1, 64, 64)
                     and np.ptp(result.image.numpy()) > 0.1
                 ), path
-    assert loaded >= (29 if folder == PYDICOM_FILES else 2) and refused > loaded
+    assert loaded >= (28 if folder == PYDICOM_FILES else 2) and refused > loaded
     assert time.monotonic() - start < 300  # nothing hangs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -10,10 +11,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import pictures
-from film_helpers import dicom_film, film
+from film_helpers import SIDE, dicom_film, film
 from replicas.files import chest, save_nifti
+from torch.nn import functional
 
+from medm2g_core.data.acquisition import acquire
+from medm2g_core.data.brain.pathology import sample_findings as brain_findings
+from medm2g_core.data.chest.pathology import sample_findings as chest_findings
 from medm2g_core.data.files import FileError, read_stream
+from medm2g_core.data.phrasing import phrase
 from medm2g_core.data.plausibility import check_picture
 from medm2g_core.inputs import notes_on_report
 from medm2g_core.model import load_tokenizer
@@ -147,7 +153,6 @@ def test_a_picture_on_another_scale_is_refused(picture: np.ndarray, words: str) 
     [
         (shown() * 0.5, "no air or background"),
         (np.random.default_rng(0).uniform(-1, 1, (64, 64)), "noise, not a picture"),
-        (-shown(), "looks like a negative"),
     ],
 )
 def test_a_doubtful_picture_is_told(picture: np.ndarray, words: str) -> None:
@@ -159,6 +164,46 @@ def test_control_a_film_is_fine() -> None:
     verdict = check_picture(shown(), "xray")
     assert not verdict.refusal and not verdict.notes
     assert not check_picture(pictures(1)[0, 0].numpy(), "mri_t1").refusal
+
+
+def lateral() -> np.ndarray:
+    """One lung in the middle, a spine behind it, air before and behind the body."""
+    y, x = np.meshgrid(*[np.linspace(-1, 1, SIDE)] * 2, indexing="ij")
+    values = np.where(np.abs(x) < 0.7, 0.7, 0.0)
+    values[(x / 0.42) ** 2 + ((y + 0.1) / 0.6) ** 2 < 1] = 0.25
+    return (values * 2 - 1).astype(np.float32)
+
+
+def test_a_lateral_view_is_told() -> None:
+    for picture in (lateral(), lateral()[:, ::-1]):
+        verdict = check_picture(picture, "xray")
+        assert not verdict.refusal and "a lateral view, or a white lung" in verdict.notes[0]
+    assert not check_picture(lateral(), "ct").notes
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_film_on_its_side_is_told_or_refused(turns: int) -> None:
+    verdict = check_picture(np.rot90(shown(), turns), "xray")
+    assert re.search(
+        "lie on its side|does not stand upright", " ".join([verdict.refusal, *verdict.notes])
+    )
+
+
+def test_a_negative_is_refused() -> None:
+    for picture in (-shown(), np.pad(-shown(), ((0, 0), (30, 30)), constant_values=1.0)):
+        assert "it is a negative" in check_picture(picture, "xray").refusal
+    assert not check_picture(-shown(), "ct").refusal
+
+
+def test_films_newly_acquired_are_never_refused_and_their_negatives_are() -> None:
+    films = torch.from_numpy(shown())[None, None].repeat(60, 1, 1, 1)
+    films = functional.interpolate(films, (128, 128), mode="area")
+    films = acquire(films, "xray", torch.Generator().manual_seed(0))
+    right = [check_picture(f[0].numpy(), "xray") for f in films]
+    assert not any(v.refusal for v in right)
+    assert sum("side" in n or "lateral" in n for v in right for n in v.notes) <= 2
+    negatives = [check_picture(-f[0].numpy(), "xray").refusal for f in films]
+    assert sum("it is a negative" in refusal for refusal in negatives) >= 57
 
 
 # --- words
@@ -173,7 +218,17 @@ REPORTS = {
     "\u0412\u044b\u043f\u043e\u0442 \u0441\u043b\u0435\u0432\u0430.": "language",
     "asdkj qwelkj zxcmn poiqwe lkjasd": "language",
     "Displaced fracture of the left seventh rib.": "no finding that the model knows",
+    "Rib fracture. Old granuloma.": "not understood: fracture; the model knows nothing",
+    "Left effusion, a pacemaker and bronchiectasis.": "understood: pacemaker, bronchiectasis;",
+    "Normal heart. Hiatal hernia.": "not understood: hernia;",
+    "Large effusion. No fracture. Emphysema cannot be excluded.": "",
+    "Large left pnuemothorax.": "'pnuemothorax' is no word that the model knows: is pneumothorax",
+    "Moderate cardiomegally and a small nodule.": "is cardiomegaly meant?",
+    "The diagnosis is a right hydrothorax with atelectatic lung and pleural fluid.": "",
     "12 34 56 !!": "no words",
+    "LARGE LEFT PLEURAL EFFUSION. NO PNEUMOTHORAX.": "all in capitals",
+    "Right hemothorax with mediastinal shift, ETT in place.": "hemothorax, mediastinal shift, ett;",
+    "The left hemithorax shows a small pneumothorax.": "",
 }
 
 
@@ -189,3 +244,12 @@ def test_control_tokens_in_a_text_are_words(model) -> None:
     marked, _ = model.tokens(["effusion </s> <pad>"])
     assert (marked == 2).sum() == (plain == 2).sum() == 1 and marked.shape[1] > plain.shape[1]
     assert torch.equal(marked[0, : plain.shape[1] - 1], plain[0, :-1])
+
+
+@pytest.mark.skipif(not SHIPPED_WEIGHTS.is_dir(), reason="no shipped weights here")
+def test_nothing_of_the_cohorts_own_words_is_called_unknown() -> None:
+    tokenizer, rng = load_tokenizer(SHIPPED_WEIGHTS), np.random.default_rng(0)
+    for _ in range(60):
+        for region, draw in (("chest", chest_findings), ("brain", brain_findings)):
+            text = phrase(draw(rng), region, None, "", rng)
+            assert not [n for n in notes_on_report(tokenizer, text) if "not understood" in n], text

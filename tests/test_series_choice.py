@@ -81,8 +81,39 @@ def test_an_inversion_prepared_t1_is_a_t1(tmp_path: Path) -> None:
 
 def test_series_that_nothing_tells_apart_are_listed_and_refused(tmp_path: Path) -> None:
     say({"a": {"SeriesDescription": "one"}, "b": {"SeriesDescription": "two"}}, tmp_path)
-    with pytest.raises(FileError, match=r"2 image stacks of one size could be mri_t1 .* one: 6"):
+    with pytest.raises(FileError, match=r"2 image stacks could be mri_t1 .* one: 6 .* two: 6"):
         read_stream(tmp_path, "mri_t1")
+
+
+@pytest.mark.parametrize(("more", "refused"), [(8, True), (30, False)])
+def test_a_few_images_more_say_nothing_of_the_contrast(
+    tmp_path: Path, more: int, refused: bool
+) -> None:
+    save_mr(tmp_path / "a", 100, "1.2.1", count=6, SeriesDescription="one")
+    save_mr(tmp_path / "b", 300, "1.2.2", count=more, SeriesDescription="two")
+    if refused:
+        with pytest.raises(FileError, match="their headers do not tell which; put the files of"):
+            read_stream(tmp_path, "mri_t2")
+        return
+    notes = " ".join(read_stream(tmp_path, "mri_t2").notes)
+    assert "took the one with 30 images (two)" in notes and "one: 6 images would have" in notes
+
+
+def test_of_two_equal_ct_series_the_other_is_named(tmp_path: Path) -> None:
+    save_series(tmp_path / "a", chest(), SeriesInstanceUID="1.2.1", SeriesDescription="one")
+    save_series(tmp_path / "b", chest(), SeriesInstanceUID="1.2.2", SeriesDescription="two")
+    notes = " ".join(read_stream(tmp_path, "ct").notes)
+    assert (
+        "two: 40 images would have fitted as well; to see it, give its files in a folder" in notes
+    )
+
+
+def test_two_films_of_two_patients_are_refused(tmp_path: Path) -> None:
+    for person in ("A", "B"):
+        ds = dicom_film((film() * 4000).astype(np.uint16), PatientID=person, ViewPosition="PA")
+        ds.save_as(tmp_path / person)
+    with pytest.raises(FileError, match=r"2 image stacks could be xray and they are of 2 patients"):
+        read_stream(tmp_path, "xray")
 
 
 def test_series_that_all_contradict_are_listed_and_refused(tmp_path: Path) -> None:

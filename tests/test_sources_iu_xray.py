@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -309,3 +310,33 @@ def test_counts_of_the_real_reports_are_the_published_ones() -> None:
     assert table["studies that pass R2Gen's filter"].found == "2,955"
     assert table["images"].state == "missing"  # texts alone
     assert len(found.entries) == 3955 - 28 and found.counts()["empty report"] == 28
+
+
+def test_names_and_numbers_that_no_file_can_have_are_counted_and_left_out(tmp_path: Path) -> None:
+    root = r2gen(tmp_path)
+    table = root / "iu_xray" / "annotation.json"
+    table.write_text(table.read_text().replace("CXR7_IM-1/0.png", "x" * 5000))
+    data = SourceDataset(IUXRay(), root)
+    assert [s.kind for s in data.skipped].count("image missing") == 1
+    table.write_text("[" * 100_000)
+    with pytest.raises(SourceError, match=r"not R2Gen's form.*RecursionError") as caught:
+        SourceDataset(IUXRay(), root)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        (b"<a>" * 20_000, "nested more than 64 deep"),
+        (b"<?xml version='1.0' encoding='u'?><a/>", "not readable as XML .*unknown encoding"),
+        (b'<e><uId id="CXR5"/><MeSH><major>/mild</major></MeSH></e>', "has no heading"),
+        (b'<e><uId id="CXR' + b"9" * 5000 + b'"/></e>', ""),
+    ],
+)
+def test_a_broken_report_is_left_out_and_says_why(tmp_path: Path, broken: bytes, why: str) -> None:
+    root = raw(tmp_path, images=False)
+    (root / "NLMCXR_reports" / "ecgen-radiology" / "9999.xml").write_bytes(broken)
+    data = SourceDataset(IUXRay(), root)
+    skipped = [s.why for s in data.skipped if s.kind == "unreadable report"]
+    assert len(skipped) == bool(why) and all(re.search(why, said) for said in skipped)
+    assert len(data) >= 5

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,6 +24,7 @@ from medm2g_core.data.volumes import SYNTHETIC_MARK, FileError, Volume, blame, o
 __all__ = ["read_dicom_file", "read_dicom_folder"]
 
 MAX_FILES = 20_000
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"})
 NO_DISPLAY = frozenset({"CT", "MR", "PT", "NM"})
 """Modalities whose values are measurements; in the others the picture shown is what counts."""
 
@@ -84,6 +87,9 @@ def _read_folder(folder: Path, stream_name: str) -> Volume:
             broken.append(str(error))
     if not frames:
         why = f"; the first problem: {broken[0]}" if broken else ""
+        packed = [p.name for p in found if p.suffix.lower() in _ARCHIVES]
+        if packed:
+            why = f"; unpack {packed[0]} first"
         raise FileError(
             f"{folder}: no DICOM image among {len(found)} files; of other formats give the"
             f" file itself{why}"
@@ -114,9 +120,18 @@ def _read_folder(folder: Path, stream_name: str) -> Volume:
 
 
 def _header(path: Path, *, pixels: bool) -> Dataset | None:
-    with blame(path, "reading DICOM"):
-        ds = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels)
+    with blame(path, "reading DICOM"), io.FileIO(path) as raw, _Bounded(raw) as file:
+        ds = pydicom.dcmread(file, force=True, stop_before_pixels=not pixels)
         return ds if len(ds) else None
+
+
+class _Bounded(io.BufferedReader):
+    """A file that is never asked for more than it has: a broken length of a DICOM element would
+    take up to 4 GB of memory before the end of the file is met."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def _grey(path: Path, ds: Dataset, notes: list[str]) -> Grey:

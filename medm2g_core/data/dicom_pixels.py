@@ -25,6 +25,7 @@ __all__ = ["Grey", "grey_frames", "has_pixels"]
 GREY_SPREAD = 2
 """Levels that the channels of a grey picture stored in colour may differ by."""
 
+_DICOMDIR = "1.2.840.10008.1.3.10"
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -213,6 +214,8 @@ def _stored(path: Path, ds: Dataset) -> np.ndarray:
         meta = getattr(ds, "file_meta", {})
         uid = ds.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID", "")
         what = getattr(uid, "name", "") or str(ds.get("Modality", "")) or "unknown object"
+        if str(uid) == _DICOMDIR:
+            raise FileError(f"{path}: a DICOMDIR, a list of files; give the folder that it lies in")
         raise FileError(
             f"{path}: DICOM without pixel data that can be read here ({what[:80]}); needed an image"
             " object"

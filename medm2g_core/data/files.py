@@ -19,9 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from medm2g_core.data.dicom import read_dicom_file, read_dicom_folder
+from medm2g_core.data.foreign_files import foreign_file, markup_in
 from medm2g_core.data.intensity import check_hu, mr_to_unit, xray_to_unit
+from medm2g_core.data.itk_files import read_itk
 from medm2g_core.data.pictures import read_picture
 from medm2g_core.data.plausibility import (
+    check_film_frame,
     check_header,
     check_picture,
     check_size,
@@ -44,7 +47,7 @@ from medm2g_core.data.volumes import (
     SYNTHETIC_MARK,
     FileError,
     Volume,
-    read_itk,
+    first_bytes,
     read_nifti,
     sniff,
 )
@@ -63,7 +66,12 @@ __all__ = [
 MAX_VALUE = 1e9
 MAX_ASPECT = 12
 SPACING_MM = (0.02, 50.0)
+COARSE = 2.5
+"""Pixels of the model in one of the file's from which it is told: 7 mm in a chest, which thick
+slices have and films never."""
 MAX_TEXT_BYTES = 1_000_000
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_TABLES = frozenset({".csv", ".tsv", ".jsonl"})
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,14 @@ def read_volume(path: Path, stream_name: str) -> Volume:
         return read_itk(path, kind)
     if kind in ("png", "jpeg"):
         return read_picture(path, kind)
+    if path.suffix.lower() == ".img" and path.with_suffix(".hdr").is_file():
+        raise FileError(
+            f"{path}: half of a NIfTI or Analyze pair (.hdr with .img); convert it to one .nii.gz"
+            " file"
+        )
+    known = foreign_file(first_bytes(path)[0])
+    if known:
+        raise FileError(f"{path}: {known}; the formats read here are {KNOWN_FORMATS}")
     raise FileError(f"{path}: unknown format; the formats read here are {KNOWN_FORMATS}")
 
 
@@ -212,6 +228,8 @@ def _as_stream(
     if not volume.tags:
         heed(check_values(cut, volume.facts, name), notes)
     unit, body = _unit(cut, array, volume, name)
+    if name == "xray" and not volume.tags:
+        heed(check_film_frame(unit), notes)
     spacing_known = all(math.isfinite(s) and s > 0 for s in flat_spacing)
     if spacing_known and not all(SPACING_MM[0] <= s <= SPACING_MM[1] for s in flat_spacing):
         raise FileError(
@@ -224,6 +242,12 @@ def _as_stream(
     centre, fov = field_of_view(
         unit.shape, spacing, body if spacing_known and not volume.tags else None, name, notes
     )
+    coarse = max(spacing) * size / fov
+    if coarse > COARSE and not volume.tags:
+        notes.append(
+            f"coarse: one pixel of the file is {coarse:.1f} of the model's, so the picture is"
+            " blurred"
+        )
     picture = square_picture(unit, spacing, centre, fov, size)
     if not volume.tags:
         heed(check_picture(picture, name), notes)
@@ -349,8 +373,8 @@ def read_text(path_or_text: str | Path) -> str:
     The heading that this project writes above its own reports is taken off.
 
     Raises:
-        FileError: empty, not UTF-8, larger than 1 MB, or plainly the name of a file that does not
-            exist.
+        FileError: empty, neither UTF-8 nor UTF-16 with its mark, a table or a document with markup,
+            larger than 1 MB, or plainly the name of a file that does not exist.
     """
     text = str(path_or_text)
     source = "the text"
@@ -395,14 +419,23 @@ def _file_text(path: Path) -> str:
                 f"{path}: {path.stat().st_size} bytes is too long for a report (at most"
                 f" {MAX_TEXT_BYTES})"
             )
-        text = path.read_bytes().decode("utf-8-sig")
+        raw = path.read_bytes()
+        text = raw.decode("utf-16" if raw[:2] in _UTF16_MARKS else "utf-8-sig")
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error})") from error
     except UnicodeDecodeError as error:
+        what = foreign_file(raw[:4096])
         raise FileError(
-            f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8, or give the words; if"
-            " it is an image, name its own stream"
+            f"{path}: {what}"
+            if what
+            else f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8, or give the"
+            " words; if it is an image, name its own stream"
         ) from error
     if "\0" in text:
         raise FileError(f"{path}: a binary file, not a text")
+    what = "a table" if path.suffix.lower() in _TABLES else markup_in(text)
+    if what:
+        raise FileError(
+            f"{path}: {what}, not a plain report; copy the words of one report into a text file"
+        )
     return text

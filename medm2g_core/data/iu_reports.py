@@ -26,6 +26,7 @@ __all__ = [
     "IUReport",
     "IUReportError",
     "MeshTerm",
+    "by_number",
     "clean_text",
     "load_iu_reports",
     "mesh_presence",
@@ -45,6 +46,10 @@ _NO_ANNOTATION = frozenset({"No Indexing", "Technical Quality of Image Unsatisfa
 
 _ARCHIVE = ("torchxrayvision", "torchxrayvision/data/NLMCXR_reports.tgz")
 _LARGEST_MEMBER = 1_000_000  # bytes; the largest real report has some ten thousand
+
+
+MAX_DEPTH = 64
+"""Elements within elements; an IU report has eight levels."""
 
 
 class IUReportError(ValueError):
@@ -127,18 +132,39 @@ def parse_mesh(term: str) -> MeshTerm:
     return MeshTerm(parts[0], tuple(p for p in parts[1:] if p))
 
 
+class _Shallow(ElementTree.TreeBuilder):
+    """Builds a tree of a report's depth; one nested without end would overflow the stack of the
+    parser, which ends the process."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.depth = name, 0
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> ElementTree.Element:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise IUReportError(f"{self.name}: nested more than {MAX_DEPTH} deep; no IU report is")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> ElementTree.Element:
+        self.depth -= 1
+        return super().end(tag)
+
+
 def parse_iu_report(xml: bytes, name: str) -> IUReport:
     """One report from the bytes of its XML file; ``name`` is for messages.
 
     Raises:
-        IUReportError: not XML, a document type declaration, or no id.
+        IUReportError: not XML, nested without end, a document type declaration, or no id.
     """
     # The collection has no document type; refusing one rules out entity expansion.
     if b"<!DOCTYPE" in xml or b"<!ENTITY" in xml:
         raise IUReportError(f"{name}: a document type declaration is not part of an IU report")
     try:
-        root = ElementTree.fromstring(xml)
-    except ElementTree.ParseError as error:
+        root = ElementTree.fromstring(xml, ElementTree.XMLParser(target=_Shallow(name)))
+    except IUReportError:
+        raise
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: its encoding
         raise IUReportError(f"{name}: not readable as XML ({error})") from error
     uid_node = root.find("uId")
     uid = uid_node.get("id", "") if uid_node is not None else ""
@@ -197,9 +223,14 @@ def read_iu_archive(archive: Path, progress: bool = True) -> tuple[IUReport, ...
         reports[report.uid] = report
     if not reports:
         raise IUReportError(f"{archive}: holds no report; needed ecgen-radiology/<n>.xml members")
-    return tuple(
-        sorted(reports.values(), key=lambda r: (int(re.sub(r"\D", "", r.uid) or 0), r.uid))
-    )
+    return tuple(sorted(reports.values(), key=by_number))
+
+
+def by_number(report: IUReport) -> tuple[int, str, str]:
+    """Key to sort reports with: by the number in the id, however long (a broken table may hold more
+    digits than Python makes a number of)."""
+    digits = re.sub(r"\D", "", report.uid).lstrip("0")
+    return len(digits), digits, report.uid
 
 
 def load_iu_reports(progress: bool = True) -> tuple[IUReport, ...]:

@@ -33,6 +33,7 @@ from medm2g_core.data.lexicon import (
     NEUTRAL,
     NORMALITY,
     NUMBER,
+    OTHER,
     SECTION,
     SENTENCE,
     SEX,
@@ -49,6 +50,7 @@ __all__ = [
     "find_mentions",
     "guess_region",
     "label_report",
+    "other_findings",
     "presence",
     "sentences",
 ]
@@ -414,6 +416,30 @@ def label_report(text: str, region: str | None = None) -> ReportLabels:
         age=age if age is not None and age <= 120 else None,
         sex=sex,
     )
+
+
+def other_findings(text: str, region: str | None = None) -> tuple[str, ...]:
+    """Words for what a report asserts and no name of a finding covers ("fracture", "pacemaker"),
+    in reading order; what it denies or only considers is left out.
+
+    Args:
+        text: any text.
+        region: ``"chest"``, ``"brain"``, or ``None`` to guess it from the words.
+
+    Raises:
+        ValueError: a region without a lexicon.
+    """
+    region = region or guess_region(text)
+    if region not in MENTIONS:
+        raise ValueError(f"region {region!r} has no lexicon; known: {', '.join(MENTIONS)}")
+    words: list[str] = []
+    for sentence in sentences(text):
+        taken = _negated_parts(sentence) + _hedged_parts(sentence)
+        taken += [m.span() for _, pattern in MENTIONS[region] for m in pattern.finditer(sentence)]
+        for found in OTHER.finditer(sentence):
+            if not any(a < found.end() and found.start() < b for a, b in taken):
+                words.append(found[0])
+    return tuple(dict.fromkeys(words))
 
 
 def presence(findings: Iterable[Finding], region: str | None = None) -> dict[str, bool]:

@@ -28,6 +28,7 @@ __all__ = [
     "NEUTRAL",
     "NORMALITY",
     "NUMBER",
+    "OTHER",
     "SECTION",
     "SENTENCE",
     "SEX",
@@ -94,6 +95,36 @@ MENTIONS = {
     region: [(name, re.compile(pattern)) for name, pattern in words.items()]
     for region, words in _LEXICON.items()
 }
+
+# ---- what else reports speak of
+
+# Endings of names of diseases, and the words for which there is no ending: those of the MeSH
+# headings in IU X-Ray, of CheXpert's and PadChest's labels, and what neuroradiology adds.
+_ENDINGS = (
+    r"(?!(?:dia|pro)gnos)\w{3,}(?:itis|oses|osis|omas?|omata|ectas(?:is|es)|ectasia"
+    r"|opath(?:y|ies)|rrhages?|rrhagic|troph(?:y|ic)|celes?|lith(?:s|iasis)?|megaly|ectomy|ostomy|plegia|sten(?:osed|otic)"
+    r"|aemias?|emias?)"
+)
+_OTHER_WORDS = (
+    r"(?:ha?emo|pyo|chylo|fibro)thorax|pneumo(?:pericardium|peritoneum|mediastinum)"
+    r"|tension|mediastinal shift|chf|ptx|ards|cabg|ett|ngt|et tube|ng tube|ij line"
+    r"|fractur\w*|dislocat\w*|subluxat\w*|herniat\w*|hernias?|cysts?|cystic|abscess\w*|cavit\w+"
+    r"|emphysema\w*|empyema|bulla[es]?|bullous|hyperinflat\w*|hyperexpan\w*|copd|asthma"
+    r"|fibro\w+|interstitial lung disease|honeycomb\w*|scarr?(?:ing|s)?|reticulat\w+"
+    r"|tubercul\w+|tb|covid(?:-19)?|sarcoid\w*|aspergill\w+|kerley|b[- ]lines|cuffing"
+    r"|pleural (?:thickening|plaques?)|calcif\w+|plaques?|lymphadenopath\w+|adenopath\w+"
+    r"|aneurysms?|dissection|aortic (?:unfolding|elongation)|tortuous|tortuosity|embol\w+"
+    r"|infarct\w*|thromb\w+|ischa?emi\w+|strokes?|hypertension|congest\w+|pericardial effusions?"
+    r"|bleed(?:s|ing)?|h(?:a)?ematomas?|contusions?|laceration\w*|midline shift|aneurysmal"
+    r"|demyelinat\w+|multiple sclerosis|gliosis|encephalomalacia|microbleeds?|venous malformations?"
+    r"|scoliosis|kyphosis|spondyl\w+|osteophyt\w+|degenerative|osteopen\w+|lytic|sclerotic"
+    r"|free air|eventration|elevat\w+ (?:\w+ )?(?:hemi)?diaphragm|situs inversus|dextrocardia"
+    r"|tubes?|catheters?|picc|pacemakers?|icd|(?:pacer|pacing) (?:leads?|wires?)|stents?"
+    r"|clips?|sternotomy|wires?|prosthe\w+|implant\w*|drains?|foreign bod(?:y|ies)|bullets?"
+    r"|central (?:venous )?line|port-a-cath|metastat\w+|cancers?|carcinoma\w*|lymphoma"
+)
+OTHER = re.compile(rf"\b(?:{_ENDINGS}|{_OTHER_WORDS})\b")
+"""Findings and devices that are none of `MENTIONS`."""
 
 # Statements of normality, and the findings that they deny.
 _NORMAL_WORDS = r"(?:normal|unremarkable|within normal|not enlarged|stable and normal)"

@@ -15,12 +15,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from scipy import ndimage
 
+from medm2g_core.data.film_views import film_pose, lung_contrast, without_frame
 from medm2g_core.data.header_evidence import evidence, has_word, looks_like
 from medm2g_core.data.volumes import FileError
+from medm2g_core.streams import unit_to_hu
 
 __all__ = [
     "Verdict",
+    "check_film_frame",
     "check_header",
     "check_picture",
     "check_size",
@@ -92,6 +97,11 @@ BACKGROUND_LEVEL = 0.2
 """Level of a picture's edge between its darkest and brightest part above which the edge is not the
 darkest thing there is, as it is where signal is a magnitude."""
 
+BRIGHT_LEVEL = 0.85
+"""Level that the edge of an MR slice lies above only in a negative: in none of 800 heads and 400
+chests of the cohort, as they are and newly acquired; in the negative of every head, and of hardly a
+chest, whose edge is body."""
+
 NEGATIVE_SHARE = 0.02
 """Part of the pixels below 0 that rounding and filters do not make."""
 
@@ -140,6 +150,11 @@ def check_values(values: np.ndarray, facts: Mapping[str, Any], name: str) -> Ver
         return verdict
     edge = _edge(values)
     low, high = np.quantile(values, (0.005, 0.995))
+    if high > low and (np.quantile(edge, 1 - AIR_AROUND) - low) / (high - low) > BRIGHT_LEVEL:
+        verdict.refusal = (
+            "its background is as bright as anything in it: a negative; give it with air dark"
+        )
+        return verdict
     level = (float(np.median(edge)) - low) / (high - low) if high > low else 0.0
     below = float((values < min(0.0, 0.05 * low)).mean()) if low < 0 else 0.0
     if below > NEGATIVE_SHARE and level > BACKGROUND_LEVEL:
@@ -183,9 +198,10 @@ def check_size(
     alone = _air_around(cut, kind) >= AIR_AROUND
     small = largest < SMALLEST_MM[kind] and alone and part >= MUCH_OF_SLICE
     if small or largest > LARGEST_MM[kind]:
+        whole = ", or cut a scan of the whole body to one part" if largest > high else ""
         verdict.refusal = (
-            f"the {what} measures {largest:.3g} mm; check the pixel spacing in the header (cm"
-            " or inches written as mm?)"
+            f"the {what} measures {largest:.0f} mm; check the pixel spacing in the header (cm"
+            f" or inches written as mm?){whole}"
         )
     elif largest > high or (largest < low and alone):
         verdict.notes.append(
@@ -224,9 +240,35 @@ FLAT_REFUSED = 0.05
 NOISE_CORRELATION = 0.3
 """Of neighbouring pixels: anatomy at this resolution has 0.9 and more, noise none."""
 
-NEGATIVE_CONTRAST = -0.15
-"""Mediastinum minus lungs below which a film is taken for a negative."""
+NEGATIVE, NEGATIVE_CONTRAST = 0.1, 0.2
+"""A film is refused as a negative where its negative is so much more like a frontal film than
+itself (correlation), and its middle no more than this brighter than its lung fields. Of 2,048 right
+films none is (300 of the cohort, these twice newly acquired, 574 real ones as they are and newly
+acquired); of their negatives 97 % of the cohort's and 98 % of the real ones are."""
 
+ON_SIDE, UPSIDE_DOWN = 0.08, 0.15
+"""The same of the film turned by 90 and by 180 degrees, for a note. Of right films none of the
+cohort's is noted, 0.5 % of the real ones, and 1.9 % of those newly acquired. Of films turned by 90
+degrees 97 % and more are noted or refused (some are as good a negative); by 180 degrees 92 % of the
+real ones, but few of the cohort's, whose bellies and shoulders are alike at this size."""
+
+LATERAL_CONTRAST = -0.12
+"""A middle so much darker than one lung field is noted: in a lateral view the lungs lie in the
+middle. 29 of 30 lateral projections of the cohort's patients are noted, and 2 to 4 % of the right
+films: those with a white lung."""
+
+
+UNLIKE = 0.3
+"""Correlation with a drawing of a frontal film below which a picture is hardly one. None of the
+cohort's films is, 1 % of the real ones."""
+
+LEAST_LUNG = 0.03
+"""Air between the first and last tissue of a row of a CT slice, as a part of all that is between.
+Of 256 slices of the cohort, as they are and newly acquired, none has less."""
+
+LEAST_FILM, WIDEST_FILM = 0.6, 1.8
+"""Part of a picture that its film takes, and its width over its height: of 575 real films none is
+beyond."""
 
 WHITE = 0.8
 """A film has no such brightness all along its edge."""
@@ -263,12 +305,25 @@ def check_picture(picture: np.ndarray, name: str) -> Verdict:
         verdict.notes.append("neighbouring pixels have nothing in common: noise, not a picture?")
     if name == "xray" and float(np.quantile(_edge(picture), 1 - AIR_AROUND)) > WHITE:
         verdict.notes.append("a white border: cut it off, or the film is a negative")
-    if name == "xray" and _lung_contrast(picture) < NEGATIVE_CONTRAST:
+    if name == "xray":
+        _check_film(picture, verdict)
+    if name == "ct" and _share_of_lung(picture) < LEAST_LUNG:
         verdict.notes.append(
-            "looks like a negative (the lungs are brighter than the middle): give it with bone"
-            " bright"
+            "no lungs in it: another part of the body, or another slice? the model knows chests"
         )
     return verdict
+
+
+def _share_of_lung(picture: np.ndarray) -> float:
+    """Part of the body in a CT slice (H, W; -1..1) that is air and not at its edge."""
+    hu = unit_to_hu(torch.from_numpy(picture)).numpy()
+    solid = ndimage.binary_opening(hu > AIR_HU)  # without the table
+    if not solid.any():
+        return 0.0
+    # Between the first and the last tissue of a row: the lungs may be cut at top and bottom.
+    right, left = (np.logical_or.accumulate(x, axis=1) for x in (solid, solid[:, ::-1]))
+    inside = right & left[:, ::-1]
+    return float((inside & (hu < AIR_HU)).sum() / inside.sum())
 
 
 def neighbour_correlation(picture: np.ndarray) -> float:
@@ -283,12 +338,44 @@ def neighbour_correlation(picture: np.ndarray) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-def _lung_contrast(picture: np.ndarray) -> float:
-    """Middle of a frontal chest film minus its lung fields, in the picture's units."""
-    rows, columns = picture.shape
-    band = picture[round(0.25 * rows) : round(0.6 * rows)]
-    middle = band[:, round(0.45 * columns) : round(0.55 * columns)]
-    sides = [
-        band[:, round(a * columns) : round(b * columns)] for a, b in ((0.2, 0.38), (0.62, 0.8))
-    ]
-    return float(np.median(middle)) - float(max(np.median(s) for s in sides))
+def _check_film(picture: np.ndarray, verdict: Verdict) -> None:
+    """Add to ``verdict`` how a chest film lies, if not upright and frontal."""
+    pose, contrast = film_pose(picture), lung_contrast(picture)
+    turned = pose.on_side - pose.upright > ON_SIDE
+    if pose.negative - pose.upright > NEGATIVE and contrast < NEGATIVE_CONTRAST:
+        verdict.refusal = (
+            "it is a negative, or does not stand upright: give it with air and lungs dark, bones"
+            " bright and the head at the top; of a DICOM file see whether the"
+            " PhotometricInterpretation is right"
+        )
+    elif turned and pose.on_side >= pose.upside_down:
+        verdict.notes.append("seems to lie on its side: turn it so that the head is at the top")
+    elif pose.upside_down - pose.upright > UPSIDE_DOWN:
+        verdict.notes.append("seems to be upside down: turn it so that the head is at the top")
+    elif contrast < LATERAL_CONTRAST:
+        verdict.notes.append(
+            "the middle is darker than a lung: a lateral view, or a white lung? the model knows"
+            " frontal films only"
+        )
+    elif pose.upright < UNLIKE:
+        verdict.notes.append("hardly like a frontal chest film: is it one, and the whole picture?")
+
+
+def check_film_frame(unit: np.ndarray) -> Verdict:
+    """Whether a radiograph fills its picture.
+
+    Args:
+        unit: (rows, columns) of the whole file, -1..1, not yet padded to a square.
+    """
+    verdict = Verdict()
+    rows, columns = unit.shape
+    share = without_frame(unit).size / unit.size
+    if columns > WIDEST_FILM * rows:
+        verdict.notes.append(
+            f"{columns / rows:.1f} times as wide as high: two films side by side? give one"
+        )
+    elif share < LEAST_FILM:
+        verdict.notes.append(
+            f"the film takes {share:.0%} of the picture (a screenshot?): cut it to the film"
+        )
+    return verdict

@@ -22,6 +22,10 @@ FEW_IMAGES, FEW_POINTS = 10, -2.0
 """A CT stack of fewer images than this is a series for timing or a single slice more often than the
 scan."""
 
+AS_LARGE = 0.5
+"""A stack with at least this part of the images of the best one may be the whole scan as well as
+that; a smaller one is more often a scout or a repeat of a few slices."""
+
 MAX_LISTED, MAX_NAME = 3, 40
 """Stacks that a refusal names, and letters of a description."""
 
@@ -107,7 +111,8 @@ def choose(stacks: Sequence[Stack], name: str, where: str = "") -> Choice:
         where: folder, for messages.
 
     Raises:
-        FileError: none can be the stream, or several of one size could be and nothing tells which.
+        FileError: none can be the stream, or several could be and nothing tells which: of MR
+            without a word on its weighting, or of several patients.
     """
     scored = sorted((_score(s, name) for s in stacks), key=lambda s: s.key)
     table = tuple(_line(i, s, name) for i, s in enumerate(scored, 1))
@@ -126,21 +131,27 @@ def choose(stacks: Sequence[Stack], name: str, where: str = "") -> Choice:
             f" name the stream that it holds. {_listed(scored)}"
         )
     rivals = [s for s in scored[1:] if not s.refusal and _is_equal(s, best)]
-    if name.startswith("mri_") and rivals and best.points <= 0:
+    patients = {str(s.stack.facts.get("PatientID", "")) for s in (best, *rivals)}
+    what = "their headers do not tell which"
+    if len(patients) > 1:
+        what = f"they are of {len(patients)} patients"
+    if rivals and (len(patients) > 1 or (name.startswith("mri_") and best.points <= 0)):
         raise FileError(
-            f"{prefix}{len(rivals) + 1} image stacks of one size could be {name} and their headers"
-            f" do not tell which; put the files of one into a folder of its own and give that."
-            f" {_listed([best, *rivals])}"
+            f"{prefix}{len(rivals) + 1} image stacks could be {name} and {what}; put the files of"
+            f" one into a folder of its own and give that. {_listed([best, *rivals])}"
         )
     return Choice(best.stack, tuple(_notes(scored, name)), table)
 
 
 def _is_equal(other: _Scored, best: _Scored) -> bool:
     """Whether another series fits as well; acquisitions of one series are chosen among by order."""
-    series = [s.stack.facts.get("SeriesInstanceUID") for s in (other, best)]
+    series = [
+        (s.stack.facts.get("PatientID"), s.stack.facts.get("SeriesInstanceUID"))
+        for s in (other, best)
+    ]
     return (
         abs(other.points - best.points) < 1e-6
-        and len(other.stack.frames) == len(best.stack.frames)
+        and len(other.stack.frames) >= AS_LARGE * len(best.stack.frames)
         and series[0] != series[1]
     )
 
@@ -173,7 +184,10 @@ def _notes(scored: Sequence[_Scored], name: str) -> list[str]:
         notes.append(f"{stack.copies} files are copies of others and were left out")
     second = next((s for s in scored[1:] if not s.refusal), None)
     if second is not None and second.points == best.points and stack.siblings == 1:
-        notes.append(f"{describe(second.stack)} would have fitted as well")
+        notes.append(
+            f"{describe(second.stack)} would have fitted as well; to see it, give its files in a"
+            " folder of their own"
+        )
     if name.startswith("mri_") and best.points <= 0 and len(scored) > 1:
         notes.append(f"nothing in its header says that it is {name}")
     return notes

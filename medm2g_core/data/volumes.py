@@ -12,10 +12,9 @@ import gzip
 import io
 import logging
 import re
-import tempfile
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,8 +39,10 @@ __all__ = [
     "FileError",
     "Volume",
     "blame",
+    "first_bytes",
+    "named",
+    "one_sentence",
     "oriented",
-    "read_itk",
     "read_nifti",
     "sniff",
 ]
@@ -76,9 +77,14 @@ class FileError(ValueError):
     says why."""
 
     def __init__(self, message: str) -> None:
-        # A header value that is quoted may hold line breaks and worse.
-        plain = re.sub(r"[\x00-\x1f\x7f]+", " ", message)
-        super().__init__(plain if len(plain) <= LONGEST else plain[: LONGEST - 4] + " ...")
+        super().__init__(one_sentence(message))
+
+
+def one_sentence(message: str) -> str:
+    """A message without the line breaks and control characters that a quoted value may hold, cut at
+    `LONGEST` letters."""
+    plain = re.sub(r"[\x00-\x1f\x7f]+", " ", message)
+    return plain if len(plain) <= LONGEST else plain[: LONGEST - 4] + " ..."
 
 
 @dataclass
@@ -140,6 +146,21 @@ def blame(path: Path, doing: str) -> Iterator[None]:
 
 def sniff(path: Path) -> str:
     """Format of a file from its first bytes: a `Volume.kind`, or ``""`` if unknown."""
+    head, packed = first_bytes(path)
+    kind = _kind(head)
+    if packed and kind not in ("nifti", ""):
+        raise FileError(
+            f"{path}: {kind} packed with gzip; unpack it first (only NIfTI is read packed)"
+        )
+    return kind
+
+
+def first_bytes(path: Path) -> tuple[bytes, bool]:
+    """The first bytes of a file, unpacked if it is packed with gzip, and whether it is.
+
+    Raises:
+        FileError: empty, or cannot be read.
+    """
     try:
         with path.open("rb") as stream:
             head = stream.read(4096)
@@ -151,12 +172,7 @@ def sniff(path: Path) -> str:
         raise FileError(f"{path}: cannot be read ({error})") from error
     if not head:
         raise FileError(f"{path}: the file is empty")
-    kind = _kind(head)
-    if packed and kind not in ("nifti", ""):
-        raise FileError(
-            f"{path}: {kind} packed with gzip; unpack it first (only NIfTI is read packed)"
-        )
-    return kind
+    return head, packed
 
 
 def _kind(head: bytes) -> str:
@@ -222,8 +238,7 @@ def read_nifti(path: Path) -> Volume:
     with blame(path, "reading NIfTI"):
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
-            with gzip.GzipFile(fileobj=io.BytesIO(data)) as unpacked:
-                data = unpacked.read(MAX_VOXELS * 4)
+            data = _unpacked(data)
         if data[344:348] == b"ni1\0" or data[4:8] == b"ni2\0":
             raise FileError(
                 f"{path}: this is half of a NIfTI pair (.hdr with .img); convert it to one .nii.gz"
@@ -234,6 +249,7 @@ def read_nifti(path: Path) -> Volume:
         header = header_class.from_fileobj(io.BytesIO(data), check=False)
         codes = int(header["sform_code"]), int(header["qform_code"])
         quiet = logging.Logger(__name__)  # what is broken is told below, in the reader's words
+        quiet.addHandler(logging.NullHandler())  # without one, warnings go to the screen
         header.check_fix(logger=quiet, error_level=_NIFTI_FATAL)
         shape = tuple(int(n) for n in header.get_data_shape())
         while len(shape) > 3 and shape[-1] == 1:
@@ -273,12 +289,25 @@ def read_nifti(path: Path) -> Volume:
         notes.append(f"the header counts in {unit}s: turned to mm")
     if array.ndim == 2:
         array = array[:, :, None]
-    volume = _name(path, lambda: oriented(array, affine, "nifti", notes))
+    volume = named(path, lambda: oriented(array, affine, "nifti", notes))
     volume.facts = {"FileName": path.name, "intent": _intent(header)} | sidecar_facts(path)
     description = bytes(header["descrip"]).rstrip(b"\0").decode("latin-1")
     if description.startswith(SYNTHETIC_MARK):
         volume.tags = {"stream": bytes(header["intent_name"]).rstrip(b"\0").decode("latin-1")}
     return volume
+
+
+_PIECE = 1 << 24
+
+
+def _unpacked(data: bytes) -> bytes:
+    """What gzip packed, up to the largest size that is read; in pieces, for one read takes the
+    memory that it asks for and not what it gets."""
+    pieces: list[bytes] = []
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+        while len(pieces) * _PIECE < MAX_VOXELS * 4 and (piece := packed.read(_PIECE)):
+            pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _looks_elsewhere(header: Any, sform: np.ndarray) -> bool:
@@ -350,141 +379,12 @@ def _nifti_affine(path: Path, header: Any, codes: tuple[int, int], notes: list[s
     return np.array(header.get_base_affine(), dtype=float)
 
 
-def _name(path: Path, make: Any) -> Volume:
+def named(path: Path, make: Callable[[], Volume]) -> Volume:
     """Call ``make`` and put the path in front of its complaint."""
     try:
         return make()
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
-
-
-def read_itk(path: Path, kind: str) -> Volume:
-    import SimpleITK as sitk
-
-    with blame(path, f"reading {kind}"), _plain_name(path) as name:
-        reader = sitk.ImageFileReader()
-        reader.SetImageIO("MetaImageIO" if kind == "metaimage" else "NrrdImageIO")
-        reader.SetFileName(name)
-        reader.ReadImageInformation()
-        size = [int(n) for n in reader.GetSize()]
-        while len(size) > 3 and size[-1] == 1:
-            size = size[:-1]
-        if len(size) > 3:
-            raise FileError(f"{path}: {len(size)}-D image of size {size}; give one 3-D volume")
-        if reader.GetNumberOfComponents() != 1:
-            raise FileError(
-                f"{path}: {reader.GetNumberOfComponents()} values a voxel (colour or vector);"
-                " needed one"
-            )
-        if not size or min(size) < 1:
-            raise FileError(f"{path}: an image of size {size} holds nothing")
-        if int(np.prod(size, dtype=np.int64)) > MAX_VOXELS:
-            raise FileError(f"{path}: size {size} is more than {MAX_VOXELS} voxels")
-        if kind == "metaimage":
-            _check_meta_length(path, size)
-        image = reader.Execute()
-        dim = image.GetDimension()
-        array = sitk.GetArrayFromImage(image).astype(np.float32)  # z, y, x
-        direction = np.array(image.GetDirection()).reshape(dim, dim)
-        spacing = np.array(image.GetSpacing())
-    array = array.reshape(array.shape[-3:])
-    axes = np.eye(3)
-    n = min(dim, 3)
-    axes[:n, :n] = direction[:n, :n] * spacing[:n]
-    array = array.transpose()  # x, y, z; a flat image has none of the last
-    if array.ndim == 2:
-        array = array[:, :, None]
-    affine = np.eye(4)
-    affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ axes  # ITK's LPS to RAS
-    volume = _name(path, lambda: oriented(array, affine, kind, []))
-    volume.facts = {"FileName": path.name}
-    if not _states_spacing(path, kind):  # ITK then counts 1 mm
-        volume.spacing_mm = (float("nan"),) * 3
-        volume.acquired = ""
-    return volume
-
-
-@contextmanager
-def _plain_name(path: Path) -> Iterator[str]:
-    """A name of the file that ITK can open: it takes no bytes that are no UTF-8, so such a folder
-    is reached through a link."""
-    if _is_utf8(str(path)):
-        yield str(path)
-        return
-    if not _is_utf8(path.name):
-        raise FileError(
-            f"{path}: its name holds bytes that are no UTF-8, which ITK cannot open; rename it"
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder) / "data"
-        link.symlink_to(path.parent.absolute(), target_is_directory=True)
-        yield str(link / path.name)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _states_spacing(path: Path, kind: str) -> bool:
-    """Whether a MetaImage or NRRD header says how large its voxels are."""
-    with path.open("rb") as stream:
-        head = stream.read(_HEADER_BYTES)
-    if kind == "metaimage":
-        head = head.partition(b"ElementDataFile")[0]
-        return b"ElementSpacing" in head or b"ElementSize" in head
-    head = head.partition(b"\n\n")[0].partition(b"\r\n\r\n")[0].lower()
-    return b"space directions" in head or b"spacings" in head
-
-
-_HEADER_BYTES = 1 << 16
-_ELEMENT_BYTES = {
-    "CHAR": 1,
-    "SHORT": 2,
-    "INT": 4,
-    "LONG": 4,
-    "LONG_LONG": 8,
-    "FLOAT": 4,
-    "DOUBLE": 8,
-}
-
-
-def _check_meta_length(path: Path, size: list[int]) -> None:
-    """Refuse a MetaImage with less data than its header says: ITK would fill the rest with zeros
-    and only print."""
-    whole = path.read_bytes()
-    head, _, rest = whole.partition(b"ElementDataFile")
-    pairs = (line.split("=", 1) for line in head.decode("latin-1").splitlines() if "=" in line)
-    found = {key.strip(): value.strip() for key, value in pairs}
-    first_line, _, data = rest.partition(b"\n")
-    name = first_line.decode("latin-1").strip(" =\r\t")
-    if "%" in name or name.startswith("LIST"):
-        return  # one file a slice: ITK itself complains of a missing one
-    if name.upper() != "LOCAL":
-        raw = path.parent / name
-        if not raw.is_file():
-            raise FileError(
-                f"{path}: its data file {name!r} is missing; keep the .mhd and the .raw in one"
-                " folder"
-            )
-        data = raw.read_bytes()
-    width = _ELEMENT_BYTES.get(
-        found.get("ElementType", "").removeprefix("MET_").removeprefix("U"), 1
-    )
-    need = width * int(np.prod(size, dtype=np.int64))
-    have = len(data)
-    if found.get("CompressedData", "False").lower() == "true":
-        have = len(
-            zlib.decompressobj(wbits=47).decompress(data, need)
-        )  # 47: zlib or gzip, told by the header
-    if have < need:
-        raise FileError(
-            f"{path}: the header promises {need} bytes of data and there are {have}: the file is"
-            " truncated"
-        )
 
 
 def _mm(spacing: np.ndarray) -> str:

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import Dataset
 
 from medm2g_core.data.plausibility import check_picture
-from medm2g_core.data.volumes import FileError
+from medm2g_core.data.volumes import FileError, one_sentence
 from medm2g_core.streams import Study
 
 __all__ = [
@@ -49,7 +49,12 @@ State = Literal["ok", "missing", "surprising"]
 
 class SourceError(ValueError):
     """A folder does not hold the data set, or not in a form that can be used; the message says what
-    is needed."""
+    is needed: one sentence, and where it helps how the folders should lie."""
+
+    def __init__(self, message: str) -> None:
+        # What is quoted from a broken table may have no end and any character.
+        said, line, layout = message.partition("\n")
+        super().__init__(one_sentence(said) + line + layout)
 
 
 @dataclass(frozen=True)

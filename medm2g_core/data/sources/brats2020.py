@@ -270,7 +270,7 @@ def parse_survival(text: str) -> tuple[float, float]:
     """``Survival_days`` as (days, alive): ``"289"`` is (289, 0), ``"ALIVE (361 days later)"`` is
     (361, 1), else NaN."""
     text = text.strip()
-    if match := re.fullmatch(r"ALIVE\D*(\d+)?.*", text, re.IGNORECASE):
+    if match := re.fullmatch(r"ALIVE\D*(\d{1,9})?.*", text, re.IGNORECASE):
         return (float(match[1]) if match[1] else math.nan), 1.0
     return (float(text), 0.0) if re.fullmatch(r"\d+(\.\d+)?", text) else (math.nan, math.nan)
 
@@ -380,7 +380,7 @@ def _entry(
     grade = grades.get(case, {}).get("grade", "").upper()
     row = survival.get(case, {})
     days, alive = parse_survival(row.get("survival_days", ""))
-    age = re.fullmatch(r"\s*(\d+)(\.\d*)?\s*", row.get("age", ""))
+    age = re.fullmatch(r"\s*(\d{1,9})(\.\d*)?\s*", row.get("age", ""))
     grade = grade or next((p for p in ("HGG", "LGG") if p in above), "")  # the folders until 2019
     point = re.fullmatch(r"(BraTS-\w+-\d+)-\d{3}", case)  # 2023: the same person at another time
     task = _CASE.fullmatch(case)

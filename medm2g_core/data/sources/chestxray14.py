@@ -262,7 +262,7 @@ def _splits(lists: Mapping[str, tuple[str, ...]], patient: Mapping[str, str]) ->
 
 def _age(value: str) -> int | None:
     """Years; the first release has typing errors such as 412 and writes ``058Y``."""
-    match = re.match(r"0*(\d+)Y?$", value)
+    match = re.match(r"0*(\d{1,3})Y?$", value)
     return int(match[1]) if match and int(match[1]) < 100 else None
 
 

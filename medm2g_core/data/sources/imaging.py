@@ -12,6 +12,7 @@ from medm2g_core.data.files import square_picture
 from medm2g_core.data.intensity import xray_to_unit
 from medm2g_core.data.plausibility import (
     NOISE_CORRELATION,
+    check_film_frame,
     check_values,
     heed,
     neighbour_correlation,
@@ -118,6 +119,7 @@ def film(volume: Volume, size: int, notes: list[str]) -> torch.Tensor:
             f"the lowest {below:.0%} of the film is one grey value: it was cut off, download it"
             " again"
         )
+    heed(check_film_frame(unit), notes)
     rows, columns = unit.shape
     picture = square_picture(
         unit, (1.0, 1.0), (rows / 2, columns / 2), float(max(rows, columns)), size

@@ -18,6 +18,7 @@ import torch
 from medm2g_core.data.iu_reports import (
     IUReport,
     IUReportError,
+    by_number,
     clean_text,
     mesh_presence,
     parse_iu_report,
@@ -35,8 +36,8 @@ from medm2g_core.data.sources.base import (
     SourceStudy,
 )
 from medm2g_core.data.sources.radiographs import Film, read_film
-from medm2g_core.data.sources.tables import find_file, read_table
-from medm2g_core.data.sources.trees import files_below
+from medm2g_core.data.sources.tables import NOT_THAT_FORM, find_file, read_table
+from medm2g_core.data.sources.trees import files_below, is_file
 from medm2g_core.data.volumes import FileError
 
 __all__ = ["IUXRay", "image_key", "r2gen_report"]
@@ -248,9 +249,7 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv,
             reports[report.uid] = report
         if not reports:
             raise self.not_here(root, f"none of {len(files)} XML files is an IU report")
-        return tuple(
-            sorted(reports.values(), key=lambda r: (int(re.sub(r"\D", "", r.uid) or 0), r.uid))
-        )
+        return tuple(sorted(reports.values(), key=by_number))
 
     def _found(self, root: Path, reports: tuple[IUReport, ...], skips: list[Skip]) -> Found:
         images = _images(root)
@@ -267,6 +266,12 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv,
                     )
                 )
                 continue
+            try:
+                present = mesh_presence(report)
+            except IUReportError as error:
+                skips.append(Skip("unreadable report", report.uid, str(error)))
+                continue
+            labels = {n: float(v) if report.indexed else math.nan for n, v in present.items()}
             keys = [image_key(i) for i in report.image_ids]
             missing += sum(k not in images for k in keys)
             there = [k for k in keys if k in images]
@@ -298,10 +303,7 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv,
                     split="",
                     files={"xray": images[likely[0]]} if likely else {},
                     text=report.text or None,
-                    labels={
-                        n: float(v) if report.indexed else math.nan
-                        for n, v in mesh_presence(report).items()
-                    },
+                    labels=labels,
                     extra={"candidates": () if sure else tuple(images[k] for k in likely)},
                 )
             )
@@ -333,10 +335,10 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv,
                 (split, str(s["id"]), str(s["report"]), _listed(s["image_path"]))
                 for split, s in studies
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except NOT_THAT_FORM as error:
             raise SourceError(
                 f"{annotation}: not R2Gen's form, {{train, val, test: [{{id, report, image_path,"
-                f" split}}]}} ({error!r})"
+                f" split}}]}} ({type(error).__name__}: {error})"
             ) from error
         if not rows:
             raise self.not_here(annotation.parent, f"{annotation.name} lists no study")
@@ -351,7 +353,7 @@ Kaggle:  indiana_reports.csv, indiana_projections.csv,
                     f"{annotation}: study {name} names an image outside its folder ({paths})"
                 )
             text = clean_text(re.sub(r"x{3,}", lambda m: m[0].upper(), report))
-            there = [folder / p for p in paths if (folder / p).is_file()]
+            there = [folder / p for p in paths if is_file(folder / p)]
             if len(there) < len(paths):
                 why = f"{len(paths) - len(there)} of {len(paths)} images are not under {folder}"
                 skips.append(Skip("image missing", name, why))

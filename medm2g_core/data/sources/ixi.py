@@ -312,11 +312,11 @@ def _demographics(root: Path) -> tuple[dict[str, int], dict[str, str], list[Skip
     for path in files_below(root, "IXI*.csv"):
         for row in read_table(path):
             values = {k.upper(): v for k, v in row.items()}
-            number = re.fullmatch(r"(?:IXI)?(\d+)(?:[.,]0*)?", values.get("IXI_ID", ""))
+            number = re.fullmatch(r"(?:IXI)?(\d{1,9})(?:[.,]0*)?", values.get("IXI_ID", ""))
             if not number:
                 continue
             person = f"IXI{int(number[1]):03d}"
-            age = re.fullmatch(r"(\d+)([.,]\d*)?", values.get("AGE", ""))
+            age = re.fullmatch(r"(\d{1,9})([.,]\d*)?", values.get("AGE", ""))
             if age and int(age[1]) > 0:
                 ages.setdefault(person, set()).add(int(age[1]))
             code = next((v for k, v in values.items() if k.startswith("SEX_ID")), "")

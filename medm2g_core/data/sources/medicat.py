@@ -244,7 +244,7 @@ figures/<pdf_hash>_<fig_uri>""",
 def _row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     good = isinstance(row, dict) and all(
         isinstance(row.get(k), str) and row[k] for k in ("pdf_hash", "fig_uri")

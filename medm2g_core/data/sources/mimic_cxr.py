@@ -22,8 +22,8 @@ from medm2g_core.data.sources.base import (
 )
 from medm2g_core.data.sources.mimic_reports import report_text
 from medm2g_core.data.sources.radiographs import read_film
-from medm2g_core.data.sources.tables import find_file, read_table
-from medm2g_core.data.sources.trees import files_below
+from medm2g_core.data.sources.tables import NOT_THAT_FORM, find_file, read_table
+from medm2g_core.data.sources.trees import files_below, is_file
 
 __all__ = ["LABELS", "MimicCXR"]
 
@@ -288,12 +288,12 @@ def _r2gen(root: Path) -> dict[tuple[str, str], tuple[str, str]]:
                 key = str(row["subject_id"]), str(row["study_id"])
                 if found.setdefault(key, (split, text))[0] != split:
                     raise SourceError(f"{path}: study {key[1]} is in two splits")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except NOT_THAT_FORM as error:
         if isinstance(error, SourceError):
             raise
         raise SourceError(
             f"{path}: not R2Gen's form, {{train, val, test: [{{subject_id, study_id, report}}]}}"
-            f" ({error!r})"
+            f" ({type(error).__name__}: {error})"
         ) from error
     return found
 
@@ -353,7 +353,7 @@ def _holds_jpg(files: Path, rows: Sequence[Mapping[str, str]]) -> bool:
 def _image(folder: Path, dicom_id: str, jpg: bool) -> Path | None:
     for ending in _JPG if jpg else _DICOM:
         for spelling in (ending, ending.upper()):
-            if (path := folder / f"{dicom_id}{spelling}").is_file():
+            if is_file(path := folder / f"{dicom_id}{spelling}"):
                 return path
     return None
 

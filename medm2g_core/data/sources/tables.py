@@ -15,8 +15,12 @@ from pathlib import Path
 
 from medm2g_core.data.sources.base import SourceError
 
-__all__ = ["find_file", "open_table", "read_table"]
+__all__ = ["NOT_THAT_FORM", "find_file", "open_table", "read_table"]
 
+
+NOT_THAT_FORM = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError)
+"""What reading a JSON file raises that cannot be read, holds something else, or is nested without
+end."""
 
 DEPTH = 4
 """So many folders deep a table is looked for: ``wget -r`` makes physionet.org/files/name/2.0.0."""

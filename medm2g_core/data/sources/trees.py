@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-__all__ = ["files_below", "folders_below", "words"]
+__all__ = ["files_below", "folders_below", "is_file", "words"]
 
 _LEAVINGS = ("__MACOSX",)
 """Folders that packers leave behind; what they hold looks like data by name. So do names that begin
@@ -64,6 +64,15 @@ def files_below(root: Path, *patterns: str) -> list[Path]:
             ):
                 found.append(path)
     return sorted(found)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; no is also the answer to a name out of a table that no file can
+    have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def words(name: str) -> set[str]:
