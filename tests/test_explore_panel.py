@@ -11,11 +11,11 @@ import pytest
 from explore_helpers import SENTENCE, body_ct, patient, quiet
 
 from medm2g_core.data.export import write_stream
-from medm2g_core.data.findings import make_finding
 from medm2g_core.explore.drawing import Settings
 from medm2g_core.explore.line import Line
 from medm2g_core.explore.panel import ExplorerPanel, findings_panel
 from medm2g_core.model import MedM2G
+from medm2g_core.show.report import make_finding
 
 
 def _panel(model: MedM2G, **options: Any) -> ExplorerPanel:

@@ -19,7 +19,6 @@ __all__ = [
     "FindingKind",
     "check_finding",
     "findings_of",
-    "make_finding",
     "size_class",
 ]
 
@@ -118,20 +117,3 @@ def check_finding(finding: Finding) -> Finding:
     if finding.size_mm is not None and size_class(finding.name, finding.size_mm) != finding.size:
         raise ValueError(f"{finding.name}: {finding.size_mm} mm is not {finding.size!r}")
     return finding
-
-
-def make_finding(name: str, side: str = "", location: str = "", size: str = "") -> Finding:
-    """A valid finding; a measured one gets a diameter in the middle of its size class.
-
-    Raises:
-        ValueError: its kind does not have that side, location or size.
-    """
-    kind = FINDINGS[name]
-    size_mm = None
-    if kind.millimetres is not None:
-        low, high = kind.millimetres
-        fitting = [mm for mm in range(low, high + 1) if size_class(name, mm) == size]
-        if not fitting:
-            raise ValueError(f"{name}: size {size!r} is not one of {kind.sizes}")
-        size_mm = fitting[len(fitting) // 2]
-    return check_finding(Finding(name, side, location, size, size_mm))

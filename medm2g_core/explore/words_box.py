@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from medm2g_core.data.findings import FINDINGS, make_finding
+from medm2g_core.data.findings import FINDINGS
 from medm2g_core.explore.controls import Controls, say
 from medm2g_core.explore.state import Explorer
 from medm2g_core.explore.words import EXAMPLES, words_of
+from medm2g_core.show.report import make_finding
 
 __all__ = ["WordsBox"]
 
