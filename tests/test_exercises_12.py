@@ -51,7 +51,7 @@ def test_answers_get_the_verdict_that_helps(
 
 @pytest.mark.parametrize("check", [check_denied, check_misled, check_paired_error])
 def test_no_answer_makes_a_check_raise(check: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    for junk in JUNK:
+    for name, junk in JUNK.items():
         check(junk)
         said = capsys.readouterr().out
-        assert said.startswith(("No answer yet", "Not yet:")), junk
+        assert said.startswith(("No answer yet", "Not yet:")), name

@@ -297,9 +297,12 @@ class ExplorerPanel:
         try:
             drawn = self.state.draw(settings, on_step=self._stepped, on_place=self._placed)
         except StoppedError:
-            say(self.message, "cancelled before the first step")
+            say(self.message, "you left the line")
         except (ValueError, LineFullError) as error:
             say(self.message, str(error), bad=True)
+        except Exception as error:  # the user must not wait for ever; the log gets the rest
+            say(self.message, f"the drawing failed: {type(error).__name__}: {error}", bad=True)
+            raise
         else:
             self._finished(drawn.cancelled)
         finally:

@@ -10,7 +10,7 @@ import torch
 
 from medm2g_core.explore.drawing import Drawn, Settings, Step, draw
 from medm2g_core.explore.given import Given, Patient, from_file, from_patient, from_upload, typed
-from medm2g_core.explore.line import Line, StoppedError
+from medm2g_core.explore.line import Line
 from medm2g_core.explore.pictures import Shown, Window, difference_rgb, gallery, grey
 from medm2g_core.explore.verdict import Truth, report_html, scores, truth_of
 from medm2g_core.explore.words import Reading, read_words
@@ -33,6 +33,7 @@ class Explorer:
         from_patient: streams of the patient that are given.
         own: stream -> the user's own picture.
         drawn: the last result.
+        truth: what is known about it; ``None`` where nothing is.
     """
 
     def __init__(self, pipe: MedM2GPipeline, line: Line | None = None) -> None:
@@ -43,7 +44,7 @@ class Explorer:
         self.from_patient: tuple[str, ...] = ()
         self.own: dict[str, Given] = {}
         self.drawn: Drawn | None = None
-        self._truth: Truth | None = None
+        self.truth: Truth | None = None
         self._stop = threading.Event()
 
     @property
@@ -55,11 +56,6 @@ class Explorer:
     def study(self) -> Study | None:
         """The chosen patient's study."""
         return self.patient.study(self.size) if self.patient else None
-
-    @property
-    def truth(self) -> Truth | None:
-        """Of the last result."""
-        return self._truth
 
     def given(self) -> list[Given]:
         """All given streams.
@@ -105,9 +101,7 @@ class Explorer:
         truth = truth_of(given, self.study)
         with self.line.turn(self._stop, on_place):
             drawn = draw(self.pipe, given, settings, on_step=on_step, stop=self._stop)
-            if not drawn.steps_done:
-                raise StoppedError("cancelled")
-        self.drawn, self._truth = drawn, truth
+        self.drawn, self.truth = drawn, truth
         return drawn
 
     def cancel(self) -> None:
@@ -142,7 +136,7 @@ class Explorer:
         """
         if self.drawn is None:
             return ""
-        drawn, truth = self.drawn, self._truth
+        drawn, truth = self.drawn, self.truth
         said = scores(drawn, truth)
         parts = []
         for name, value in drawn.streams.items():
