@@ -20,7 +20,7 @@ CHOICE = "290px"
 LABEL = "105px"
 TICK = "150px"
 WIDE = {"width": "98%", "max_width": "640px"}
-BAD, GOOD = "#b00020", "#1f1f1f"
+BAD, GOOD = "#b00020", "inherit"  # of the page, which may be dark
 
 
 def widget_package() -> ModuleType:

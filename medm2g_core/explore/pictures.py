@@ -73,7 +73,7 @@ STYLE = """<style>
 .m2g-gallery img{width:100%;display:block}
 .m2g-gallery .m2g-side{position:absolute;top:2px;font:bold 12px sans-serif;line-height:1.2;
  color:#fff;text-shadow:0 0 2px #000,0 0 2px #000}
-.m2g-gallery figcaption{font:12px/1.35 sans-serif;color:#1f1f1f;margin-top:3px}
+.m2g-gallery figcaption{font:12px/1.35 sans-serif;margin-top:3px}
 .m2g-report{font:13px/1.45 sans-serif;margin:0;padding:6px;border:1px solid #d0d0d0;
  background:#fff;color:#1f1f1f}
 .m2g-head{font:bold 13px sans-serif;margin:10px 0 4px}
