@@ -19,7 +19,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from medm2g_core.cli import main
-from medm2g_core.commands.generate import GivenStreams, _geometry, _region, _remarks
+from medm2g_core.commands.generate import GivenStreams, _region, geometry, remarks
 from medm2g_core.commands.overview import overview_png
 from medm2g_core.data.export import SYNTHETIC_MARK
 from medm2g_core.data.files import read_stream, read_text
@@ -166,11 +166,11 @@ def test_t1_and_t2_are_of_the_region_that_the_study_shows(
         read.records[name] = {"plane": what, "spacing_mm": None}
     drawn = {name: torch.zeros(1, 32, 32) for name in sample}
     assert _region("mri_t1", read, drawn) == region
-    spacing, plane = _geometry("mri_t1", read, drawn, 32)
+    spacing, plane = geometry("mri_t1", read, drawn, 32)
     assert (plane, round(spacing[0], 3)) == (
         ("coronal", 11.2) if region == "chest" else ("axial", 7.2)
     )
-    unclear = [remark for remark in _remarks(read, sample, [drawn]) if "nothing tells" in remark]
+    unclear = [remark for remark in remarks(read, sample, [drawn]) if "nothing tells" in remark]
     assert bool(unclear) == (not region)
 
 

@@ -39,8 +39,9 @@ RANK = {  # imports point from a higher number to a lower one, or stay within on
     "experiments": 9,
     "show": 10,
     "commands": 11,
+    "explore": 12,
     "cli": 11,
-    "__main__": 12,
+    "__main__": 13,
 }
 
 

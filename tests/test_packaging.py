@@ -27,7 +27,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "medm2g_core"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
-FOR_NOTEBOOKS = {"show/execute.py", "show/demo.py", "show/widgets.py", "show/figures.py"}
+FOR_NOTEBOOKS = {
+    "show/execute.py",
+    "show/demo.py",
+    "show/figures.py",
+    "explore/controls.py",
+    "explore/panel.py",
+}
 """Files of the package that may import what only the ``notebooks`` extra brings."""
 NEVER_IMPORTED = {
     "nilearn": "its MNI152 maps are read as files",
@@ -209,7 +215,7 @@ for name in {_modules()!r}:
         refused[name] = type(error).__name__ + ": " + str(error)
 
 from medm2g_core.cli import main
-from medm2g_core.show.widgets import findings_panel
+from medm2g_core.explore.panel import findings_panel
 try:
     findings_panel(None)
 except ImportError as error:

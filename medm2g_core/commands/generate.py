@@ -28,7 +28,7 @@ from medm2g_core.pipeline import SHIPPED_WEIGHTS, MedM2GPipeline
 from medm2g_core.storage import atomic_write
 from medm2g_core.streams import StreamError, stream
 
-__all__ = ["GivenStreams", "read_given", "run_generation"]
+__all__ = ["GivenStreams", "geometry", "read_given", "remarks", "run_generation"]
 
 ONLY = {"chest": ("xray", "ct"), "brain": ("mri_pd", "mri_flair")}
 """Streams that the model knows of one region alone; T1 and T2 exist of both."""
@@ -150,7 +150,7 @@ def _region(name: str, given: GivenStreams, sample: Mapping[str, torch.Tensor | 
     return guess_region(text) if isinstance(text, str) and text.strip() else ""
 
 
-def _geometry(
+def geometry(
     name: str, given: GivenStreams, sample: Mapping[str, torch.Tensor | str], size: int
 ) -> tuple[tuple[float, float], str]:
     """Spacing and plane of a generated image: those of a given image of the same plane, else the
@@ -166,7 +166,7 @@ def _geometry(
     return (spacing, spacing), plane
 
 
-def _remarks(
+def remarks(
     given: GivenStreams, want: Sequence[str], samples: Sequence[Mapping[str, torch.Tensor | str]]
 ) -> list[str]:
     """What the user should know about the request and its result."""
@@ -277,8 +277,8 @@ def run_generation(args: argparse.Namespace) -> int:
             f"{', '.join(broken)}: the model gave NaN; a smaller --guidance or another --device may"
             " help"
         )
-    remarks = _remarks(given, args.want, samples)
-    for remark in remarks:
+    said = remarks(given, args.want, samples)
+    for remark in said:
         print(f"note: {remark}")
     files = _write(args, out, given, samples, size)
     model = str(args.model or SHIPPED_WEIGHTS)
@@ -288,7 +288,7 @@ def run_generation(args: argparse.Namespace) -> int:
         "want": args.want,
         "settings": _settings(args, weights),
         "seeds": [args.seed + i for i in range(args.num_samples)],
-        "notes": remarks,
+        "notes": said,
         "generated_text": [s["text"] for s in samples] if "text" in args.want else [],
         "files": [path.name for path in files],
         "model": {"folder": model, "profile": pipe.model.profile.name, "resolution": size},
@@ -358,7 +358,7 @@ def _write(
                     write_text(value.strip() or NO_WORDS, out / f"{name}{ending}.txt", meta)
                 )
                 continue
-            spacing, plane = _geometry(name, given, sample, size)
+            spacing, plane = geometry(name, given, sample, size)
             files += write_stream(
                 value,
                 name,

@@ -1,1 +1,1 @@
-"""Figures, widgets and the demo: everything that people look at."""
+"""Figures and the demo: everything that people look at."""

@@ -276,7 +276,7 @@ ROOMS = (
         "rivals",
         "evaluation",
     ),
-    *("experiments", "show", "commands", "cli"),
+    *("experiments", "show", "commands", "cli", "explore"),
 )
 """The parts of the package from the ground up: each imports only from those above it in the table
 or beside it."""

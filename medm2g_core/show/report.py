@@ -11,11 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties
 
-from medm2g_core.data.findings import FINDINGS
+from medm2g_core.data.findings import FINDINGS, check_finding, size_class
 from medm2g_core.data.labeller import label_report
 from medm2g_core.streams import Finding
 
-__all__ = ["COLOURS", "Judged", "finding_words", "judge_report", "write_report_on"]
+__all__ = [
+    "COLOURS",
+    "Judged",
+    "finding_words",
+    "judge_report",
+    "make_finding",
+    "write_report_on",
+]
 
 COLOURS = {
     "right": "#1a7f37",
@@ -61,6 +68,23 @@ def finding_words(finding: Finding) -> str:
     kind = FINDINGS.get(finding.name)
     title = kind.title if kind else finding.name.replace("_", " ")
     return " ".join(word for word in (size, side, place, title) if word)
+
+
+def make_finding(name: str, side: str = "", location: str = "", size: str = "") -> Finding:
+    """A valid finding; a measured one gets a diameter in the middle of its size class.
+
+    Raises:
+        ValueError: its kind does not have that side, location or size.
+    """
+    kind = FINDINGS[name]
+    size_mm = None
+    if kind.millimetres is not None:
+        low, high = kind.millimetres
+        fitting = [mm for mm in range(low, high + 1) if size_class(name, mm) == size]
+        if not fitting:
+            raise ValueError(f"{name}: size {size!r} is not one of {kind.sizes}")
+        size_mm = fitting[len(fitting) // 2]
+    return check_finding(Finding(name, side, location, size, size_mm))
 
 
 def _agrees(claim: Finding, truth: Finding) -> bool:

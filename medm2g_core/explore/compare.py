@@ -1,0 +1,173 @@
+"""Questions that need more than one drawing: one thing changed, two settings against each other, a
+walk between two prompts, and whether a draw is a copy.
+
+Drawings that share their seeds and their wanted streams start from the same noise, so that what
+differs between them comes from what was changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+
+from medm2g_core.explore.drawing import Drawn, Settings, draw, generators
+from medm2g_core.explore.given import Given
+from medm2g_core.flows.prompt import Prompt, mix
+from medm2g_core.inputs import check_batch
+from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.sampling import sample_latents
+from medm2g_core.streams import StreamError, stream
+
+__all__ = ["Pair", "counterfactual", "nearest", "sweep", "walk"]
+
+SIDE = 32
+"""Pixels a side at which pictures are compared for copies: anatomy counts, noise does not. The same
+as in `medm2g_core.metrics.distributions.nearest_distance`."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same question with one thing changed."""
+
+    before: Drawn
+    after: Drawn
+
+    def difference(self, name: str) -> torch.Tensor:
+        """After minus before of an image stream, (draws, 1, H, W), in units of the stream."""
+        return self.after.images()[name] - self.before.images()[name]
+
+
+def counterfactual(
+    pipe: MedM2GPipeline, given: Sequence[Given], changed: Sequence[Given], settings: Settings
+) -> Pair:
+    """Draw twice from the same noise.
+
+    Args:
+        given: of the first question.  changed: of the second, for example other words.
+        settings: of both.
+    """
+    return Pair(draw(pipe, given, settings), draw(pipe, changed, settings))
+
+
+def sweep(
+    pipe: MedM2GPipeline,
+    given: Sequence[Given],
+    settings: Settings,
+    **values: Sequence[Any],
+) -> dict[tuple[Any, ...], Drawn]:
+    """A grid over any settings, all else and the noise being equal.
+
+    Args:
+        settings: of what is not varied.
+        values: name of a field of `Settings` -> its values, for example ``guidance=(1, 4)``.
+
+    Returns:
+        (value, ...) in the order of the keywords -> what was drawn.
+
+    Raises:
+        TypeError: no such setting.
+        ValueError: a value out of its range; nothing is drawn then.
+    """
+    points: list[dict[str, Any]] = [{}]
+    for name, choices in values.items():
+        points = [point | {name: value} for point in points for value in choices]
+    asked = [(tuple(point.values()), replace(settings, **point)) for point in points]
+    return {key: draw(pipe, given, one) for key, one in asked}
+
+
+def _prompt(pipe: MedM2GPipeline, given: Sequence[Given], draws: int) -> Prompt:
+    raw = check_batch({g.stream: g.value for g in given}, draws)
+    return mix(pipe.model.embed(raw))
+
+
+def _between(a: Prompt, b: Prompt, part: float) -> Prompt:
+    """A prompt that says 1 - ``part`` of ``a`` and ``part`` of ``b``."""
+
+    def weighted(p: Prompt, weight: float) -> tuple[tuple[str, torch.Tensor, torch.Tensor], ...]:
+        if not weight:
+            return ()
+        log = torch.tensor(weight).log().to(p.pooled)
+        return tuple((m, tokens, bias + log) for m, tokens, bias in p.details)
+
+    pooled = torch.lerp(a.pooled, b.pooled, part)
+    return Prompt(pooled, a.present, weighted(a, 1 - part) + weighted(b, part))
+
+
+@torch.no_grad()
+def walk(
+    pipe: MedM2GPipeline,
+    start: Sequence[Given],
+    end: Sequence[Given],
+    settings: Settings,
+    parts: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+) -> dict[str, torch.Tensor]:
+    """From one prompt to another, all else and the noise being equal.
+
+    Only the prompt goes from one to the other. Nothing guides: half of one body and half of another
+    is no body.
+
+    Args:
+        start, end: words, or records of a study.
+        settings: of the drawing; image streams are wanted.
+        parts: of the way, 0..1.
+
+    Returns:
+        image stream -> (parts, draws, 1, H, W).
+
+    Raises:
+        StreamError: an end without any given stream, a wanted report, or a stream that is both.
+    """
+    names = {g.stream for g in (*start, *end)}
+    if not start or not end:
+        raise StreamError("both ends of a walk need something given")
+    wrong = [n for n in settings.want if n in names or not stream(n).is_image]
+    if wrong:
+        raise StreamError(f"{wrong[0]}: a walk draws image streams that neither end gives")
+    a, b = (_prompt(pipe, given, settings.draws) for given in (start, end))
+    steps: dict[str, list[torch.Tensor]] = {n: [] for n in settings.want}
+    for part in parts:
+        latents = sample_latents(
+            pipe.model,
+            {},
+            list(settings.want),
+            _between(a, b, part),
+            steps=settings.steps,
+            guidance_scale=settings.guidance,
+            order=settings.order,
+            generator=generators(settings),
+        )
+        for name, z in latents.items():
+            steps[name].append(cast(torch.Tensor, pipe.model.decode(name, z)).float().cpu())
+    return {name: torch.stack(pictures) for name, pictures in steps.items()}
+
+
+def nearest(
+    images: torch.Tensor, pool: torch.Tensor, count: int = 3
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pictures of a pool that are most like each image: is a draw a copy?
+
+    Read the distances beside those of held-out real pictures to the same pool: a copy is much
+    nearer than these.
+
+    Args:
+        images: (N, 1, H, W).  pool: (M, 1, H, W), such as training pictures. Both in -1..1.
+        count: how many of them.
+
+    Returns:
+        indices into the pool (N, count), nearest first, and their root mean square differences
+        (N, count) in image units; 0 is a copy.
+
+    Raises:
+        ValueError: fewer pictures in the pool than ``count``.
+    """
+    if not 1 <= count <= len(pool):
+        raise ValueError(f"the nearest {count} of {len(pool)} pictures; needed 1 to {len(pool)}")
+    small: list[torch.Tensor] = [
+        torch.nn.functional.adaptive_avg_pool2d(x.float().cpu(), SIDE).flatten(1)
+        for x in (images, pool)
+    ]
+    found = torch.cdist(small[0], small[1]).topk(count, largest=False)
+    return found.indices, found.values / SIDE
