@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb) $(wildcard notebooks/solutions/*.ipynb))
 NBVAL = --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-current-env
 
-.PHONY: help demo test oldest lint lab prepare train smoke results unseen ablate bench clean
+.PHONY: help demo test oldest lint lab notebooks prepare train smoke results unseen ablate bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -45,6 +45,9 @@ oldest: prepare ## the tests (not the slow ones) with the oldest supported versi
 
 lab: prepare ## open the notebooks in JupyterLab
 	$(PY) -m jupyter lab --notebook-dir notebooks $(ARGS)
+
+notebooks: prepare ## execute all notebooks anew in place, after new weights (resumable; ARGS="05" for one)
+	$(PY) -m medm2g_core.show.execute_all $(ARGS)
 
 train: prepare ## train all stages with the CPU profile (ARGS="--profile gpu" for another)
 	$(PY) -m medm2g_core train --profile cpu $(ARGS)
