@@ -3,11 +3,11 @@
 ``python -m medm2g_core.show.execute_all`` is for after a change of the weights or of the code.
 It may be interrupted: started again, it goes on with the notebooks that are still to do.
 
-**The rule.** A notebook is up to date if its file is byte for byte what this program wrote last, and
-if the program text of the package, the weights and judges in ``checkpoints/`` and the stored scores
-in ``results/`` are the same as then. What was written when is kept in ``outputs/notebooks.json``;
-without that file (a fresh clone, ``make clean``) nothing counts as up to date. Versions of other
-packages are not part of the rule: after an upgrade use ``--anew``.
+**The rule.** A notebook is up to date if its file is byte for byte what this program wrote last,
+and if the program text of the package, the weights and judges in ``checkpoints/`` and the stored
+scores in ``results/`` are the same as then. What was written when is kept in
+``outputs/notebooks.json``; without that file (a fresh clone, ``make clean``) nothing counts as up
+to date. Versions of other packages are not part of the rule: after an upgrade use ``--anew``.
 
 Nothing but the notebooks and that record is written. A notebook that fails keeps its old outputs;
 the others are executed all the same, and the exit code is 1.
@@ -36,7 +36,7 @@ READ: Mapping[str, tuple[str, ...]] = {
     "checkpoints": (".safetensors", ".json", ".jsonl"),
     "results": (".json", ".jsonl"),
 }
-"""Folder of the repository -> endings of the files there that the outputs of notebooks depend on."""
+"""Folder of the repository -> endings of its files that the outputs of notebooks depend on."""
 
 
 def in_order(root: Path = ROOT) -> list[Path]:
