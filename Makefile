@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb) $(wildcard notebooks/solutions/*.ipynb))
 NBVAL = --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-current-env
 
-.PHONY: help demo test oldest lint lab notebooks prepare train smoke results unseen ablate bench clean
+.PHONY: help demo test oldest lint lab notebooks site prepare train smoke results unseen ablate bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -48,6 +48,10 @@ lab: prepare ## open the notebooks in JupyterLab
 
 notebooks: prepare ## execute all notebooks anew in place, after new weights (resumable; ARGS="05" for one)
 	$(PY) -m medm2g_core.show.execute_all $(ARGS)
+
+site: $(VENV)/.ready ## pages, executed notebooks and docstrings as a web site in outputs/site/html (needs npm once)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e ".[site]"
+	$(PY) -m medm2g_core.show.site
 
 train: prepare ## train all stages with the CPU profile (ARGS="--profile gpu" for another)
 	$(PY) -m medm2g_core train --profile cpu $(ARGS)
