@@ -44,7 +44,7 @@ oldest: prepare ## the tests (not the slow ones) with the oldest supported versi
 	$(PY) tests/oldest.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) -m "not slow" $(ARGS)
 
 lab: prepare ## open the notebooks in JupyterLab
-	$(PY) -m jupyter lab --notebook-dir notebooks $(ARGS)
+	$(PY) -m jupyter lab --notebook-dir . notebooks/00_quickstart.ipynb $(ARGS)
 
 notebooks: prepare ## execute all notebooks anew in place, after new weights (resumable; ARGS="05" for one)
 	$(PY) -m medm2g_core.show.execute_all $(ARGS)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medm2g_core.show.site import CHAPTERS, api_pages, contents, pages_of, relinked, stage
+from medm2g_core.show.site import CHAPTERS, api_pages, pages_of, relinked, stage
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
@@ -127,6 +128,13 @@ def _handed_on(root: Path, module: str) -> list[str]:
     return []
 
 
+@cache
+def _targets(root: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """What a link may lead to: pages and notebooks of the book, and modules of the package."""
+    inside = {*pages_of(root), *(name for names in contents(root).values() for name in names)}
+    return frozenset(inside), frozenset(n for names in _modules(root).values() for n in names)
+
+
 def relinked(text: str, page: str, root: Path = ROOT) -> str:
     """The Markdown of a page with its links as the book needs them.
 
@@ -134,8 +142,7 @@ def relinked(text: str, page: str, root: Path = ROOT) -> str:
         text: Markdown; code in it stays as it is.
         page: where it lies, as a path below the root.
     """
-    inside = {*pages_of(root), *(n for names in contents(root).values() for n in names)}
-    modules = {name for names in _modules(root).values() for name in names}
+    inside, modules = _targets(root)
 
     def change(match: re.Match[str]) -> str:
         bang, words, target = match.groups()
