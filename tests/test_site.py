@@ -28,7 +28,8 @@ def test_every_page_stands_in_one_chapter() -> None:
 
 
 def test_the_table_of_contents_names_every_notebook_page_and_part(source: Path) -> None:
-    named = set(re.findall(r"^[\w./-]+$", (source / "index.md").read_text(), re.MULTILINE))
+    index = (source / "index.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^(?:[\w ]+ <)?([\w./-]+)>?$", index, re.MULTILINE))
     notebooks = [p.relative_to(ROOT).as_posix() for p in (ROOT / "notebooks").rglob("*.ipynb")]
     docs = [p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md")]
     api = [f"api/{name}" for name in api_pages()]

@@ -22,7 +22,6 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
-from medm2g_core.show.blocks import ROOMS
 from medm2g_core.storage import atomic_write
 
 __all__ = [
@@ -49,6 +48,13 @@ CHAPTERS: Mapping[str, tuple[str, ...]] = {
     "For reviewers": ("docs/deviations.md", "docs/pitfalls.md", "docs/house.md"),
 }
 """Chapter -> its pages; notebooks, solutions and the package are chapters of their own."""
+
+TITLES: Mapping[str, str] = {
+    "README.md": "The repository at a glance",
+    "docs/data_sets.md": "Data cards",
+    "checkpoints/cpu/README.md": "Model card",
+}
+"""Page -> its name in the table of contents, where that is not its heading."""
 
 MATHJAX = "mathjax@3.2.2"
 MATHJAX_SHA256 = "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09"
@@ -93,10 +99,7 @@ def _modules(root: Path) -> dict[str, list[str]]:
         page = "medm2g_core" if len(folder) == 1 else ".".join(folder)
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         pages.setdefault(page, []).append(name)
-    order = [f"medm2g_core.{room}" for room in ROOMS]
-    rank = {page: next((i for i, o in enumerate(order) if f"{page}.".startswith(f"{o}.")), -1)
-            for page in pages}  # fmt: skip
-    return {page: pages[page] for page in sorted(pages, key=lambda p: (rank[p], p))}
+    return dict(sorted(pages.items()))
 
 
 def api_pages(root: Path = ROOT) -> dict[str, str]:
@@ -195,7 +198,10 @@ def _index(root: Path) -> str:
     chapters = contents(root) | {"The package": [f"api/{name}" for name in api_pages(root)]}
     for title, pages in chapters.items():
         lines += ["```{toctree}", f":caption: {title}", ":maxdepth: 1", ""]
-        lines += [page.rsplit(".", 1)[0] for page in pages] + ["```", ""]
+        for page in pages:
+            name = page.rsplit(".", 1)[0]
+            lines.append(f"{TITLES[page]} <{name}>" if page in TITLES else name)
+        lines += ["```", ""]
     return "\n".join(lines)
 
 
