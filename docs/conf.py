@@ -60,7 +60,7 @@ html_theme_options = {
 mathjax_path = "mathjax/tex-svg-full.js"
 
 _CODE = re.compile(r"(``.+?``|`[^`]+`)")
-_STARS = re.compile(r"(\*\*\S(?:.*?\S)?\*\*|(?<![\w(])\*\w(?:[^*]*\w)?\*(?!\w))|([*|])")
+_STARS = re.compile(r"(^\s*\* |\*\*\S(?:.*?\S)?\*\*|(?<![\w(])\*\w(?:[^*]*\w)?\*(?!\w))|([*|])")
 
 
 def _as_restructured_text(

@@ -113,7 +113,8 @@ def api_pages(root: Path = ROOT) -> dict[str, str]:
             members = "   :no-members:\n" if package and name != "medm2g_core" else ""
             if not package and (handed := _handed_on(root, name)):
                 members = f"   :exclude-members: {', '.join(handed)}\n"
-            lines += [f"({name})=", "" if name == page else f"## {name.removeprefix(page + '.')}"]
+            if name != page:
+                lines += [f"## {name.removeprefix(page + '.')}", ""]
             lines += ["```{eval-rst}", f".. automodule:: {name}", f"{members}```", ""]
         out[f"{page}.md"] = "\n".join(lines)
     return out
