@@ -15,7 +15,7 @@ PY := $(VENV)/bin/python
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb) $(wildcard notebooks/solutions/*.ipynb))
 NBVAL = --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-current-env
 
-.PHONY: help demo test oldest lint lab prepare train smoke results unseen ablate figures bench clean
+.PHONY: help demo test oldest lint lab notebooks site prepare train smoke results unseen ablate figures bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,7 +47,14 @@ oldest: prepare ## the tests (not the slow ones) with the oldest supported versi
 	$(PY) tests/oldest.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) -m "not slow" $(ARGS)
 
 lab: prepare ## open the notebooks in JupyterLab
-	$(PY) -m jupyter lab --notebook-dir notebooks $(ARGS)
+	$(PY) -m jupyter lab --notebook-dir . notebooks/00_quickstart.ipynb $(ARGS)
+
+notebooks: prepare ## execute all notebooks anew in place, after new weights (resumable; ARGS="05" for one)
+	$(PY) -m medm2g_core.show.execute_all $(ARGS)
+
+site: $(VENV)/.ready ## pages, executed notebooks and docstrings as a web site in outputs/site/html (needs npm once)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e ".[site]"
+	$(PY) -m medm2g_core.show.site
 
 train: prepare ## train all stages with the CPU profile (ARGS="--profile gpu" for another)
 	$(PY) -m medm2g_core train --profile cpu $(ARGS)

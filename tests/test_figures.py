@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from medm2g_core.show.curves import training_curves
+from medm2g_core.show.curves import gate_curves, training_curves
 from medm2g_core.show.figures import (
     Figure,
     Panel,
@@ -260,3 +260,30 @@ def test_importing_chooses_no_backend_and_does_not_load_pyplot() -> None:
         " and f.Figure"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_gates_are_drawn_by_round_pair_and_layer_and_leave_the_other_curves_alone(
+    tmp_path: Path,
+) -> None:
+    pairs = {"round1": ["text<-xray"], "round2": ["text<-xray", "ct<-text"]}
+    logs = [tmp_path / f"{name}.log.jsonl" for name in pairs]
+    for log, known in zip(logs, pairs.values(), strict=True):
+        lines = [
+            {"step": s, "seconds": 0.1, "loss": 1.0}
+            | ({"gates": {pair: [1.0, 0.01 * s] for pair in known}} if s % 100 == 0 else {})
+            for s in range(0, 220, 20)
+        ]
+        log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    axes = gate_curves(logs).axes
+    assert [a.get_title() for a in axes] == ["round1", "round2", "", ""]
+    assert [a.get_ylabel() for a in axes] == ["text ← xray", "", "ct ← text", ""]
+    curves = [[list(c.get_ydata()) for c in a.lines[1:]] for a in axes]
+    both = [[1.0, 1.0, 1.0], [0.0, 1.0, 2.0]]
+    assert curves == [both, both, [], both]
+    assert [a.get_title() for a in training_curves(logs).axes] == ["loss"]
+
+
+def test_a_log_from_before_gates_were_logged_says_so(tmp_path: Path) -> None:
+    (tmp_path / "x.log.jsonl").write_text('{"step": 0, "loss": 1.0}\n')
+    with pytest.raises(ValueError, match="holds no gates"):
+        gate_curves([tmp_path / "x.log.jsonl"])

@@ -14,6 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbformat import NotebookNode
+from public_symbols import EXEMPT, notebook_sources, public, reason, shown
 
 from medm2g_core.show import demo
 from medm2g_core.show.execute import NotebookError, execute, parameter_names, run, scrub
@@ -91,6 +92,20 @@ def test_every_parameter_is_used(path: Path) -> None:
         assert re.search(rf"\b{name}\b", rest), f"{name} is never used"
 
 
+def test_a_parameter_of_one_name_has_one_type_everywhere() -> None:
+    """Papermill is called the same way for each notebook: `-p SEED 1` must not mean two things."""
+    types: dict[str, set[str]] = {}
+    for path in [*MAIN, *SOLUTIONS]:
+        (cell,) = [c for c in _code(_read(path)) if "parameters" in _tags(c)]
+        for statement in ast.parse(cell.source).body:
+            assert isinstance(statement, ast.AnnAssign)
+            types.setdefault(ast.unparse(statement.target), set()).add(
+                ast.unparse(statement.annotation)
+            )
+    assert not {name: found for name, found in types.items() if len(found) > 1}
+    assert types.get("SEED") == {"int"}
+
+
 @every
 def test_it_was_executed_from_top_to_bottom(path: Path) -> None:
     cells = [c for c in _code(_read(path)) if c.source.strip()]
@@ -146,11 +161,59 @@ def test_ignored_outputs_are_only_of_data_and_widgets(path: Path) -> None:
             assert "print(" not in cell.source and not cell.outputs
 
 
+def _anchors(path: Path) -> set[str]:
+    """Anchors of a page or notebook, as GitHub and the book make them from headings."""
+    text = _prose(_read(path)) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    plain = [re.sub(r"[`*]|\[([^]]*)\]\([^)]*\)", r"\1", h).strip().lower() for h in headings]
+    return {re.sub(r"[^\w\- ]", "", h).replace(" ", "-") for h in plain}
+
+
 @every
 def test_links_are_alive(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", _prose(_read(path))):
-        if not target.startswith(("http://", "https://", "#", "mailto:")):
-            assert (path.parent / target.split("#")[0]).exists(), f"{path.name} links to {target}"
+        if not target.startswith(("http://", "https://", "mailto:")):
+            name, _, anchor = target.partition("#")
+            there = path.parent / name if name else path
+            assert there.exists(), f"{path.name} links to {target}"
+            assert not anchor or anchor in _anchors(there), f"{path.name} links to {target}"
+
+
+def test_each_notebook_leads_to_the_next_and_back() -> None:
+    """Its last section names the neighbours, so that a reader can go through all of them."""
+    assert [p.name[:2] for p in MAIN] == [f"{i:02}" for i in range(len(MAIN))]
+    for i, path in enumerate(MAIN):
+        end = _prose(_read(path)).rpartition("\n## Next")[2]
+        linked = set(re.findall(r"\]\((\d\d_\w+\.ipynb)\)", end))
+        neighbours = {p.name for p in (MAIN[max(0, i - 1) : i + 2])} - {path.name}
+        assert neighbours <= linked, f"{path.name} does not lead to {neighbours - linked}"
+
+
+def test_every_public_symbol_is_shown_or_has_a_reason() -> None:
+    """`python tests/public_symbols.py` prints the whole list."""
+    missing = {s for s in public() - shown(notebook_sources()) if reason(s) is None}
+    assert not missing, f"in no notebook and without a reason: {sorted(map(str, missing))}"
+
+
+def test_reasons_are_for_what_exists() -> None:
+    names = [f"{s}." for s in public()]
+    assert not [start for start in EXEMPT if not any(n.startswith(f"{start}.") for n in names)]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from medm2g_core import MedM2GPipeline",
+        "from medm2g_core.pipeline import MedM2GPipeline as P",
+        "from medm2g_core import pipeline\npipeline.MedM2GPipeline",
+        "import medm2g_core.pipeline\nmedm2g_core.pipeline.MedM2GPipeline",
+    ],
+)
+def test_control_a_shown_symbol_is_seen_however_it_is_imported(source: str) -> None:
+    names = {str(s) for s in shown([source])}
+    assert "medm2g_core.pipeline.MedM2GPipeline" in names
+    assert "medm2g_core.pipeline.MedM2GOutput" in names, "what it returns is met with it"
+    assert "medm2g_core.metrics.pixels.psnr" not in names
 
 
 @main

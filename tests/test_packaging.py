@@ -228,7 +228,12 @@ print(json.dumps(refused), main(["demo", "--out", "nowhere"]), sep="\\n")
     assert done.returncode == 0, done.stderr
     refused, code_of_demo = done.stdout.splitlines()[-2:]
     said = json.loads(refused)
-    assert set(said) == {"medm2g_core.show.demo", "medm2g_core.show.execute", "panel"}, said
+    assert set(said) == {
+        "medm2g_core.show.demo",
+        "medm2g_core.show.execute",
+        "medm2g_core.show.execute_all",
+        "panel",
+    }, said
     for sentence in [*said.values(), done.stderr.splitlines()[-1]]:
         assert "pip install 'medm2g-core[notebooks]'" in sentence
     assert code_of_demo == "2" and not (ROOT / "nowhere").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from conftest import untrained
 from training_helpers import SHORT, changed, fresh_reports, make, run, snapshot
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
+from medm2g_core.flows.guidance import guided_layers
 from medm2g_core.model import PARTS, CheckpointError, MedM2G
 from medm2g_core.profiles import StageConfig
 from medm2g_core.training import loop
@@ -234,6 +236,25 @@ def test_a_finished_stage_leaves_its_state_for_the_caller_to_delete(model, corpo
     )  # nothing left to do: the same weights come back
     assert changed(model, before) == set() and again["steps"] == SHORT.steps
     assert all(p.requires_grad for p in model.parameters()) and not model.training
+
+
+def test_the_log_of_a_round_holds_the_gates_that_it_moves(model, latent_corpora, tmp_path):
+    """Old readers, which take numbers, see the same values a line as before."""
+    stage = make("round2", model, [], latent_corpora)
+    before = stage.gates()
+    run(stage, tmp_path)
+    lines = [json.loads(x) for x in (tmp_path / "round2.log.jsonl").read_text().splitlines()]
+    first, last = lines[0]["gates"], lines[-1]["gates"]
+    assert first.keys() == last.keys() == before.keys()
+    layers = guided_layers(model.flows["ct"])
+    assert len(last["ct<-text"]) == len(layers) > 0
+    assert last["ct<-text"] != pytest.approx(before["ct<-text"], abs=1e-4)
+    assert "gates" not in {k for k, v in lines[0].items() if isinstance(v, int | float)}
+
+
+def test_a_stage_without_gates_logs_none(model, corpora, tmp_path):
+    run(make("image_codec", model, corpora, []), tmp_path)
+    assert '"gates"' not in (tmp_path / "image_codec.log.jsonl").read_text()
 
 
 @pytest.mark.parametrize("other", ["seed", "config"])

@@ -92,7 +92,7 @@ def write_stream(
 
 
 def write_text(text: str, path: str | Path, meta: Mapping[str, str] | None = None) -> Path:
-    """Write a generated report as UTF-8 under a heading of ``# `` lines that marks it; `read_text`
+    """Write a generated report as UTF-8 under a heading of ``#`` lines that marks it; `read_text`
     takes them off.
 
     Raises:

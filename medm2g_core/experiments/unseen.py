@@ -5,7 +5,7 @@ Each study of the test split is answered twice with equal budgets: by the model 
 person, and by one that did. The difference is what the virtual cohort hides everywhere else, since
 its patients share three anatomies. Three people are few: this shows that there is a gap and about
 how large it is, not what it is for
-    the next person.
+the next person.
 """
 
 from __future__ import annotations

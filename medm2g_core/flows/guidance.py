@@ -27,6 +27,7 @@ __all__ = [
     "Guide",
     "SelfAttnProcessor",
     "grid_positions",
+    "guided_layers",
     "install",
     "level_grid",
 ]
@@ -37,6 +38,9 @@ FREQUENCIES = (0.25, 4.0)
 
 POSITION_DIM = 4 * N_FREQUENCIES
 """Sine and cosine of every frequency on both axes."""
+
+_PLACES = {"down_blocks": "down", "mid_block": "middle", "up_blocks": "up"}
+_DEPTH = ("down", "middle", "up")
 
 POSITION_SCALE = 3.0
 """Of the position projections at the start: attention then has most of its mass within one cell of
@@ -241,3 +245,21 @@ def install(module: nn.Module, config: FlowConfig, is_grid: bool) -> None:
         attention.set_processor(
             cast(AttnProcessor, processor)
         )  # diffusers names a few classes, but takes any callable
+
+
+def guided_layers(flow: nn.Module) -> dict[str, CrossGuidedAttnProcessor]:
+    """Short name -> cross-guided layer of a flow, in the order of computation: ``down``,
+    ``middle``, ``up`` for pictures, ``block`` for text, numbered from 1 where there are several."""
+    found = [
+        (name.split("."), module)
+        for name, module in flow.named_modules()
+        if isinstance(module, CrossGuidedAttnProcessor)
+    ]
+    named = [(next((_PLACES[p] for p in path if p in _PLACES), "block"), m) for path, m in found]
+    named.sort(key=lambda pair: _DEPTH.index(pair[0]) if pair[0] in _DEPTH else 0)
+    kinds = [kind for kind, _ in named]
+    out: dict[str, CrossGuidedAttnProcessor] = {}
+    for i, (kind, module) in enumerate(named):
+        count = kinds[: i + 1].count(kind)
+        out[kind if kinds.count(kind) == 1 else f"{kind} {count}"] = module
+    return out

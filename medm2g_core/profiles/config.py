@@ -39,7 +39,8 @@ def _need(condition: bool, message: str) -> None:
 class ImageCodecConfig:
     """Image autoencoder: pixel unshuffle (none in ``paper``), then diffusers' AutoencoderKL.
 
-    A picture of ``resolution`` px becomes ``latent_channels`` x ``latent_size``^2 numbers.
+    A picture of ``resolution`` px becomes ``latent_channels`` x ``latent_size`` x
+    ``latent_size`` numbers.
     """
 
     resolution: int = 128

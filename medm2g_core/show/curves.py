@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 
 from medm2g_core.show.figures import DPI, STYLE, Figure
 
-__all__ = ["training_curves"]
+__all__ = ["gate_curves", "training_curves"]
 
 
 def training_curves(
@@ -65,14 +66,63 @@ def training_curves(
     return figure
 
 
-def _read_log(path: Path) -> dict[str, np.ndarray]:
-    """Key -> values of a jsonl log; NaN where a line lacks the key."""
-    lines = [
-        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
+def gate_curves(paths: Sequence[str | Path]) -> Figure:
+    """Gates of cross-guidance against the step: a row a pair of flow and guide, a column a log, a
+    line a layer.
+
+    Args:
+        paths: logs of rounds, in the order in which these were trained.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a log holds no gates, as those do that were written before gates were logged.
+    """
+    logs = {}
+    for path in map(Path, paths):
+        lines = [line for line in _lines(path) if "gates" in line]
+        if not lines:
+            raise ValueError(
+                f"{path} holds no gates; needed the log of a round that was trained with this"
+                " version"
+            )
+        logs[path.name.removesuffix(".jsonl").removesuffix(".log")] = lines
+    pairs = list(dict.fromkeys(p for lines in logs.values() for x in lines for p in x["gates"]))
+    with matplotlib.rc_context(STYLE):
+        size = (2.4 * len(logs) + 0.6, 1.3 * len(pairs) + 0.3)
+        figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+        grid = figure.subplots(len(pairs), len(logs), squeeze=False, sharey="row", sharex="col")
+        for column, (name, lines) in zip(grid.T, logs.items(), strict=True):
+            column[0].set_title(name, fontsize=8)
+            column[-1].set_xlabel("step", fontsize=7)
+            for axes, pair in zip(column, pairs, strict=True):
+                axes.tick_params(labelsize=6.5)
+                axes.axhline(0, color="#999999", linewidth=0.5)
+                known = [line for line in lines if pair in line["gates"]]
+                steps = [line["step"] for line in known]
+                for i, gates in enumerate(zip(*(x["gates"][pair] for x in known), strict=True)):
+                    axes.plot(steps, gates, linewidth=1.0, label=f"layer {i + 1}")
+        for axes, pair in zip(grid[:, 0], pairs, strict=True):
+            axes.set_ylabel(pair.replace("<-", " ← "), fontsize=7)
+        handles, labels = max(
+            (a.get_legend_handles_labels() for a in grid.flat), key=lambda found: len(found[1])
+        )
+        figure.legend(handles, labels, fontsize=6, loc="outside right upper")
+    return figure
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log that have a step."""
+    text = path.read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if "step" in line]
     if not lines:
         raise ValueError(f"{path} has no lines with a step; needed one JSON object a line")
+    return lines
+
+
+def _read_log(path: Path) -> dict[str, np.ndarray]:
+    """Key -> values of a jsonl log; NaN where a line lacks the key, without what is no number."""
+    lines = _lines(path)
     keys = dict.fromkeys(k for line in lines for k, v in line.items() if isinstance(v, int | float))
     return {k: np.array([float(line.get(k, "nan")) for line in lines]) for k in keys}
 

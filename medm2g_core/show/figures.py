@@ -343,7 +343,7 @@ def report_panel(
 
     Green ✓: a true finding, as stated. Ochre ~: a true finding at a wrong place or of a wrong size.
     Red ✗: not true. Grey: missed. Black: nothing to judge. The verdicts come from
-        `medm2g_core.data.labeller.label_report`.
+    `medm2g_core.data.labeller.label_report`.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=DPI)

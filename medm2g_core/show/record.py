@@ -17,15 +17,13 @@ from medm2g_core.flows.guidance import (
     CrossGuidedAttnProcessor,
     GuidanceInput,
     Guide,
+    guided_layers,
     level_grid,
 )
 from medm2g_core.model import MedM2G
 from medm2g_core.streams import MODALITIES, STREAMS
 
 __all__ = ["Gate", "Look", "Tape", "gate_table", "record", "sites"]
-
-_PLACES = {"down_blocks": "down", "mid_block": "middle", "up_blocks": "up"}
-_DEPTH = ("down", "middle", "up")
 
 
 @dataclass(frozen=True)
@@ -95,21 +93,8 @@ class Gate:
 
 
 def sites(model: MedM2G, modality: str) -> dict[str, CrossGuidedAttnProcessor]:
-    """Short name -> cross-guided layer of a modality's flow, in the order of computation: ``down``,
-    ``middle``, ``up`` for pictures, ``block`` for text, numbered from 1 where there are several."""
-    found = [
-        (name.split("."), module)
-        for name, module in model.flows[modality].named_modules()
-        if isinstance(module, CrossGuidedAttnProcessor)
-    ]
-    named = [(next((_PLACES[p] for p in path if p in _PLACES), "block"), m) for path, m in found]
-    named.sort(key=lambda pair: _DEPTH.index(pair[0]) if pair[0] in _DEPTH else 0)
-    kinds = [kind for kind, _ in named]
-    out: dict[str, CrossGuidedAttnProcessor] = {}
-    for i, (kind, module) in enumerate(named):
-        count = kinds[: i + 1].count(kind)
-        out[kind if kinds.count(kind) == 1 else f"{kind} {count}"] = module
-    return out
+    """`guided_layers` of a modality's flow."""
+    return guided_layers(model.flows[modality])
 
 
 @contextmanager

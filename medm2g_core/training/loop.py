@@ -48,6 +48,9 @@ SAVE_SECONDS = 120.0
 """Time between two saves of the state: what a power cut costs."""
 
 LOG_EVERY = 20
+GATES_EVERY = 5 * LOG_EVERY
+"""In steps. Gates move slowly, and all of them make a long line."""
+
 CLIP = 1.0
 """Largest norm of the gradient."""
 
@@ -240,7 +243,8 @@ def run_stage(
 
     Args:
         folder: gets ``<stage>.state.safetensors`` (`state_file`; the caller deletes it once it has
-            stored the model) and ``<stage>.log.jsonl``.
+            stored the model) and ``<stage>.log.jsonl``: a line every `LOG_EVERY` steps, and every
+            `GATES_EVERY` steps the gates (`Stage.gates`) in it.
         precision: ``"fp32"``, ``"bf16"`` or ``"auto"`` (measured at the start, then kept for the
             stage).
         stop_after: stop (saved, as by Ctrl-C) after so many steps of this call; for tests.
@@ -323,6 +327,14 @@ def run_stage(
         extra = {"precision": precision, "seconds": seconds, "last": last}
         state.save(step, tensors, extra | {"averaged": ema.optimization_step})
 
+    def gates_at(step: int) -> dict[str, dict[str, list[float]]]:
+        """What the log of a step says of the gates, if it does."""
+        if step % GATES_EVERY and step != config.steps - 1:
+            return {}
+        found = stage.gates()
+        rounded = {pair: [round(g, 4) for g in values] for pair, values in found.items()}
+        return {"gates": rounded} if found else {}
+
     log = folder / f"{stage.name}.log.jsonl"
     stage.train()
     began = saved = time.monotonic()
@@ -365,10 +377,9 @@ def run_stage(
                 }
                 bar.set_postfix(last)
                 if accelerator.is_main_process:
+                    line = {"step": step, "seconds": round(seconds, 1), **last, **gates_at(step)}
                     with log.open("a", encoding="utf-8") as f:
-                        f.write(
-                            json.dumps({"step": step, "seconds": round(seconds, 1), **last}) + "\n"
-                        )
+                        f.write(json.dumps(line) + "\n")
             stop = asked() or (stop_after is not None and step + 1 - start >= stop_after)
             if (
                 accelerator.num_processes > 1

@@ -15,10 +15,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medm2g_core.flows.guidance import CrossGuidedAttnProcessor
+from medm2g_core.flows.guidance import CrossGuidedAttnProcessor, guided_layers
 from medm2g_core.flows.image import ImageFlow
 from medm2g_core.model import MedM2G
 from medm2g_core.profiles import REPORT_STAGE
+from medm2g_core.streams import MODALITIES
 from medm2g_core.training.batches import (
     AlignmentBatches,
     Batches,
@@ -84,6 +85,11 @@ class Stage(nn.Module):
         return [
             m for n, m in self.model.named_modules() if n in names and isinstance(m, _BatchNorm)
         ]
+
+    def gates(self) -> dict[str, list[float]]:
+        """``"flow<-guide"`` -> gates of the flows that take part, of the weights that move (not of
+        their average), layer by layer as in `guided_layers`; empty where a stage has none."""
+        return {}
 
     def forward(self, batch: int, generator: torch.Generator) -> tuple[torch.Tensor, Logs]:
         """Draw a batch with ``generator`` (on the CPU) and return the loss and what to log."""
@@ -194,6 +200,17 @@ class RoundStage(Stage):
             for p in source_entries(self.model.flows[m], source)
         }
         yield from ((n, p) for n, p in self.model.named_parameters() if id(p) in entries)
+
+    def gates(self) -> dict[str, list[float]]:
+        out = {}
+        for flow in (*self.round.trained, *self.round.frozen):
+            layers = guided_layers(self.model.flows[flow]).values()
+            knows = self.model.prompt_projection(flow).was_trained_with
+            for guide in filter(knows, MODALITIES):
+                gates = [layer.gate[guide].detach() for layer in layers if layer.mode != "off"]
+                if gates:
+                    out[f"{flow}<-{guide}"] = torch.stack(gates).tolist()
+        return out
 
 
 def source_entries(flow: nn.Module, source: str) -> Iterator[nn.Parameter]:

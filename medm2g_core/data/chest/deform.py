@@ -9,7 +9,7 @@ with an affine part (height, habitus, small rotations) and displacements for ran
 B-splines on 5^3 and 9^3 control points), heart size, the height of each hemidiaphragm, subcutaneous
 fat, scoliosis, mediastinal shift and the shrinking of a lobe. All are small against their width, so
 the map is nearly invertible: `jacobian` is positive but for a few voxels in a thousand where a lobe
-    collapses or an enlarged heart meets the chest wall.
+collapses or an enlarged heart meets the chest wall.
 
 Coordinates are millimetres from the centre of the grid, in the order x (to the patient's left), y
 (to posterior), z (to inferior). Grids are (z, y, x) as in `medm2g_core.data.chest.atlas`.

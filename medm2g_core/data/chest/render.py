@@ -186,9 +186,8 @@ def render_chest(
             is the same at every size.
 
     Returns:
-        ``images``: ``"xray"``, ``"ct"``, ``"mri_t1"``, ``"mri_t2"`` -> float32 (1, size, size),
-            -1..1;
-        ``findings``: tuple of `Finding`; ``person``; ``age`` in years; ``sex``; ``spacing_mm``;
+        ``images``: ``"xray"``, ``"ct"``, ``"mri_t1"``, ``"mri_t2"`` -> float32 (1, size, size) in
+        -1..1; ``findings``: tuple of `Finding`; ``person``; ``age`` in years; ``sex``; ``spacing_mm``;
         ``slice_index``: y index of the coronal slice.
 
     Raises:

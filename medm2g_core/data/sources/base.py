@@ -5,7 +5,7 @@ A data set is a `Source`. Its `scan` looks at names and tables only and is quick
 study that can be made, every file that was left out with the reason, and a table of what was
 expected. Its `read` opens the files of one study. `SourceDataset` is the torch ``Dataset`` over
 both. Nothing is filled in: a stream that a study lacks is absent, a label that nobody gave is NaN,
-    and a broken file is an error or a counted skip, never a black picture.
+and a broken file is an error or a counted skip, never a black picture.
 """
 
 from __future__ import annotations
