@@ -138,25 +138,29 @@ class Worker:
         self.process.join(10)
 
 
-def tried(log: Path) -> Iterator[dict[str, Any]]:
-    """Chunks of an earlier run; a line that was cut off is left out."""
+def tried(log: Path) -> list[dict[str, Any]]:
+    """Chunks of an earlier run, each once; a line that was cut off is left out."""
+    found: dict[int, dict[str, Any]] = {}
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
         try:
-            yield json.loads(line)
+            chunk = json.loads(line)
         except ValueError:
             continue
+        found[chunk["first"]] = chunk
+    return list(found.values())
 
 
 def run(count: int, seed: int, workers: int, log: Path) -> None:
     """Try what the log lacks of files 0 to ``count``, chunk by chunk."""
-    done = {chunk["first"] for chunk in tried(log)}
-    firsts = [f for f in range(0, count, CHUNK) if f not in done]
-    todo = sum(min(CHUNK, count - f) for f in firsts)
+    done = {chunk["first"]: chunk["count"] for chunk in tried(log)}
+    sizes = {first: min(CHUNK, count - first) for first in range(0, count, CHUNK)}
+    firsts = [first for first, size in sizes.items() if done.get(first, 0) < size]
+    todo = sum(sizes[first] for first in firsts)
     bar = tqdm(total=count, initial=count - todo, unit="file", unit_scale=True, mininterval=1)
     pool = [Worker(seed) for _ in range(min(workers, max(1, len(firsts))))]
     with log.open("a", encoding="utf-8") as out:
         for first in firsts:
-            rows = _chunk(pool, iter(range(first, min(first + CHUNK, count))), bar)
+            rows = _chunk(pool, iter(range(first, first + sizes[first])), bar)
             out.write(json.dumps({"first": first, "count": len(rows), **_counts(rows)}) + "\n")
             out.flush()
     for worker in pool:

@@ -319,6 +319,16 @@ def test_no_text_makes_the_labeller_raise(drawn):
             assert all(f.name in FINDINGS for f in labels.findings)
 
 
+def test_a_number_without_end_is_no_diameter():
+    (found,) = label_report(f"A {'9' * 5000} mm nodule in the left upper lobe.").findings
+    assert (found.name, found.side, found.location, found.size_mm) == (
+        "nodule",
+        "left",
+        "upper",
+        None,
+    )
+
+
 def test_unknown_region_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="known: chest, brain"):
         label_report("Normal.", "pelvis")

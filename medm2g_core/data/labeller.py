@@ -212,10 +212,11 @@ def _diameter(text: str, name: str) -> int | None:
     m = DIAMETER.search(text)
     if m is None or limits is None:
         return None
-    mm = round(
-        max(map(float, NUMBER.findall(m.group()))) * (10 if m.group(3).startswith("c") else 1)
-    )
-    return mm if limits[0] <= mm <= limits[1] else None
+    mm = max(map(float, NUMBER.findall(m.group()))) * (10 if m.group(3).startswith("c") else 1)
+    if not limits[0] - 1 <= mm <= limits[1] + 1:  # a number of 400 digits is infinite
+        return None
+    whole = round(mm)
+    return whole if limits[0] <= whole <= limits[1] else None
 
 
 def _describe(name: str, text: str) -> list[Finding]:
