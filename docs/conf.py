@@ -28,6 +28,7 @@ myst_heading_anchors = 4  # as GitHub makes them, so that links work in both pla
 
 # --- the package
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # torch's words on forward() say nothing of ours
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_default_options = {
