@@ -42,6 +42,9 @@ EXEMPT: Mapping[str, str] = {
     "medm2g_core.data.dicom_stacks": "part of read_stream",
     "medm2g_core.data.export": "the writer behind the command generate",
     "medm2g_core.data.fields": "noise of the renderers",
+    "medm2g_core.data.film_views": "part of read_stream",
+    "medm2g_core.data.foreign_files": "part of read_stream",
+    "medm2g_core.data.itk_files": "part of read_stream",
     "medm2g_core.data.files": "parts of read_stream",
     "medm2g_core.data.findings": "the tables behind Finding",
     "medm2g_core.data.header_evidence": "part of read_stream",
@@ -89,8 +92,24 @@ EXEMPT: Mapping[str, str] = {
     "medm2g_core.metrics.distributions": "in the stored results",
     "medm2g_core.metrics.findings": "in the stored results",
     "medm2g_core.metrics.lesions": "in the stored results",
-    "medm2g_core.metrics.pixels": "in the stored results",
     "medm2g_core.metrics.report_scores": "in the stored results",
+    # --- the explorer: a notebook meets its panel
+    **{
+        f"medm2g_core.explore.{part}": "part of the panel"
+        for part in (
+            "controls",
+            "drawing",
+            "export",
+            "given",
+            "line",
+            "panel",
+            "pictures",
+            "state",
+            "verdict",
+            "words",
+            "words_box",
+        )
+    },
     # --- programs that write files, and what the tools of notebooks are made of
     "medm2g_core.show.answers": "parts of the checks of exercises",
     "medm2g_core.show.blocks": "prints the README",
@@ -103,6 +122,7 @@ EXEMPT: Mapping[str, str] = {
     "medm2g_core.show.execute_all": "executes notebooks",
     "medm2g_core.show.extras": "the message where a package is missing",
     "medm2g_core.show.figures": "parts of the contact sheet",
+    "medm2g_core.show.paper_figures": "the command make figures",
     "medm2g_core.show.readme": "prints the README",
     "medm2g_core.show.record.sites": "part of record",
     "medm2g_core.show.report": "colours of a judged report",
@@ -110,7 +130,6 @@ EXEMPT: Mapping[str, str] = {
     "medm2g_core.show.site": "builds the web site",
     "medm2g_core.show.source_sheets": "draws pictures of results/",
     "medm2g_core.show.task_sheets": "draws pictures of results/",
-    "medm2g_core.show.widgets": "parts of the panel",
 }
 """Beginning of a full name (a part, a module, or a symbol) -> why no notebook has to show it."""
 

@@ -42,6 +42,7 @@ NEVER_IMPORTED = {
     "wheel": "pip's metadata step of pyradiomics",
     "jupyterlab": "make lab",
     "nbval": "make test, as a plugin of pytest",
+    "pytest-xdist": "make test, which runs files of tests in several processes",
     "ruff": "make lint",
     "mypy": "make lint",
 }
@@ -313,8 +314,8 @@ def test_make_test_lints_types_tests_and_replays_notebooks() -> None:
     for step in (
         "ruff check .",
         "-m mypy",
-        "pytest tests",
-        "--nbval ",
+        "-m pytest ",
+        " tests --nbval ",
         "--nbval-sanitize-with tests/nbval_sanitize.cfg",
     ):
         assert step in plan
