@@ -262,8 +262,8 @@ def _page(sheets: Sequence[tuple[str, Path]]) -> Figure:
     """Pictures of one width below each other, each with a caption above it."""
     pictures = []
     for _, file in sheets:
-        with Image.open(file) as picture:
-            pictures.append(np.asarray(picture.convert("RGB")))
+        with Image.open(file) as opened:
+            pictures.append(np.asarray(opened.convert("RGB")))
     heights = [WIDTH * p.shape[0] / p.shape[1] for p in pictures]
     head = 0.25  # inches of a caption
     total = sum(heights) + head * len(sheets)
