@@ -187,8 +187,8 @@ def render_chest(
 
     Returns:
         ``images``: ``"xray"``, ``"ct"``, ``"mri_t1"``, ``"mri_t2"`` -> float32 (1, size, size) in
-        -1..1; ``findings``: tuple of `Finding`; ``person``; ``age`` in years; ``sex``; ``spacing_mm``;
-        ``slice_index``: y index of the coronal slice.
+        -1..1; ``findings``: tuple of `Finding`; ``person``; ``age`` in years; ``sex``;
+        ``spacing_mm``; ``slice_index``: y index of the coronal slice.
 
     Raises:
         ValueError: an unknown person, a finding that its kind does not allow, or another size.
