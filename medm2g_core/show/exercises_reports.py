@@ -96,7 +96,8 @@ def check_f_beta(function: Callable[..., Any] | None) -> None:
     )
 
 
-_VOTES = (  # (findings of several draws, those that more than half of them name)
+# (findings of several draws, those that more than half of them name)
+_VOTES: tuple[tuple[list[set[str]], set[str]], ...] = (
     ([{"a", "b"}, {"a"}, {"a", "c"}], {"a"}),
     ([{"a"}, {"b"}], set()),
     ([{"a", "b"}, {"b"}, {"b", "c"}, {"c", "b"}, {"c"}], {"b", "c"}),
