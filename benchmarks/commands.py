@@ -16,7 +16,7 @@ from pathlib import Path
 
 from record import record
 
-AIMS = {"demo": "< 10 min, < 3 GB", "smoke": "< 60 s", "test": "< 15 min"}
+AIMS = {"demo": "< 10 min, < 3 GB", "smoke": "< 60 s", "test": "< 40 min"}
 
 
 def main() -> None:
