@@ -10,6 +10,7 @@ from medm2g_core.metrics.distributions import (
     distance_interval,
     frechet_distance,
     kernel_distance,
+    nearest,
     nearest_distance,
     relative_diversity,
 )
@@ -95,3 +96,12 @@ def test_a_copy_has_distance_zero_to_the_training_images() -> None:
     d = nearest_distance(torch.cat([pool[3:4], pictures(1, seed=9)]), pool)
     assert d[0] == pytest.approx(0, abs=1e-4) and d[1] > 0.05
     assert nearest_distance(pool[:1] + 0.1, pool[:1])[0] == pytest.approx(0.1, abs=1e-4)
+
+
+def test_a_copy_is_found_at_distance_zero() -> None:
+    pool = pictures(6, seed=3)
+    index, distance = nearest(pool[4:5], pool)
+    assert index[0, 0] == 4 and distance[0, 0] < 1e-3 < distance[0, 1]
+    assert nearest_distance(pool[4:5], pool)[0] == distance[0, 0].item()
+    with pytest.raises(ValueError, match="1 to 6"):
+        nearest(pool[:2], pool, 7)

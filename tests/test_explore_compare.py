@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import pictures
 from explore_helpers import SENTENCE, SIZE, patient, quiet
 
-from medm2g_core.explore.compare import counterfactual, nearest, sweep, walk
+from medm2g_core.explore.compare import counterfactual, sweep, walk
 from medm2g_core.explore.drawing import Settings, draw
 from medm2g_core.explore.given import from_patient, typed
 from medm2g_core.explore.inside import draw_and_record, gate_map, looked_at, overlay
-from medm2g_core.metrics.distributions import nearest_distance
 from medm2g_core.model import MedM2G
 from medm2g_core.show.record import Look, Tape
 from medm2g_core.streams import StreamError
@@ -55,17 +53,6 @@ def test_a_walk_begins_at_one_prompt_and_ends_at_the_other(model: MedM2G) -> Non
         walk(pipe, a, [], asked)
     with pytest.raises(StreamError, match="xray"):
         walk(pipe, a, [from_patient(patient(), "xray", SIZE)], asked)
-
-
-def test_a_copy_is_found_at_distance_zero(model: MedM2G) -> None:
-    pool = pictures(6, SIZE, seed=3)
-    index, distance = nearest(pool[4:5], pool)
-    assert index[0, 0] == 4 and distance[0, 0] < 1e-3 < distance[0, 1]
-    strangers = pictures(2, SIZE, seed=9)
-    nearest_of_all = nearest(strangers, pool, 1)[1][:, 0].double().numpy()
-    assert nearest_of_all == pytest.approx(nearest_distance(strangers, pool), abs=1e-5)
-    with pytest.raises(ValueError, match="1 to 6"):
-        nearest(strangers, pool, 7)
 
 
 def test_the_looks_of_a_place_are_those_of_its_own_row() -> None:

@@ -68,6 +68,15 @@ def test_a_file_that_changed_is_noticed(model: MedM2G, ct_file: Path) -> None:
         draw_again(quiet(model), written)
 
 
+def test_other_weights_are_refused(model: MedM2G) -> None:
+    asked = _asked(want=("xray",))
+    written = record(draw(quiet(model), [typed(SENTENCE)], asked), quiet(model))
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    with pytest.raises(StreamError, match="other weights"):
+        draw_again(quiet(model), written)
+
+
 @pytest.mark.parametrize("order", ["joint", "cascade"])
 def test_the_code_makes_the_drawing_again_bit_by_bit(
     model: MedM2G, ct_file: Path, monkeypatch: pytest.MonkeyPatch, order: str

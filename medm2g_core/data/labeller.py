@@ -303,6 +303,12 @@ def canonical(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 # -- the labeller
 
 
+def _with_lexicon(region: str) -> str:
+    if region not in MENTIONS:
+        raise ValueError(f"region {region!r} has no lexicon; known: {', '.join(MENTIONS)}")
+    return region
+
+
 def find_mentions(text: str, region: str | None = None) -> tuple[Mention, ...]:
     """Every mention of a finding of a region, asserted or denied, in reading order.
 
@@ -313,9 +319,7 @@ def find_mentions(text: str, region: str | None = None) -> tuple[Mention, ...]:
     Raises:
         ValueError: a region without a lexicon.
     """
-    region = region or guess_region(text)
-    if region not in MENTIONS:
-        raise ValueError(f"region {region!r} has no lexicon; known: {', '.join(MENTIONS)}")
+    region = _with_lexicon(region or guess_region(text))
     mentions: list[Mention] = []
     for index, sentence in enumerate(sentences(text)):
         denied = [
@@ -430,9 +434,7 @@ def other_findings(text: str, region: str | None = None) -> tuple[str, ...]:
     Raises:
         ValueError: a region without a lexicon.
     """
-    region = region or guess_region(text)
-    if region not in MENTIONS:
-        raise ValueError(f"region {region!r} has no lexicon; known: {', '.join(MENTIONS)}")
+    region = _with_lexicon(region or guess_region(text))
     words: list[str] = []
     for sentence in sentences(text):
         taken = _negated_parts(sentence) + _hedged_parts(sentence)

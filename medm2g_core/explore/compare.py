@@ -1,5 +1,5 @@
-"""Questions that need more than one drawing: one thing changed, two settings against each other, a
-walk between two prompts, and whether a draw is a copy.
+"""Questions that need more than one drawing: one thing changed, two settings against each other,
+and a walk between two prompts.
 
 Drawings that share their seeds and their wanted streams start from the same noise, so that what
 differs between them comes from what was changed.
@@ -21,11 +21,7 @@ from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.sampling import sample_latents
 from medm2g_core.streams import StreamError, stream
 
-__all__ = ["Pair", "counterfactual", "nearest", "sweep", "walk"]
-
-SIDE = 32
-"""Pixels a side at which pictures are compared for copies: anatomy counts, noise does not. The same
-as in `medm2g_core.metrics.distributions.nearest_distance`."""
+__all__ = ["Pair", "counterfactual", "sweep", "walk"]
 
 
 @dataclass(frozen=True)
@@ -142,32 +138,3 @@ def walk(
         for name, z in latents.items():
             steps[name].append(cast(torch.Tensor, pipe.model.decode(name, z)).float().cpu())
     return {name: torch.stack(pictures) for name, pictures in steps.items()}
-
-
-def nearest(
-    images: torch.Tensor, pool: torch.Tensor, count: int = 3
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pictures of a pool that are most like each image: is a draw a copy?
-
-    Read the distances beside those of held-out real pictures to the same pool: a copy is much
-    nearer than these.
-
-    Args:
-        images: (N, 1, H, W).  pool: (M, 1, H, W), such as training pictures. Both in -1..1.
-        count: how many of them.
-
-    Returns:
-        indices into the pool (N, count), nearest first, and their root mean square differences
-        (N, count) in image units; 0 is a copy.
-
-    Raises:
-        ValueError: fewer pictures in the pool than ``count``.
-    """
-    if not 1 <= count <= len(pool):
-        raise ValueError(f"the nearest {count} of {len(pool)} pictures; needed 1 to {len(pool)}")
-    small: list[torch.Tensor] = [
-        torch.nn.functional.adaptive_avg_pool2d(x.float().cpu(), SIDE).flatten(1)
-        for x in (images, pool)
-    ]
-    found = torch.cdist(small[0], small[1]).topk(count, largest=False)
-    return found.indices, found.values / SIDE

@@ -25,6 +25,7 @@ from medm2g_core.explore.drawing import Drawn, Settings, draw
 from medm2g_core.explore.given import Given, Patient, digest, from_file, from_patient, typed
 from medm2g_core.explore.pictures import film_gif
 from medm2g_core.pipeline import MedM2GPipeline
+from medm2g_core.storage import tensor_digest
 from medm2g_core.streams import StreamError
 
 __all__ = ["bundle", "code", "draw_again", "given_again", "record"]
@@ -73,7 +74,7 @@ def record(drawn: Drawn, pipe: MedM2GPipeline) -> dict[str, Any]:
         "model": {
             "profile": pipe.model.profile.name,
             "resolution": pipe.model.profile.resolution,
-            "weights": _fingerprint(pipe),
+            "weights": _weights(pipe),
         },
         "device": str(pipe.device),
         "threads": torch.get_num_threads(),
@@ -82,9 +83,9 @@ def record(drawn: Drawn, pipe: MedM2GPipeline) -> dict[str, Any]:
     }
 
 
-def _fingerprint(pipe: MedM2GPipeline) -> float:
-    """A number that tells weights apart: the sum of the magnitudes of all."""
-    return float(sum(p.detach().double().abs().sum() for p in pipe.model.parameters()))
+def _weights(pipe: MedM2GPipeline) -> str:
+    """Changes when a weight does."""
+    return tensor_digest(pipe.model.state_dict())
 
 
 def _packed(image: torch.Tensor) -> dict[str, Any]:
@@ -142,18 +143,18 @@ def given_again(written: Mapping[str, Any], size: int) -> Given:
 
 
 def draw_again(pipe: MedM2GPipeline, written: Mapping[str, Any]) -> Drawn:
-    """Make the drawing of a `record` again: bit for bit, with the same weights, library versions,
-    device and number of threads.
+    """Make the drawing of a `record` again: bit for bit, with the same library versions, device and
+    number of threads.
 
     Raises:
-        StreamError: the model has another resolution, or what was given has changed.
+        StreamError: the model has other weights, or what was given has changed.
         FileError: a given file is not there any more.
     """
     size = pipe.model.profile.resolution
-    if written["model"]["resolution"] != size:
+    if written["model"]["weights"] != _weights(pipe):
         raise StreamError(
-            f"the record is of pictures of {written['model']['resolution']} pixels, and the model"
-            f" draws {size}; load the weights that the record names"
+            "the record was drawn by other weights than these: load those (profile"
+            f" {written['model']['profile']!r}, {written['model']['resolution']} pixels)"
         )
     settings = Settings(**(written["settings"] | {"want": tuple(written["settings"]["want"])}))
     return draw(pipe, [given_again(g, size) for g in written["given"]], settings)

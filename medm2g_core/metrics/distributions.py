@@ -22,6 +22,7 @@ __all__ = [
     "distance_interval",
     "frechet_distance",
     "kernel_distance",
+    "nearest",
     "nearest_distance",
     "relative_diversity",
 ]
@@ -127,23 +128,37 @@ def relative_diversity(
     return bootstrap(ratio, len(ours), draws=draws, seed=seed)
 
 
-def nearest_distance(
-    images: torch.Tensor, pool: torch.Tensor, side: int = _COMPARED_SIDE
-) -> np.ndarray:
-    """Root mean square difference of each image to the most similar one of a pool.
+def nearest(
+    images: torch.Tensor, pool: torch.Tensor, count: int = 3, side: int = _COMPARED_SIDE
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pictures of a pool that are most like each image: is a draw a copy?
 
-    Read it against held-out real images: generated ones that are nearer to the training images than
-    those are either copied or blurry.
+    Read the distances beside those of held-out real images to the same pool: generated ones that
+    are nearer to the training images than those are either copied or blurry.
 
     Args:
         images: (N, 1, H, W).  pool: (M, 1, H, W). Both in -1..1.
+        count: how many of them.
         side: pixels a side that both are averaged down to.
 
     Returns:
-        float64 (N,) in image units (the range is 2); 0 is a copy.
+        Indices into the pool (N, count), nearest first, and their root mean square differences
+        (N, count) in image units (the range is 2); 0 is a copy.
+
+    Raises:
+        ValueError: fewer pictures in the pool than ``count``.
     """
+    if not 1 <= count <= len(pool):
+        raise ValueError(f"the nearest {count} of {len(pool)} pictures; needed 1 to {len(pool)}")
     a, b = (
         torch.nn.functional.adaptive_avg_pool2d(x.float().cpu(), side).flatten(1)  # (N, side²)
         for x in (images, pool)
     )
-    return (torch.cdist(a, b).amin(1) / side).double().numpy()
+    found = torch.cdist(a, b).topk(count, largest=False)
+    return found.indices, found.values / side
+
+
+def nearest_distance(images: torch.Tensor, pool: torch.Tensor) -> np.ndarray:
+    """Root mean square difference of each image to the most similar one of a pool, as `nearest`
+    tells it: float64 (N,)."""
+    return nearest(images, pool, 1)[1][:, 0].double().numpy()
