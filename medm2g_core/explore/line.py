@@ -37,6 +37,12 @@ class Line:
     def __len__(self) -> int:
         return len(self._queue)
 
+    def _full(self, waiting: int) -> str:
+        return (
+            f"{waiting} drawings are in the line already, and no more are taken; try again in a"
+            " minute"
+        )
+
     @contextmanager
     def turn(
         self, stop: threading.Event, on_place: Callable[[int], None] | None = None
@@ -55,10 +61,7 @@ class Line:
         me, told = object(), -1
         with self._moved:
             if len(self._queue) >= self.limit:
-                raise LineFullError(
-                    f"{len(self._queue)} drawings are in the line already, and no more are taken;"
-                    " try again in a minute"
-                )
+                raise LineFullError(self._full(len(self._queue)))
             self._queue.append(me)
         try:
             while told != 0:
