@@ -3,7 +3,8 @@
 What serves it, and why. The page is a notebook of one cell, shown by Voila, so that the panel is
 the one of notebook 12 and there is no second one to keep. Voila starts a process for each user,
 which keeps users apart but costs 12 s of CPU time and 650 MB each. So its kernels are forks of one
-warm process (`medm2g_core.explore.warm`): WARM_NUMBERS
+warm process (`medm2g_core.explore.warm`): no CPU time to speak of, and 155 MB of their own for each
+user while one model of 270 MB is shared (measured on two cores, as the proportional set size says).
 They wait in one line (`medm2g_core.explore.folder_line`). Tried and not taken: Solara, one process
 for all, whose newest release asks a CDN for its style sheets and does not start without; Panel with
 ipywidgets_bokeh, one process too, which asks two CDNs for icons and cannot receive an upload.
@@ -26,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LIMIT", "LINE", "MODEL", "READY", "main"]
+__all__ = ["LIMIT", "LINE", "MODEL", "READY", "TITLE", "main"]
 
 MODEL, LINE, LIMIT = "MEDM2G_APP_MODEL", "MEDM2G_APP_LINE", "MEDM2G_APP_LIMIT"
 """Variables of the environment by which the app tells its kernels the folder of the weights, the
@@ -58,8 +59,12 @@ POLICY = (
 """Content security policy: the browser itself refuses to ask other machines. Voila's own scripts
 are inline."""
 
-EXTENSIONS = ["@voila-dashboards/widgets-manager8", "@jupyter-widgets/jupyterlab-manager", "anywidget"]
-"""Of JupyterLab's: the widgets. Others that happen to be installed would be fetched by every user."""
+EXTENSIONS = [
+    "@voila-dashboards/widgets-manager8",
+    "@jupyter-widgets/jupyterlab-manager",
+    "anywidget",
+]
+"""Of JupyterLab's: the widgets. Others that happen to be installed would cost every user time."""
 
 TEMPLATE_NAME = "medm2g"
 TEMPLATE = """\
@@ -71,7 +76,7 @@ TEMPLATE = """\
   <style>.jp-mod-noOutputs.jp-mod-noInput { display: none; }</style>
   {{ super.super() }}
   <style>
-    body { margin: 0; }
+    body { margin: 0; background: var(--jp-layout-color0); }
     #rendered_cells { max-width: 1240px; margin: 0 auto; padding: 8px; }
     #rendered_cells .jp-Cell, #rendered_cells .jp-OutputArea-output { padding: 0; }
     #rendered_cells .jp-OutputPrompt, #rendered_cells .jp-InputPrompt { display: none; }
@@ -102,7 +107,7 @@ def _write(folder: Path, warm: bool) -> Path:
     (template / "conf.json").write_text(json.dumps(conf), encoding="utf-8")
     (template / "index.html.j2").write_text(TEMPLATE, encoding="utf-8")
 
-    cell = {
+    cell: dict[str, Any] = {
         "cell_type": "code",
         "execution_count": None,
         "id": "explorer",

@@ -7,6 +7,7 @@ differs between them comes from what was changed.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -15,6 +16,7 @@ import torch
 
 from medm2g_core.explore.drawing import Drawn, Settings, draw, generators
 from medm2g_core.explore.given import Given
+from medm2g_core.explore.line import StoppedError
 from medm2g_core.flows.prompt import Prompt, mix
 from medm2g_core.inputs import check_batch
 from medm2g_core.pipeline import MedM2GPipeline
@@ -36,28 +38,50 @@ class Pair:
         return self.after.images()[name] - self.before.images()[name]
 
 
+def _whole(
+    pipe: MedM2GPipeline, given: Sequence[Given], settings: Settings, stop: threading.Event | None
+) -> Drawn:
+    drawn = draw(pipe, given, settings, stop=stop)
+    if drawn.cancelled:
+        raise StoppedError("cancelled; half of a comparison compares nothing")
+    return drawn
+
+
 def counterfactual(
-    pipe: MedM2GPipeline, given: Sequence[Given], changed: Sequence[Given], settings: Settings
+    pipe: MedM2GPipeline,
+    given: Sequence[Given],
+    changed: Sequence[Given],
+    settings: Settings,
+    *,
+    stop: threading.Event | None = None,
 ) -> Pair:
     """Draw twice from the same noise.
 
     Args:
         given: of the first question.  changed: of the second, for example other words.
         settings: of both.
+        stop: set it to end within one step.
+
+    Raises:
+        StoppedError: ``stop`` was set.
     """
-    return Pair(draw(pipe, given, settings), draw(pipe, changed, settings))
+    before, after = (_whole(pipe, each, settings, stop) for each in (given, changed))
+    return Pair(before, after)
 
 
 def sweep(
     pipe: MedM2GPipeline,
     given: Sequence[Given],
     settings: Settings,
+    *,
+    stop: threading.Event | None = None,
     **values: Sequence[Any],
 ) -> dict[tuple[Any, ...], Drawn]:
     """A grid over any settings, all else and the noise being equal.
 
     Args:
         settings: of what is not varied.
+        stop: set it to end within one step.
         values: name of a field of `Settings` -> its values, for example ``guidance=(1, 4)``.
 
     Returns:
@@ -66,12 +90,13 @@ def sweep(
     Raises:
         TypeError: no such setting.
         ValueError: a value out of its range; nothing is drawn then.
+        StoppedError: ``stop`` was set.
     """
     points: list[dict[str, Any]] = [{}]
     for name, choices in values.items():
         points = [point | {name: value} for point in points for value in choices]
     asked = [(tuple(point.values()), replace(settings, **point)) for point in points]
-    return {key: draw(pipe, given, one) for key, one in asked}
+    return {key: _whole(pipe, given, one, stop) for key, one in asked}
 
 
 def _prompt(pipe: MedM2GPipeline, given: Sequence[Given], draws: int) -> Prompt:
@@ -99,6 +124,8 @@ def walk(
     end: Sequence[Given],
     settings: Settings,
     parts: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+    *,
+    stop: threading.Event | None = None,
 ) -> dict[str, torch.Tensor]:
     """From one prompt to another, all else and the noise being equal.
 
@@ -109,12 +136,14 @@ def walk(
         start, end: words, or records of a study.
         settings: of the drawing; image streams are wanted.
         parts: of the way, 0..1.
+        stop: set it to end after the part that is being drawn.
 
     Returns:
         image stream -> (parts, draws, 1, H, W).
 
     Raises:
         StreamError: an end without any given stream, a wanted report, or a stream that is both.
+        StoppedError: ``stop`` was set.
     """
     names = {g.stream for g in (*start, *end)}
     if not start or not end:
@@ -125,6 +154,8 @@ def walk(
     a, b = (_prompt(pipe, given, settings.draws) for given in (start, end))
     steps: dict[str, list[torch.Tensor]] = {n: [] for n in settings.want}
     for part in parts:
+        if stop is not None and stop.is_set():
+            raise StoppedError("cancelled; half of a walk leads nowhere")
         latents = sample_latents(
             pipe.model,
             {},

@@ -5,6 +5,7 @@ Attention says where a flow looked, not why it drew what it drew.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,14 +48,18 @@ class Gaze:
 
 
 def draw_and_record(
-    pipe: MedM2GPipeline, given: Sequence[Given], settings: Settings
+    pipe: MedM2GPipeline,
+    given: Sequence[Given],
+    settings: Settings,
+    *,
+    stop: threading.Event | None = None,
 ) -> tuple[Drawn, Tape]:
     """`medm2g_core.explore.drawing.draw` with every look of cross-guidance written down.
 
     The model must not draw anything else meanwhile.
     """
     with record(pipe.model) as tape:
-        return draw(pipe, given, settings), tape
+        return draw(pipe, given, settings, stop=stop), tape
 
 
 def looked_at(

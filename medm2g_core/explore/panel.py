@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medm2g_core.data.export import SYNTHETIC_MARK
+from medm2g_core.explore.closer_box import CloserBox
 from medm2g_core.explore.controls import Controls, say
 from medm2g_core.explore.drawing import (
     MAX_DRAWS,
@@ -99,6 +100,7 @@ class ExplorerPanel:
             self.result,
             self._views(),
             self._keep(),
+            self._closer(),
         ]
         self.widget = self.c.w.VBox([self.c.w.HTML(STYLE), *controls])
         self.widget.add_class("m2g-explorer")
@@ -134,7 +136,9 @@ class ExplorerPanel:
         self.kind = self.c.choice("Dropdown", "read it as", options=names)
         self.plane = self.c.choice("Dropdown", "slice plane", options=PLANES)
         self.slice = self.c.choice("Text", "slice number", placeholder="empty: the middle one")
-        self.upload = self.c.w.FileUpload(multiple=True, description="Upload a scan")
+        self.upload = self.c.w.FileUpload(
+            multiple=True, description="Upload a scan", layout=self.c.w.Layout(width="190px")
+        )
         self.path = self.c.choice("Text", "or its path", placeholder="a file or a DICOM folder")
         self.read_path = self.c.button("Read the path", self._take_path)
         self.forget = self.c.button("Forget my files", self._forget)
@@ -212,6 +216,12 @@ class ExplorerPanel:
         self.keep.layout.display = "none"
         return self.keep
 
+    def _closer(self) -> Any:
+        self.closer = CloserBox(self.c, self.state, self.settings, self._run, self._placed)
+        self.closer_shown = self.c.titled("Look closer", self.closer.children)
+        self.closer_shown.layout.display = "none"  # first a picture, then questions about it
+        return self.closer_shown
+
     # --- what is given
 
     def _patient_changed(self) -> None:
@@ -286,27 +296,38 @@ class ExplorerPanel:
         except ValueError as error:
             say(self.message, str(error), bad=True)
             return
-        self.draw.disabled, self.cancel.disabled = True, False
         self.progress.max, self.progress.value = settings.total_steps, 0
+        self._run(lambda: self._draw(settings))
+
+    def _run(self, job: Callable[[], str]) -> None:
+        """Do something that takes time in a thread of its own, so that Cancel is heard; what it
+        returns is said in the end."""
+        self.draw.disabled = self.closer.go.disabled = True
+        self.cancel.disabled = False
         say(self.message, "beginning ...")
-        self.thread = threading.Thread(target=self._work, args=(settings,), daemon=True)
+        self.thread = threading.Thread(target=self._work, args=(job,), daemon=True)
         self.thread.start()
 
-    def _work(self, settings: Settings) -> None:
+    def _work(self, job: Callable[[], str]) -> None:
         """In a thread of its own."""
         try:
-            drawn = self.state.draw(settings, on_step=self._stepped, on_place=self._placed)
-        except StoppedError:
-            say(self.message, "you left the line")
+            if words := job():
+                say(self.message, words)
+        except StoppedError as stopped:
+            say(self.message, str(stopped))
         except (ValueError, LineFullError) as error:
             say(self.message, str(error), bad=True)
         except Exception as error:  # the user must not wait for ever; the log gets the rest
-            say(self.message, f"the drawing failed: {type(error).__name__}: {error}", bad=True)
+            say(self.message, f"this failed: {type(error).__name__}: {error}", bad=True)
             raise
-        else:
-            self._finished(drawn.cancelled)
         finally:
-            self.draw.disabled, self.cancel.disabled = False, True
+            self.draw.disabled = self.closer.go.disabled = False
+            self.cancel.disabled = True
+
+    def _draw(self, settings: Settings) -> str:
+        drawn = self.state.draw(settings, on_step=self._stepped, on_place=self._placed)
+        self._finished(drawn.cancelled)
+        return ""  # said already, with what speaks against it
 
     def _placed(self, place: int) -> None:
         say(self.message, f"{place} before you in the line" if place else "drawing ...")
@@ -342,6 +363,7 @@ class ExplorerPanel:
         self.step.max = length
         self.step.value = length
         self.keep.layout.display = "none" if cancelled else None
+        self.closer_shown.layout.display = None
         if not cancelled:
             source = html.escape(code(drawn, self.state.size))
             self.code.value = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +18,8 @@ from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.streams import Study, stream
 
 __all__ = ["Explorer"]
+
+Job = TypeVar("Job")
 
 
 class Explorer:
@@ -96,13 +98,28 @@ class Explorer:
             StoppedError: cancelled while waiting.
             ValueError: what cannot be drawn, in a sentence.
         """
-        self._stop.clear()
         given = self.given()
         truth = truth_of(given, self.study)
-        with self.line.turn(self._stop, on_place):
-            drawn = draw(self.pipe, given, settings, on_step=on_step, stop=self._stop)
+        drawn = self.in_turn(
+            lambda stop: draw(self.pipe, given, settings, on_step=on_step, stop=stop), on_place
+        )
         self.drawn, self.truth = drawn, truth
         return drawn
+
+    def in_turn(
+        self, job: Callable[[threading.Event], Job], on_place: Callable[[int], None] | None = None
+    ) -> Job:
+        """Wait in the line, and do something that needs the model.
+
+        Args:
+            job: what to do; it is given the event that `cancel` sets.
+
+        Raises:
+            LineFullError, StoppedError: as `draw`, and whatever the job raises.
+        """
+        self._stop.clear()
+        with self.line.turn(self._stop, on_place):
+            return job(self._stop)
 
     def cancel(self) -> None:
         """End the drawing after the step that is running, or leave the line."""

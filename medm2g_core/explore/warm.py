@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from medm2g_core.explore.app import LIMIT, LINE, MODEL, READY
+from medm2g_core.explore.app import LIMIT, LINE, MODEL, READY, TITLE
 from medm2g_core.explore.drawing import Settings, draw
 from medm2g_core.explore.folder_line import FolderLine
 from medm2g_core.explore.given import typed
@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     import ipywidgets
 
 __all__ = ["pipeline", "serve", "user_panel"]
+
+HEAD = f"""<h1 style="font:bold 20px sans-serif;margin:6px 0">{TITLE}</h1>
+<p style="font:13px/1.45 sans-serif;margin:0;max-width:640px">Give words, a virtual patient or a
+scan of yours; choose what is wanted; press Draw. What you upload is read on the machine that runs
+this page, and deleted. Everything drawn is invented: never use it for diagnosis.</p>"""
+"""Above the panel."""
 
 BACKLOG = 32  # users who open the page in the same moment
 
@@ -54,8 +60,13 @@ def pipeline() -> MedM2GPipeline:
 def user_panel() -> ipywidgets.Widget:
     """A new explorer for one user of the app: the whole page."""
     folder, limit = os.environ.get(LINE), int(os.environ.get(LIMIT, "12"))
-    line = FolderLine(Path(folder), limit) if folder else None
-    return ExplorerPanel(pipeline(), line=line, words=EXAMPLES["large left effusion"], paths=False).widget
+    panel = ExplorerPanel(
+        pipeline(),
+        line=FolderLine(Path(folder), limit) if folder else None,
+        words=EXAMPLES["large left effusion"],
+        paths=False,  # those of the machine that serves are not the user's
+    )
+    return panel.c.w.VBox([panel.c.w.HTML(HEAD), panel.widget])
 
 
 def _watch(user: socket.socket) -> None:

@@ -44,6 +44,7 @@ class WordsBox:
         menus = (self.finding, self.side, self.lobe, self.extent, self.compose)
         self.children: list[Any] = [self.example, c.flow(menus), self.text, self.reading]
         self.finding.observe(lambda _: self._offer(), "value")
+        self._offer()
         self.example.observe(lambda _: self._use_example(), "value")
         self.text.observe(lambda _: self._read(), "value")
 
@@ -55,6 +56,7 @@ class WordsBox:
             (self.extent, kind.sizes if kind else ("",)),
         ):
             box.options = values
+            box.disabled = not any(values)
 
     def _compose(self) -> None:
         name = self.finding.value
