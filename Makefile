@@ -15,7 +15,7 @@ PY := $(VENV)/bin/python
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb) $(wildcard notebooks/solutions/*.ipynb))
 NBVAL = --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-current-env
 
-.PHONY: help demo test oldest lint lab notebooks site prepare train smoke results unseen ablate figures bench clean
+.PHONY: help demo test oldest lint lab app notebooks site prepare train smoke results unseen ablate figures bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -48,6 +48,10 @@ oldest: prepare ## the tests (not the slow ones) with the oldest supported versi
 
 lab: prepare ## open the notebooks in JupyterLab
 	$(PY) -m jupyter lab --notebook-dir . notebooks/00_quickstart.ipynb $(ARGS)
+
+app: prepare ## the explorer in the browser, for several users at once (ARGS="--port 8866")
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e ".[app]"
+	$(PY) -m medm2g_core.explore.app $(ARGS)
 
 notebooks: prepare ## execute all notebooks anew in place, after new weights (resumable; ARGS="05" for one)
 	$(PY) -m medm2g_core.show.execute_all $(ARGS)

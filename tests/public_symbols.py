@@ -97,8 +97,13 @@ EXEMPT: Mapping[str, str] = {
     **{
         f"medm2g_core.explore.{part}": "part of the panel"
         for part in (
+            "app",
+            "closer",
+            "closer_box",
             "controls",
             "drawing",
+            "folder_line",
+            "warm",
             "export",
             "given",
             "line",
