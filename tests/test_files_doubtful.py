@@ -73,6 +73,29 @@ def test_a_chest_turned_about_in_its_header_is_told_or_refused(
     assert "left and right may be exchanged" in as_ct(hu[:, :, ::-1])
 
 
+@pytest.mark.parametrize("axes", [(0, 2, 1), (2, 0, 1), (2, 1, 0), (1, 2, 0)])
+def test_an_array_with_a_matrix_that_is_not_its_own_is_refused(
+    tmp_path: Path, chests: dict[str, np.ndarray], axes: tuple[int, int, int]
+) -> None:
+    for hu in chests.values():
+        assert chest_facts(hu, (5.6,) * 3).gap[2] < 0.2  # that of the right one
+        path = save_nifti(tmp_path / "a.nii", hu.transpose(axes), (5.6,) * 3)
+        with pytest.raises(FileError, match="the lungs do not lie side by side: the axes"):
+            read_stream(path, "ct")
+
+
+def test_a_patient_with_one_lung_is_not_refused(
+    tmp_path: Path, chests: dict[str, np.ndarray]
+) -> None:
+    for side in (slice(None, 32), slice(32, None)):
+        hu = chests["lung2"].copy()
+        air = (hu < -500) & (np.abs(np.arange(64) - 31.5) < 26)[None, None, :]
+        white = np.zeros_like(air)
+        white[:, :, side] = air[:, :, side]
+        hu[white & (np.abs(np.arange(48) - 23.5) < 16)[None, :, None]] = 30.0
+        told(save_nifti(tmp_path / "a.nii", hu, (5.6,) * 3), "ct")
+
+
 def test_the_same_matrix_read_right_is_the_same_picture(
     tmp_path: Path, chests: dict[str, np.ndarray]
 ) -> None:

@@ -36,6 +36,9 @@ MIDDLE, HEART = 0.12, 0.3
 LOW = (0.45, 0.85)
 """Part of the lungs' height in which the heart is looked for."""
 
+GAP = (0.4, 0.6)
+"""Part of the lungs' extent in which the gap between them is looked for."""
+
 SPINE_SAMPLE = 20
 """Voxels of bone that a spine has at least."""
 
@@ -52,12 +55,16 @@ class ChestFacts:
         base_wider: by how much the lungs' lower ends lie further out than the upper ones. Of right
             ones 0.03 and more but for one with -0.10.
         heart_left: the heart to the left of the spine. Of right ones -0.01 and more.
+        gap: how much lung there is in the middle along each axis of the volume, in parts of the
+            most. Of right ones 0.13 and less across, where one lung ends and the other begins, and
+            0.43 and more along the other two.
         second_body: size of the second largest body, the largest being 1. Arms are below 0.2.
     """
 
     spine_behind: float
     base_wider: float
     heart_left: float
+    gap: tuple[float, float, float]
     second_body: float
 
 
@@ -72,7 +79,7 @@ def chest_facts(hu: np.ndarray, spacing_mm: tuple[float, ...]) -> ChestFacts:
     steps = [max(1, round(GRID_MM / s)) if s > 0 else 1 for s in spacing_mm]
     volume = hu[tuple(slice(None, None, n) for n in steps)]
     if min(volume.shape) < LEAST_SLICES:
-        return ChestFacts(nan, nan, nan, 0.0)
+        return ChestFacts(nan, nan, nan, (nan, nan, nan), 0.0)
     solid = ndimage.binary_opening(volume > AIR_HU, iterations=BODY_OPENING)
     labels, _ = ndimage.label(solid)
     sizes = np.sort(np.bincount(labels.ravel())[1:])[::-1]
@@ -81,7 +88,8 @@ def chest_facts(hu: np.ndarray, spacing_mm: tuple[float, ...]) -> ChestFacts:
     slices = np.flatnonzero(lungs.any(axis=(1, 2)))
     height = len(slices) * steps[0] * spacing_mm[0]
     if not len(slices) or height < LEAST_LUNG_MM:
-        return ChestFacts(nan, nan, nan, second)
+        return ChestFacts(nan, nan, nan, (nan, nan, nan), second)
+    gap = (_gap(lungs, 0), _gap(lungs, 1), _gap(lungs, 2))
     top, count = int(slices[0]), int(slices[-1] - slices[0] + 1)
     behind, sides = (np.flatnonzero(lungs.any(axis=axes)) for axes in ((0, 2), (0, 1)))
     depth, width = max(1, int(np.ptp(behind))), max(1, int(np.ptp(sides)))
@@ -89,7 +97,7 @@ def chest_facts(hu: np.ndarray, spacing_mm: tuple[float, ...]) -> ChestFacts:
     bone = volume[top : top + count] > BONE_HU
     spine = bone[:, :, _zone(middle, MIDDLE * width, volume.shape[2])]
     if spine.sum() < SPINE_SAMPLE:
-        return ChestFacts(nan, nan, nan, second)
+        return ChestFacts(nan, nan, nan, gap, second)
     spine_behind = (_mean_at(spine.sum(axis=(0, 2))) - _mean_at(lungs.sum(axis=(0, 2)))) / depth
     tip = max(1, round(TIP * count))
     outward = np.abs(np.arange(volume.shape[2]) - middle) / width
@@ -111,7 +119,7 @@ def chest_facts(hu: np.ndarray, spacing_mm: tuple[float, ...]) -> ChestFacts:
     if column.any() and tissue.any():
         at_spine = _zone(middle, MIDDLE * width, volume.shape[2]).start
         heart = zone.start + _mean_at(tissue) - at_spine - _mean_at(column.sum(axis=(0, 1)))
-    return ChestFacts(spine_behind, base_wider, heart / width, second)
+    return ChestFacts(spine_behind, base_wider, heart / width, gap, second)
 
 
 def _lungs(volume: np.ndarray) -> np.ndarray:
@@ -127,6 +135,15 @@ def _lungs(volume: np.ndarray) -> np.ndarray:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return np.isin(labels, np.flatnonzero(sizes > ONE_LUNG * sizes.max()))
+
+
+def _gap(lungs: np.ndarray, axis: int) -> float:
+    """Least lung about the middle along an axis, in parts of the most."""
+    profile = lungs.sum(axis=tuple(a for a in range(3) if a != axis)).astype(float)
+    filled = np.flatnonzero(profile)
+    profile = profile[filled[0] : filled[-1] + 1]
+    first, last = (int(part * len(profile)) for part in GAP)
+    return float(profile[first : last + 1].min() / profile.max())
 
 
 def _zone(middle: float, half: float, count: int) -> slice:

@@ -233,6 +233,11 @@ SPINE_IN_FRONT, BASE_ABOVE, HEART_RIGHT = -0.08, -0.03, -0.02
 """Of `medm2g_core.data.chest_directions.ChestFacts`. The heart full of contrast medium counts as
 bone and brings a right chest down to -0.06, but never below the first."""
 
+NO_GAP, WIDE_GAP = 0.5, 0.3
+"""Lung in the middle along an axis, in parts of the most: more than the first is one lung or two
+behind each other, less than the second two side by side. So a patient with one lung, who has no gap
+at all, is not refused."""
+
 SECOND_BODY = 0.4
 """Of the largest one. Arms beside the body are below 0.2."""
 
@@ -246,6 +251,12 @@ def check_chest(hu: np.ndarray, spacing_mm: tuple[float, ...]) -> Verdict:
     """
     verdict = Verdict()
     facts = chest_facts(hu, spacing_mm)
+    if facts.gap[2] > NO_GAP and min(facts.gap[:2]) < WIDE_GAP:
+        verdict.refusal = (
+            "the lungs do not lie side by side: the axes are exchanged (an array written with a"
+            " matrix that is not its own?); convert it from the DICOM files again (dcm2niix)"
+        )
+        return verdict
     upside_down = facts.base_wider < BASE_ABOVE
     if facts.spine_behind < SPINE_IN_FRONT:
         also = ", and head and feet," if upside_down else ""
