@@ -218,6 +218,36 @@ def test_a_very_noisy_ct_is_told_with_its_noise(
             assert 100 < int(said[1]) < 220  # noise in air is cut off at -1000 HU
 
 
+def test_a_ct_given_as_mr_is_refused(tmp_path: Path, chests: dict[str, np.ndarray]) -> None:
+    for hu in chests.values():
+        path = save_nifti(tmp_path / "a.nii", hu, (5.6,) * 3)
+        for name in ("mri_t1", "mri_flair"):
+            with pytest.raises(FileError, match="Hounsfield units, a CT and no MR; give it as ct"):
+                read_stream(path, name)
+
+
+# --- slices that hold nothing
+
+
+def test_blank_and_repeated_slices_are_told(tmp_path: Path, chests: dict[str, np.ndarray]) -> None:
+    noise = np.random.default_rng(0).normal(0, 12, chests["lung1"].shape)
+    hu = (chests["lung1"] + noise).astype(np.float32)
+    few, half, copies, padded = (hu.copy() for _ in range(4))
+    few[3::7] = 0.0
+    half[32:] = -1000.0
+    copies[1::2] = copies[::2]
+    padded[:6] = -1024.0
+
+    def said(values: np.ndarray) -> str:
+        return told(save_nifti(tmp_path / "a.nii", values, (5.6,) * 3), "ct")
+
+    assert "9 axial slices between others are blank" in said(few)
+    assert "32 of 64 axial slices are blank: is the file whole" in said(half)
+    assert "32 of 64 axial slices are copies of their neighbours" in said(copies)
+    for fine in (hu, padded):
+        assert not re.search("blank|copies", said(fine))
+
+
 def test_an_mr_series_of_a_chest_is_not_asked_for_hounsfield_units(
     tmp_path: Path, chests: dict[str, np.ndarray]
 ) -> None:

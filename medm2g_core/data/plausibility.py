@@ -107,6 +107,10 @@ BRIGHT_LEVEL = 0.85
 chests of the cohort, as they are and newly acquired; in the negative of every head, and of hardly a
 chest, whose edge is body."""
 
+NO_AIR_HU, WATER_HU, WATER_SHARE = (-1100.0, -900.0), (-200.0, 300.0), 0.05
+"""Where a CT has its darkest values, where its soft tissue, and how much of a slice that takes at
+least. The signal of an MR is no negative number of that size."""
+
 NEGATIVE_SHARE = 0.02
 """Part of the pixels below 0 that rounding and filters do not make."""
 
@@ -155,6 +159,13 @@ def check_values(values: np.ndarray, facts: Mapping[str, Any], name: str) -> Ver
         return verdict
     edge = _edge(values)
     low, high = np.quantile(values, (0.005, 0.995))
+    near_water = float(((values > WATER_HU[0]) & (values < WATER_HU[1])).mean())
+    if NO_AIR_HU[0] <= low <= NO_AIR_HU[1] and near_water > WATER_SHARE:
+        verdict.refusal = (
+            f"values from {low:.0f} with much near 0: Hounsfield units, a CT and no MR; give it as"
+            " ct"
+        )
+        return verdict
     if high > low and (np.quantile(edge, 1 - AIR_AROUND) - low) / (high - low) > BRIGHT_LEVEL:
         verdict.refusal = (
             "its background is as bright as anything in it: a negative; give it with air dark"
