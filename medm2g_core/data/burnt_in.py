@@ -18,8 +18,9 @@ RECTANGLE = 0.85
 LEAST_PLATE = 0.008
 """Part of the picture from which a plate is told: 11 x 11 of 128 x 128 pixels."""
 
-DARK = -0.9
-"""A dark plate at the edge of the picture is background, collimation or padding."""
+DARK_PART = 0.15
+"""A plate at the edge of the picture that is no brighter than its darkest pixels, so many of them,
+is background, collimation or padding."""
 
 NORMAL_MEDIAN = 0.6745
 """Median of the absolute value of a normal variable of deviation 1."""
@@ -34,6 +35,7 @@ def plate_share(picture: np.ndarray) -> float:
     spread = ndimage.maximum_filter(picture, 3) - ndimage.minimum_filter(picture, 3)
     labels, _ = ndimage.label(spread < EVEN)
     rows, columns = picture.shape
+    darkest = float(np.quantile(picture, DARK_PART))
     total = 0
     for number, place in enumerate(ndimage.find_objects(labels), start=1):
         height, width = (s.stop - s.start + 2 for s in place)  # its rim is not even
@@ -44,7 +46,7 @@ def plate_share(picture: np.ndarray) -> float:
             s.start == 0 or s.stop == n for s, n in zip(place, picture.shape, strict=True)
         )
         whole_side = height >= rows or width >= columns
-        dark = float(np.median(picture[place][inside])) < DARK
+        dark = float(np.median(picture[place][inside])) <= darkest
         if inside.mean() > RECTANGLE and not whole_side and not (dark and at_edge):
             total += height * width
     return min(1.0, total / picture.size)
