@@ -6,9 +6,9 @@ and by drawings of a heart on either side. Only where both agree is it told; a w
 rotated patient moves the mediastinum too.
 
 Measured on the 300 films of the cohort's validation split and on 575 real ones of public
-collections, most of them sick: 1.3 % and 3.5 % of the right films are noted, and 53 % and 49 % of
-the same films mirrored. Of two films side by side 98 % and 92 % are told, and of single films
-none and 0.5 %.
+collections, most of them sick: 1.3 % and 3.5 % of the right films are noted, and about half of the
+same films mirrored (51 % and 49 %); the others stay unnoted. Of two films side by side 100 % and
+97 % are told, of two above each other 31 % and 71 %, and of single films 0.3 % of either.
 """
 
 from __future__ import annotations
