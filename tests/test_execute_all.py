@@ -109,11 +109,12 @@ def test_names_choose_and_unknown_ones_are_refused(root: Path) -> None:
         execute_all(root, only=["02"], run=Runs())
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", "3"])
 def test_a_damaged_record_is_said_and_all_is_due(
-    root: Path, capsys: pytest.CaptureFixture[str]
+    text: str, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "outputs").mkdir()
-    (root / "outputs" / "notebooks.json").write_text("{")
+    (root / "outputs" / "notebooks.json").write_text(text)
     runs = Runs()
     execute_all(root, run=runs)
     assert runs.names == ALL and "cannot be read" in capsys.readouterr().out

@@ -1,5 +1,4 @@
-"""The checks of notebooks 02 to 05: what they accept, the mistakes that they name, and that nothing
-makes them raise."""
+"""The checks of notebooks 02 to 05: what they accept, and the mistakes that they name."""
 
 from __future__ import annotations
 
@@ -10,15 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_exercises import JUNK
 from torch.nn import functional as F
 
-from medm2g_core.show import (
-    exercises_alignment,
-    exercises_flows,
-    exercises_invariant,
-    exercises_latents,
-)
 from medm2g_core.show.exercises_alignment import (
     check_ceiling,
     check_shared_partners,
@@ -172,39 +164,3 @@ def test_the_noise_level_is_judged_by_what_it_costs(
 ) -> None:
     check_noise_level(level, lambda r: 20 * r)
     assert capsys.readouterr().out.startswith(says)
-
-
-CHECKS: dict[str, Callable[..., None]] = {
-    name: getattr(module, name)
-    for module in (exercises_latents, exercises_alignment, exercises_invariant, exercises_flows)
-    for name in module.__all__
-}
-
-
-def _try(name: str, answer: Any) -> None:
-    if name == "check_noise_level":
-        CHECKS[name](answer, lambda r: math.nan)
-    else:
-        CHECKS[name](answer)
-
-
-@pytest.mark.parametrize("name", CHECKS)
-@pytest.mark.parametrize("junk", JUNK)
-def test_nothing_makes_a_check_raise_or_say_right(
-    name: str, junk: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _try(name, JUNK[junk])
-    out = capsys.readouterr().out
-    assert out.startswith("No answer yet." if junk == "None" else "Not yet: ")
-    assert out.endswith("\n") and out.count("\n") == 1, "one sentence an answer"
-
-
-@pytest.mark.parametrize("junk", JUNK)
-def test_whatever_a_function_returns_is_answered(
-    junk: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for check in (check_kl_prior, check_shared_partners, check_ceiling):
-        check(lambda *_: JUNK[junk])
-        assert capsys.readouterr().out.startswith("Not yet: ")
-    check_noise_level(0.3, lambda _: JUNK[junk])
-    assert capsys.readouterr().out.startswith("Not yet: ")

@@ -9,10 +9,11 @@ import pytest
 
 from medm2g_core.evaluation.source_page import PAPER
 from medm2g_core.evaluation.store import load_results
-from medm2g_core.evaluation.table import Row
+from medm2g_core.evaluation.table import Row, SectionResult
 from medm2g_core.experiments.ablation import load_runs
 from medm2g_core.experiments.sections import ALL_SECTIONS
 from medm2g_core.show import paper_figures
+from medm2g_core.show.diagram import diagram
 from medm2g_core.show.effects import RESULTS
 from medm2g_core.show.paper_figures import (
     FIGURES,
@@ -35,7 +36,7 @@ def test_sixteen_of_sixteen_have_a_counterpart() -> None:
         assert all((ROOT / file).is_file() for _, file in picture.sheets)
     for table in TABLES:
         rows = table_rows(table, outcomes)
-        assert rows if table.metrics else all(runs[g] for g in table.section.split())
+        assert rows if table.metrics else all(runs[g] for g in table.groups)
         assert table.missing
 
 
@@ -53,13 +54,33 @@ def test_every_quoted_figure_of_the_paper_stands_in_one_table_and_apart_from_our
 
 
 def test_the_two_halves_of_the_diagram_are_the_whole() -> None:
-    network, rounds = (paper_figure(n) for n in (2, 3))
+    """And whatever stands on one of them stands on it wholly."""
+    whole, network, rounds = diagram(), paper_figure(2), paper_figure(3)
+    said = [[t.get_text() for t in f.axes[0].texts] for f in (whole, network, rounds)]
+    assert said[0] == said[1] + said[2] and said[1] and said[2]
     limits = network.axes[0].get_ylim(), rounds.axes[0].get_ylim()
     assert limits[0][0] == limits[1][1] and limits[1][0] == 0
+    for figure in (network, rounds):
+        figure.draw_without_rendering()
+        page = figure.bbox
+        for text in figure.axes[0].texts:
+            box = text.get_window_extent()
+            assert page.y0 <= box.y0 and box.y1 <= page.y1, text.get_text()
 
 
 def test_a_table_that_was_not_measured_says_so() -> None:
-    assert "Not measured yet: `translation`" in paper_table(TABLES[4], {}, {})
+    for table in TABLES:
+        said = paper_table(table, {}, {})
+        assert f"*Not measured yet:* {', '.join([*table.metrics, *table.groups])}." in said
+
+
+def test_a_metric_without_a_row_is_named() -> None:
+    table = next(t for t in TABLES if "SSIM" in t.metrics)
+    rows = [
+        Row("A → B (brain)", m, "model", 0.5, 0.4, 0.6, 8) for m in table.metrics if m != "SSIM"
+    ]
+    said = paper_table(table, {table.section: SectionResult(rows=rows)}, {})
+    assert "*Not measured yet:* SSIM." in said and "| PSNR, dB |" in said
 
 
 def test_a_missing_sheet_names_its_program(tmp_path: Path) -> None:

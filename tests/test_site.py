@@ -73,7 +73,7 @@ def test_links_into_the_package_lead_to_its_pages_and_others_become_words() -> N
 def test_staging_again_touches_nothing_and_removes_what_is_gone(source: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in source.rglob("*") if p.is_file()}
     (source / "docs" / "gone.md").write_text("# gone")
-    stage(source)
+    assert stage(source) == ["docs/gone.md"] and stage(source) == []
     assert {p: p.stat().st_mtime_ns for p in source.rglob("*") if p.is_file()} == before
 
 

@@ -22,8 +22,10 @@ from medm2g_core.data.dicom import read_dicom_file, read_dicom_folder
 from medm2g_core.data.foreign_files import foreign_file, markup_in
 from medm2g_core.data.intensity import check_hu, mr_to_unit, xray_to_unit
 from medm2g_core.data.itk_files import read_itk
+from medm2g_core.data.odd_slices import odd_slices
 from medm2g_core.data.pictures import read_picture
 from medm2g_core.data.plausibility import (
+    check_chest,
     check_film_frame,
     check_header,
     check_picture,
@@ -204,7 +206,11 @@ def _as_stream(
     notes = volume.notes
     if not volume.tags:
         heed(check_header(volume.facts, name), notes)
+    if volume.array.ndim == 3 and not volume.tags:
+        notes += odd_slices(volume.array)
     array = _checked_hu(volume) if name == "ct" and not volume.tags.get("window") else volume.array
+    if name == "ct" and array.ndim == 3 and not volume.tags:
+        heed(check_chest(array, volume.spacing_mm), notes)
     if name == "xray":
         array = np.squeeze(array)
         if array.ndim != 2:

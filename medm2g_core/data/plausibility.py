@@ -2,8 +2,9 @@
 fine, a note, or a refusal that says what to do.
 
 `check_header` judges what a header says (`medm2g_core.data.header_evidence`), `check_values` the
-values of a slice before they are scaled, `check_size` the millimetres of what it shows, and
-`check_picture` the picture in -1..1 that a model would see, wherever it comes from.
+values of a slice before they are scaled, `check_size` the millimetres of what it shows,
+`check_chest` how a chest lies in a CT, and `check_picture` the picture in -1..1 that a model would
+see, wherever it comes from.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from medm2g_core.data.burnt_in import noise_level, plate_share
+from medm2g_core.data.chest_directions import chest_facts
+from medm2g_core.data.film_sides import films_beside, heart_side
 from medm2g_core.data.film_views import film_pose, lung_contrast, without_frame
 from medm2g_core.data.header_evidence import evidence, has_word, looks_like
 from medm2g_core.data.volumes import FileError
-from medm2g_core.streams import unit_to_hu
+from medm2g_core.streams import stream, unit_to_hu
 
 __all__ = [
     "Verdict",
+    "check_chest",
     "check_film_frame",
     "check_header",
     "check_picture",
@@ -102,6 +107,10 @@ BRIGHT_LEVEL = 0.85
 chests of the cohort, as they are and newly acquired; in the negative of every head, and of hardly a
 chest, whose edge is body."""
 
+NO_AIR_HU, WATER_HU, WATER_SHARE = (-1100.0, -900.0), (-200.0, 300.0), 0.05
+"""Where a CT has its darkest values, where its soft tissue, and how much of a slice that takes at
+least. The signal of an MR is no negative number of that size."""
+
 NEGATIVE_SHARE = 0.02
 """Part of the pixels below 0 that rounding and filters do not make."""
 
@@ -150,6 +159,13 @@ def check_values(values: np.ndarray, facts: Mapping[str, Any], name: str) -> Ver
         return verdict
     edge = _edge(values)
     low, high = np.quantile(values, (0.005, 0.995))
+    near_water = float(((values > WATER_HU[0]) & (values < WATER_HU[1])).mean())
+    if NO_AIR_HU[0] <= low <= NO_AIR_HU[1] and near_water > WATER_SHARE:
+        verdict.refusal = (
+            f"values from {low:.0f} with much near 0: Hounsfield units, a CT and no MR; give it as"
+            " ct"
+        )
+        return verdict
     if high > low and (np.quantile(edge, 1 - AIR_AROUND) - low) / (high - low) > BRIGHT_LEVEL:
         verdict.refusal = (
             "its background is as bright as anything in it: a negative; give it with air dark"
@@ -224,6 +240,56 @@ def _air_around(cut: np.ndarray, kind: str) -> float:
 
 AIR_HU = -500.0
 
+SPINE_IN_FRONT, BASE_ABOVE, HEART_RIGHT = -0.08, -0.03, -0.02
+"""Of `medm2g_core.data.chest_directions.ChestFacts`. The heart full of contrast medium counts as
+bone and brings a right chest down to -0.06, but never below the first."""
+
+NO_GAP, WIDE_GAP = 0.5, 0.3
+"""Lung in the middle along an axis, in parts of the most: more than the first is one lung or two
+behind each other, less than the second two side by side. So a patient with one lung, who has no gap
+at all, is not refused."""
+
+SECOND_BODY = 0.4
+"""Of the largest one. Arms beside the body are below 0.2."""
+
+
+def check_chest(hu: np.ndarray, spacing_mm: tuple[float, ...]) -> Verdict:
+    """Whether the chest in a CT lies as the directions in its header say, and is alone.
+
+    Args:
+        hu: (S, A, R): from head to feet, front to back, the patient's right to left; HU.
+        spacing_mm: along each axis.
+    """
+    verdict = Verdict()
+    facts = chest_facts(hu, spacing_mm)
+    if facts.gap[2] > NO_GAP and min(facts.gap[:2]) < WIDE_GAP:
+        verdict.refusal = (
+            "the lungs do not lie side by side: the axes are exchanged (an array written with a"
+            " matrix that is not its own?); convert it from the DICOM files again (dcm2niix)"
+        )
+        return verdict
+    upside_down = facts.base_wider < BASE_ABOVE
+    if facts.spine_behind < SPINE_IN_FRONT:
+        also = ", and head and feet," if upside_down else ""
+        verdict.refusal = (
+            f"the spine lies in front of the lungs: front and back{also} are exchanged in the"
+            " header; convert it from the DICOM files again (dcm2niix)"
+        )
+        return verdict
+    if upside_down:
+        verdict.notes.append(
+            "the lungs are wide above and narrow below: head and feet may be exchanged in the"
+            " header; look at the picture"
+        )
+    if facts.heart_left < HEART_RIGHT:
+        verdict.notes.append(
+            "the heart lies on the patient's right: left and right may be exchanged in the header"
+            " (or it is a dextrocardia)"
+        )
+    if facts.second_body > SECOND_BODY:
+        verdict.notes.append("more than one body in it: the largest is shown; give one patient")
+    return verdict
+
 
 # ---- what the picture shows
 
@@ -257,6 +323,10 @@ LATERAL_CONTRAST = -0.12
 middle. 29 of 30 lateral projections of the cohort's patients are noted, and 2 to 4 % of the right
 films: those with a white lung."""
 
+
+NOISY = {"xray": 0.08, "ct": 0.075, "mri": 0.11}
+"""Standard deviation of noise, in units of the picture, from which it is told. In training none has
+more than 0.07, 0.061 and 0.078 (300 studies each, newly acquired), nor has a real film."""
 
 UNLIKE = 0.3
 """Correlation with a drawing of a frontal film below which a picture is hardly one. None of the
@@ -303,6 +373,18 @@ def check_picture(picture: np.ndarray, name: str) -> Verdict:
         )
     if neighbour_correlation(picture) < NOISE_CORRELATION:
         verdict.notes.append("neighbouring pixels have nothing in common: noise, not a picture?")
+    noise = noise_level(picture)
+    if noise > NOISY[stream(name).modality]:
+        verdict.notes.append(
+            f"very noisy: neighbouring pixels differ by {_in_unit(noise, name)} by chance, more"
+            " than in any picture of the training; what is small cannot be trusted"
+        )
+    plates = plate_share(picture)
+    if plates:
+        verdict.notes.append(
+            f"a rectangle of one grey covers {max(plates, 0.01):.0%} of it (a label, a box over a"
+            " name?): the model takes it for anatomy; give the picture without it"
+        )
     if name == "xray" and float(np.quantile(_edge(picture), 1 - AIR_AROUND)) > WHITE:
         verdict.notes.append("a white border: cut it off, or the film is a negative")
     if name == "xray":
@@ -312,6 +394,13 @@ def check_picture(picture: np.ndarray, name: str) -> Verdict:
             "no lungs in it: another part of the body, or another slice? the model knows chests"
         )
     return verdict
+
+
+def _in_unit(noise: float, name: str) -> str:
+    if name == "ct":
+        low, high = unit_to_hu(torch.tensor([0.0, noise]))
+        return f"{float(high - low):.0f} HU"
+    return f"{noise / 2:.0%} of the range"
 
 
 def _share_of_lung(picture: np.ndarray) -> float:
@@ -352,10 +441,17 @@ def _check_film(picture: np.ndarray, verdict: Verdict) -> None:
         verdict.notes.append("seems to lie on its side: turn it so that the head is at the top")
     elif pose.upside_down - pose.upright > UPSIDE_DOWN:
         verdict.notes.append("seems to be upside down: turn it so that the head is at the top")
+    elif films_beside(picture):
+        verdict.notes.append("two films in one picture? give one")
     elif contrast < LATERAL_CONTRAST:
         verdict.notes.append(
             "the middle is darker than a lung: a lateral view, or a white lung? the model knows"
             " frontal films only"
+        )
+    elif heart_side(picture) == "right":
+        verdict.notes.append(
+            "the heart seems to lie on the patient's right: a mirrored film (or a dextrocardia)?"
+            " the patient's right must be on the picture's left"
         )
     elif pose.upright < UNLIKE:
         verdict.notes.append("hardly like a frontal chest film: is it one, and the whole picture?")

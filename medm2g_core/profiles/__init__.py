@@ -1,4 +1,4 @@
-"""Sizes and budgets: what a configuration is (`config`), and four ready-made ones (`ready`)."""
+"""Sizes and budgets: what a configuration is (`config`), and the ready-made ones (`ready`)."""
 
 from medm2g_core.profiles.config import (
     BASE_STAGES,

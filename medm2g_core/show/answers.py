@@ -27,6 +27,9 @@ CLOSE = 1e-3
 """Relative and absolute difference up to which two numbers are one: a student may well compute in
 another order, or in double precision."""
 
+ROUNDED = 0.005
+"""How far a number may be off that was worked out on paper and written with two decimals."""
+
 
 def say(good: bool, message: str) -> None:
     """Print the verdict on an answer."""
@@ -83,8 +86,8 @@ def wrong_names(what: str, answer: Any, known: Collection[str]) -> str:
     return ""
 
 
-def _close(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=CLOSE, abs_tol=CLOSE)
+def _close(a: float, b: float, off: float = CLOSE) -> bool:
+    return math.isclose(a, b, rel_tol=CLOSE, abs_tol=off)
 
 
 def check_number(
@@ -94,8 +97,9 @@ def check_number(
 
     Args:
         answer: ``None`` if there is none yet.
-        truth: the true number.
-        hints: what to say to a usual mistake -> the number with that mistake.
+        truth: the true number; an answer may be rounded to two decimals.
+        hints: what to say to a usual mistake -> the number with that mistake, further from
+            ``truth`` than rounding is.
         ask: what to say to any other number.
         right: what to say of a right answer.
     """
@@ -104,10 +108,10 @@ def check_number(
     value = number(answer)
     if value is None:
         return say(False, f"the answer is a {type(answer).__name__}; needed one number")
-    if _close(value, truth):
+    if _close(value, truth, ROUNDED):
         return say(True, right)
     for hint, mistaken in hints.items():
-        if _close(value, mistaken):
+        if _close(value, mistaken, ROUNDED):
             return say(False, hint)
     say(False, f"{value:g} is not it: {ask}")
 

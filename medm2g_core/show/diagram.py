@@ -12,7 +12,7 @@ import io
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -31,6 +31,8 @@ __all__ = ["diagram", "main", "never_together", "state"]
 FILE = Path(__file__).resolve().parents[2] / "docs" / "diagram.png"
 WIDTH, HEIGHT = 1000, 700
 """In the pixels that GitHub shows; all places below are in them, from the lower left corner."""
+BORDER = 355
+"""Height above which the network stands, and below which the rounds."""
 SHARPNESS = 2
 """Pixels of the file to one of these, for screens of high density."""
 GIVEN, WANTED = "text", ("xray", "ct")
@@ -149,13 +151,17 @@ class _Page:
         )
 
 
-def diagram() -> Figure:
-    """The figure: one call above, the rounds of training below."""
+def diagram(part: Literal["whole", "network", "rounds"] = "whole") -> Figure:
+    """The figure: one call above, the rounds of training below; or one of the two alone."""
+    low, high = {"whole": (0, HEIGHT), "network": (BORDER, HEIGHT), "rounds": (0, BORDER)}[part]
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100)
+        figure = Figure(figsize=(WIDTH / 100, (high - low) / 100), dpi=100)
         page = _Page(figure.add_axes((0, 0, 1, 1)))
-        _network(page)
-        _rounds(page)
+        page.axes.set_ylim(low, high)
+        if part != "rounds":
+            _network(page)
+        if part != "network":
+            _rounds(page)
     return figure
 
 

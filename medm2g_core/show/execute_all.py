@@ -68,7 +68,7 @@ def _recorded(record: Path) -> dict[str, dict[str, str]]:
         return {}
     try:
         return dict(json.loads(record.read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # no JSON, or JSON of something else
         print(f"{record} cannot be read ({error}): no notebook counts as up to date")
         return {}
 
@@ -96,15 +96,15 @@ def execute_all(
         NotebookError: no notebook has such a name.
     """
     starts = tuple(only)
-    unknown = [s for s in starts if not any(p.name.startswith(s) for p in in_order(root))]
+    names = {p: p.relative_to(root / "notebooks").as_posix() for p in in_order(root)}
+    unknown = [s for s in starts if not any(p.name.startswith(s) for p in names)]
     if unknown:
         raise NotebookError(
             f"no notebook begins with {unknown[0]!r}; there are:"
-            f" {', '.join(dict.fromkeys(p.stem for p in in_order(root)))}"
+            f" {', '.join(dict.fromkeys(p.stem for p in names))}"
         )
     record = root / "outputs" / "notebooks.json"
     done, read = _recorded(record), what_they_read(root)
-    names = {p: p.relative_to(root / "notebooks").as_posix() for p in in_order(root)}
     chosen = [p for p in names if not starts or p.name.startswith(starts)]
     todo = [p for p in chosen if anew or done.get(names[p]) != state_of(p, read)]
     print(f"{len(chosen) - len(todo)} of {len(chosen)} notebooks are up to date")

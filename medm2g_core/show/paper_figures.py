@@ -44,7 +44,6 @@ __all__ = [
 ROOT = RESULTS.parent
 WIDTH = 7.0  # inches of a page of sheets
 SHARPNESS = 200  # pixels an inch of the written PNG; a notebook shows half of it
-ROUNDS_BELOW = 355  # of the diagram's 700 pixels of height: above it stands the network
 
 
 @dataclass(frozen=True)
@@ -117,21 +116,23 @@ class PaperTable:
     """A table of the paper and what stands for it here.
 
     Attributes:
-        title: its subject.  The paper has nine tables [P]; how it divides its results among them is
+        title: its subject. The paper has nine tables [P]; how it divides its results among them is
             known in part only, so they are told apart by subject and have no number here.
-        section: of the stored results; for ablations a group of runs.
+        section: of the stored results; empty for ablations.
         task: regular expression that a row's task contains.
         metrics: of the rows that are shown.
+        groups: of ablation runs that are shown instead.
         sources: data sets whose figures of the paper are known, see
             `medm2g_core.evaluation.source_page.PAPER`.
         missing: what of it is not here, a sentence.
     """
 
     title: str
-    section: str
+    section: str = ""
     task: str = ""
     metrics: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
     missing: str = ""
 
 
@@ -141,18 +142,22 @@ _OTHER_DATA = (
 )
 _REPORTS = ("finding F1, strict", "finding F1, presence", "BLEU-1, corpus", "BLEU-4, corpus")
 _DRAWN = ("finding AUC", "side accuracy", "Fréchet distance")
-_PIXELS = ("PSNR, dB", "SSIM", "lesion Dice (threshold)", "MAE, HU", "Fréchet distance")
+_BRAIN = ("PSNR, dB", "SSIM", "lesion Dice (threshold)", "Fréchet distance")
+_CHEST = ("PSNR, dB", "SSIM", "MAE, HU", "Fréchet distance")
 TABLES: tuple[PaperTable, ...] = (
     PaperTable(
-        "report generation, X-ray", "report_xray", "", _REPORTS, ("mimic_cxr",), _OTHER_DATA
+        "report generation, X-ray",
+        "report_xray",
+        metrics=_REPORTS,
+        sources=("mimic_cxr",),
+        missing=_OTHER_DATA,
     ),
     PaperTable(
         "report generation, a second set",
         "report_ct",
-        "",
-        _REPORTS,
-        ("iu_xray",),
-        f"{_OTHER_DATA} Ours is from CT, the paper's second set is of X-rays.",
+        metrics=_REPORTS,
+        sources=("iu_xray",),
+        missing=f"{_OTHER_DATA} Ours is from CT, the paper's second set is of X-rays.",
     ),
     PaperTable(
         "text to X-ray",
@@ -160,7 +165,7 @@ TABLES: tuple[PaperTable, ...] = (
         "→ Chest X-ray",
         _DRAWN,
         ("mimic_cxr", "chestxray14"),
-        f"{_OTHER_DATA} A Fréchet distance in other features is another number.",
+        missing=f"{_OTHER_DATA} A Fréchet distance in other features is another number.",
     ),
     PaperTable(
         "text to CT and MR",
@@ -168,40 +173,38 @@ TABLES: tuple[PaperTable, ...] = (
         "→ CT|→ MR",
         _DRAWN,
         ("acdc", "sliver07"),
-        f"{_OTHER_DATA} What the paper gives to draw these from is not known.",
+        missing=f"{_OTHER_DATA} What the paper gives to draw these from is not known.",
     ),
     PaperTable(
         "MRI synthesis",
         "translation",
         r"\(brain\)",
-        _PIXELS,
+        _BRAIN,
         ("brats2020", "ixi"),
-        f"{_OTHER_DATA} The paper has two data sets for this, here is one cohort of brains.",
+        missing=f"{_OTHER_DATA} The paper has two data sets for this, here is one cohort.",
     ),
     PaperTable(
         "MRI-CT translation",
         "translation",
         r"MR .*→ CT|CT → MR",
-        _PIXELS,
+        _CHEST,
         ("gold_atlas",),
-        f"{_OTHER_DATA} Ours is a chest, the paper's a pelvis.",
+        missing=f"{_OTHER_DATA} Ours is a chest, the paper's a pelvis.",
     ),
     PaperTable(
         "CT-X-ray and unified generation",
         "unified",
-        "",
-        ("finding AUC", "agreement: correlation"),
-        (),
-        "No figure of the paper for this is known to us.",
+        metrics=("finding AUC", "agreement: correlation"),
+        missing="No figure of the paper for this is known to us.",
     ),
     PaperTable(
         "ablation: alignment and visual invariant",
-        "alignment",
+        groups=("alignment",),
         missing="The paper's arms and figures are not known to us.",
     ),
     PaperTable(
         "ablation: cross-guidance and rounds",
-        "guidance rounds",
+        groups=("guidance", "rounds"),
         missing="The paper's arms and figures are not known to us.",
     ),
 )
@@ -210,7 +213,7 @@ TABLES: tuple[PaperTable, ...] = (
 
 def table_rows(table: PaperTable, outcomes: Mapping[str, SectionResult]) -> list[Row]:
     """The stored rows of a table; empty for ablations, and where nothing was measured."""
-    if not table.metrics or table.section not in outcomes:
+    if table.section not in outcomes:
         return []
     return [
         r
@@ -224,8 +227,9 @@ def quoted(table: PaperTable) -> list[PaperFigure]:
 
     They are on other data: never put them into a column of ours.
     """
+    reports = table.section.startswith("report_")
     wanted = [p for p in PAPER if p.source in table.sources]
-    return [p for p in wanted if (p.target == "text") == ("report" in table.title)]
+    return [p for p in wanted if (p.target == "text") == reports]
 
 
 def paper_table(
@@ -234,15 +238,17 @@ def paper_table(
     runs: Mapping[str, Sequence[Mapping[str, object]]],
 ) -> str:
     """One table as Markdown: our rows with n, rivals and intervals; below, apart from them, the
-    paper's figures where a source gives them; and what is missing."""
+    paper's figures where a source gives them; and what is missing or was not measured."""
     rows = table_rows(table, outcomes)
+    measured = {g: runs[g] for g in table.groups if runs.get(g)}
     lines = []
     if rows:
         lines.append(compact(rows))
-    elif not table.metrics:
-        lines.append(summary({g: runs[g] for g in table.section.split() if runs.get(g)}))
-    else:
-        lines.append(f"Not measured yet: `{table.section}` has no stored results.\n")
+    if measured:
+        lines.append(summary(measured))
+    stored = {*measured, *(r.metric for r in rows)}
+    if absent := [name for name in (*table.metrics, *table.groups) if name not in stored]:
+        lines.append(f"*Not measured yet:* {', '.join(absent)}.\n")
     if quotes := quoted(table):
         lines.append("| the paper, on its own data [S] | drawn | metric | value | what differs |")
         lines.append("|---|---|---|---|---|")
@@ -280,20 +286,6 @@ def _page(sheets: Sequence[tuple[str, Path]]) -> Figure:
     return figure
 
 
-def _half(network: bool) -> Figure:
-    """The upper or the lower part of the diagram, each with what belongs to it alone."""
-    figure = diagram()
-    axes = figure.axes[0]
-    width, height = figure.get_size_inches()
-    low, high = axes.get_ylim()
-    part = (ROUNDS_BELOW, high) if network else (low, ROUNDS_BELOW)
-    figure.set_size_inches(width, height * (part[1] - part[0]) / (high - low))
-    axes.set_ylim(*part)
-    for text in axes.texts:
-        text.set_clip_on(True)
-    return figure
-
-
 def paper_figure(number: int, root: Path = ROOT) -> Figure:
     """The counterpart of a figure of the paper.
 
@@ -308,8 +300,8 @@ def paper_figure(number: int, root: Path = ROOT) -> Figure:
     if number not in FIGURES:
         raise ValueError(f"figure {number!r}: the paper has figures 1 to {max(FIGURES)}")
     draws: Mapping[int, Callable[[], Figure]] = {
-        2: lambda: _half(True),
-        3: lambda: _half(False),
+        2: lambda: diagram("network"),
+        3: lambda: diagram("rounds"),
         6: lambda: ablation_figure(load_runs(root / "results" / "ablation")),
     }
     if number in draws:

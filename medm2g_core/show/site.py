@@ -14,6 +14,7 @@ import ast
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -96,9 +97,8 @@ def _modules(root: Path) -> dict[str, list[str]]:
         if parts[-1] == "__main__":
             continue
         folder = parts[:-1]
-        page = "medm2g_core" if len(folder) == 1 else ".".join(folder)
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        pages.setdefault(page, []).append(name)
+        name = ".".join(folder if parts[-1] == "__init__" else parts)
+        pages.setdefault(".".join(folder), []).append(name)
     return dict(sorted(pages.items()))
 
 
@@ -228,10 +228,14 @@ def _staged(root: Path) -> Iterator[tuple[str, bytes]]:
         yield page, json.dumps(notebook).encode()
 
 
-def stage(folder: Path, root: Path = ROOT) -> None:
+def stage(folder: Path, root: Path = ROOT) -> list[str]:
     """Write the sources of the book; a file that is already so is not touched, and one that does
-    not belong there any more is removed."""
-    wanted = dict(_staged(root))
+    not belong there any more is removed.
+
+    Returns:
+        What was removed, as paths below ``folder``.
+    """
+    wanted, removed = dict(_staged(root)), []
     for name, content in wanted.items():
         file = folder / name
         if not file.is_file() or file.read_bytes() != content:
@@ -240,6 +244,8 @@ def stage(folder: Path, root: Path = ROOT) -> None:
         name = file.relative_to(folder).as_posix()
         if name not in wanted and not name.startswith("_static/mathjax/"):
             file.unlink()
+            removed.append(name)
+    return removed
 
 
 def _fetch_mathjax(file: Path) -> None:
@@ -261,7 +267,11 @@ def _fetch_mathjax(file: Path) -> None:
     archive = file.parent / done.stdout.split()[-1]
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != MATHJAX_SHA256:
-        raise SiteError(f"{archive.name} has sha256 {found}, needed {MATHJAX_SHA256}; delete it")
+        archive.unlink()
+        raise SiteError(
+            f"npm sent {archive.name} with sha256 {found}, needed {MATHJAX_SHA256}: try again, or"
+            " from another network"
+        )
     with tarfile.open(archive) as tar:
         member = tar.extractfile(MATHJAX_FILE)
         assert member is not None  # it is a file in the archive of that hash
@@ -280,7 +290,9 @@ def main() -> int:
         )
         return 1
     out = ROOT / "outputs" / "site"
-    stage(out / "source")
+    if stage(out / "source"):  # Sphinx would leave the pages of what is gone
+        shutil.rmtree(out / "html", ignore_errors=True)
+        shutil.rmtree(out / "doctrees", ignore_errors=True)
     try:
         _fetch_mathjax(out / "source" / "_static" / "mathjax" / Path(MATHJAX_FILE).name)
     except SiteError as error:
