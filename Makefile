@@ -50,7 +50,6 @@ lab: prepare ## open the notebooks in JupyterLab
 	$(PY) -m jupyter lab --notebook-dir . notebooks/00_quickstart.ipynb $(ARGS)
 
 app: prepare ## the explorer in the browser, for several users at once (ARGS="--port 8866")
-	@$(PY) -m pip install --quiet --disable-pip-version-check -e ".[app]"
 	$(PY) -m medm2g_core.explore.app $(ARGS)
 
 notebooks: prepare ## execute all notebooks anew in place, after new weights (resumable; ARGS="05" for one)

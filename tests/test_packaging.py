@@ -35,6 +35,8 @@ FOR_NOTEBOOKS = {
     "explore/panel.py",
 }
 """Files of the package that may import what only the ``notebooks`` extra brings."""
+FOR_APP = {"explore/app.py", "explore/warm.py"}
+"""The same of the ``app`` extra."""
 NEVER_IMPORTED = {
     "nilearn": "its MNI152 maps are read as files",
     "pip": "fetches the packages that carry the embedded data",
@@ -78,7 +80,7 @@ def test_the_environment_of_make_holds_every_tool_of_the_documented_commands() -
         " nibabel pydicom nilearn papermill nbval pytest setuptools wheel ruff mypy"
     )
     assert set(needed.split()) <= _names("dev")
-    assert _names("notebooks") <= _names("test") <= _names("dev")
+    assert _names("notebooks") <= _names("app") <= _names("test") <= _names("dev")
 
 
 def test_the_library_alone_brings_no_notebook_and_no_test_tools() -> None:
@@ -149,12 +151,14 @@ def _undeclared(paths: Iterable[Path], *extras: str) -> set[str]:
 
 
 def test_what_the_library_imports_is_a_dependency() -> None:
-    files = [p for p in PACKAGE.rglob("*.py") if str(p.relative_to(PACKAGE)) not in FOR_NOTEBOOKS]
+    apart = FOR_NOTEBOOKS | FOR_APP
+    files = [p for p in PACKAGE.rglob("*.py") if str(p.relative_to(PACKAGE)) not in apart]
     assert not _undeclared(files)
 
 
 def test_what_notebooks_tests_and_scripts_import_is_in_an_extra() -> None:
     assert not _undeclared((PACKAGE / name for name in FOR_NOTEBOOKS), "notebooks")
+    assert not _undeclared((PACKAGE / name for name in FOR_APP), "app")
     assert not _undeclared((ROOT / "notebooks").rglob("*.ipynb"), "notebooks")
     assert not _undeclared((ROOT / "tests").rglob("*.py"), "test")
     scripts = [p for folder in ("benchmarks", "data_scripts") for p in (ROOT / folder).glob("*.py")]

@@ -4,10 +4,11 @@ What serves it, and why. The page is a notebook of one cell, shown by Voila, so 
 the one of notebook 12 and there is no second one to keep. Voila starts a process for each user,
 which keeps users apart but costs 12 s of CPU time and 650 MB each. So its kernels are forks of one
 warm process (`medm2g_core.explore.warm`): no CPU time to speak of, and 155 MB of their own for each
-user while one model of 270 MB is shared (measured on two cores, as the proportional set size says).
-They wait in one line (`medm2g_core.explore.folder_line`). Tried and not taken: Solara, one process
-for all, whose newest release asks a CDN for its style sheets and does not start without; Panel with
-ipywidgets_bokeh, one process too, which asks two CDNs for icons and cannot receive an upload.
+user, while the 270 MB of the warm process (libraries, model, caches) are there once for all
+(measured on two cores, as the proportional set size says). Users wait in one line
+(`medm2g_core.explore.folder_line`). Tried and not taken: Solara, one process for all, whose newest
+release asks a CDN for its style sheets and does not start without; Panel with ipywidgets_bokeh, one
+process too, which asks two CDNs for icons and cannot receive an upload.
 
 Nothing is asked of other machines: the template leaves out the icons that Voila's own fetches, and
 the browser is told to refuse the rest. Uploads are limited in size, read and deleted; no name of a
