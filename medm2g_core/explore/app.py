@@ -82,6 +82,17 @@ TEMPLATE = """\
     #rendered_cells .jp-Cell, #rendered_cells .jp-OutputArea-output { padding: 0; }
     #rendered_cells .jp-OutputPrompt, #rendered_cells .jp-InputPrompt { display: none; }
   </style>
+  <script>
+    // Sliders of ipywidgets have no name for a screen reader: give them that of their label.
+    new MutationObserver(() => {
+      for (const part of document.querySelectorAll(
+        ".widget-slider :is(.noUi-handle, .widget-readout):not([aria-label])"
+      )) {
+        const label = part.closest(".widget-slider").querySelector(".widget-label");
+        if (label?.textContent) part.setAttribute("aria-label", label.textContent);
+      }
+    }).observe(document, { childList: true, subtree: true });
+  </script>
 {%- endblock notebook_css -%}
 """
 
