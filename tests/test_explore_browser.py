@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHOTS = ROOT / "outputs" / "browser"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 
-PATIENCE_S = 240
+PATIENCE_S = 50
 """For any state to come: far more than it takes, since other tests share the machine."""
 
 WIDE, NARROW = (1280, 900), (420, 800)

@@ -58,9 +58,8 @@ class CloserBox:
         c, self.state, self.settings, self.run = controls, state, settings, run
         self.placed = placed
         self.tape: tuple[Drawn, Tape] | None = None
-        self.tool = c.choice(
-            "Dropdown", "look at", options=[(words, tool) for tool, words in TOOLS.items()]
-        )
+        tools = [(words, tool) for tool, words in TOOLS.items()]
+        self.tool = c.choice("Dropdown", "look at", options=tools, layout=c.wide())
         self.other = c.choice(
             "Textarea",
             "other words",
@@ -161,6 +160,7 @@ class CloserBox:
         if not pairs:
             raise StreamError("no wanted picture looked at a given one; want one that is not given")
         self.pair.options = [(f"{stream(a).title} at {stream(b).title}", (a, b)) for a, b in pairs]
+        self.pair.value = pairs[0]  # new options leave the old value when the index stays
         middle = drawn.images()[pairs[0][0]].shape[-1] // 2
         self.place.value = f"{middle}, {middle}"
         return self._looked_html()
