@@ -368,7 +368,7 @@ class ExplorerPanel:
             source = html.escape(code(drawn, self.state.size))
             self.code.value = (
                 "<details><summary>Copy as code</summary><pre"
-                f' style="white-space:pre-wrap;user-select:all">{source}</pre></details>'
+                f' class="m2g-code">{source}</pre></details>'
             )
 
     # --- looking
@@ -411,7 +411,7 @@ class ExplorerPanel:
             say(self.link, str(error), bad=True)
             return
         self.link.value = (
-            '<a download="medm2g-synthetic.zip"'
+            '<a class="m2g-link" download="medm2g-synthetic.zip"'
             f' href="data:application/zip;base64,{data}">Save medm2g-synthetic.zip</a>'
         )
 

@@ -76,6 +76,8 @@ STYLE = """<style>
 .m2g-gallery figcaption{font:12px/1.35 sans-serif;margin-top:3px}
 .m2g-report{font:13px/1.45 sans-serif;margin:0;padding:6px;border:1px solid #d0d0d0;
  background:#fff;color:#1f1f1f}
+.m2g-explorer .m2g-code{font:12px/1.4 monospace;white-space:pre-wrap;user-select:all;margin:4px 0}
+.m2g-explorer .m2g-link{color:#1565c0;text-decoration:underline}
 .m2g-head{font:bold 13px sans-serif;margin:10px 0 4px}
 </style>"""
 """Of what `gallery` writes. Two pictures stand side by side on a telephone."""
