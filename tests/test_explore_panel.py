@@ -141,3 +141,19 @@ def test_a_made_finding_fits_its_size_class() -> None:
 def test_an_unknown_source_is_refused(model: MedM2G) -> None:
     with pytest.raises(ValueError, match="words, patient, file"):
         _panel(model, sources=["internet"])
+
+
+def test_no_menu_offers_none_which_ipywidgets_shows_as_an_empty_menu(model: MedM2G) -> None:
+    """In some processes only: what it does then depends on the seed of Python's hashes."""
+    panel = _panel(model)
+    menus = [x for x in (*vars(panel).values(), *vars(panel.closer).values()) if _is_menu(x)]
+    assert panel.patient in menus and panel.closer.pair in menus
+    assert all(value is not None for menu in menus for _, value in _options(menu))
+
+
+def _is_menu(thing: Any) -> bool:
+    return type(thing).__name__ == "Dropdown"
+
+
+def _options(menu: Any) -> list[tuple[str, Any]]:
+    return [x if isinstance(x, tuple) else (str(x), x) for x in menu.options]

@@ -77,7 +77,8 @@ TEMPLATE = """\
   <style>.jp-mod-noOutputs.jp-mod-noInput { display: none; }</style>
   {{ super.super() }}
   <style>
-    body { margin: 0; background: var(--jp-layout-color0) !important; }
+    body { margin: 0; }
+    #main { background: var(--jp-layout-color0); }
     #rendered_cells { max-width: 1240px; margin: 0 auto; padding: 8px; }
     #rendered_cells .jp-Cell, #rendered_cells .jp-OutputArea-output { padding: 0; }
     #rendered_cells .jp-OutputPrompt, #rendered_cells .jp-InputPrompt { display: none; }

@@ -71,7 +71,7 @@ class CloserBox:
         self.columns = c.choice("Dropdown", "columns", options=names, value="guidance")
         self.row_values = c.choice("Text", "their values", value=BEGIN["steps"])
         self.column_values = c.choice("Text", "and theirs", value=BEGIN["guidance"])
-        self.pair = c.choice("Dropdown", "who at what", options=[("first look", None)])
+        self.pair = c.choice("Dropdown", "who at what", options=[("first look", ())])
         self.place = c.choice(
             "Text", "row, column", placeholder="click the picture", continuous_update=False
         )
@@ -160,7 +160,6 @@ class CloserBox:
         if not pairs:
             raise StreamError("no wanted picture looked at a given one; want one that is not given")
         self.pair.options = [(f"{stream(a).title} at {stream(b).title}", (a, b)) for a, b in pairs]
-        self.pair.value = pairs[0]  # new options leave the old value when the index stays
         middle = drawn.images()[pairs[0][0]].shape[-1] // 2
         self.place.value = f"{middle}, {middle}"
         return self._looked_html()

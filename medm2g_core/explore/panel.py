@@ -119,7 +119,8 @@ class ExplorerPanel:
         return self.words.children
 
     def _patient(self, _: bool) -> list[Any]:
-        options = [("nobody", None)] + [
+        # Not None for nobody: ipywidgets would show an empty menu in some processes.
+        options: list[tuple[str, tuple]] = [("nobody", ())] + [
             (f"{region} {i}", (region, i)) for region in ("chest", "brain") for i in range(PATIENTS)
         ]
         self.patient = self.c.choice("Dropdown", "patient", options=options)
