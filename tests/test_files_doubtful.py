@@ -242,7 +242,7 @@ def test_blank_and_repeated_slices_are_told(tmp_path: Path, chests: dict[str, np
         return told(save_nifti(tmp_path / "a.nii", values, (5.6,) * 3), "ct")
 
     assert "9 axial slices between others are blank" in said(few)
-    assert "32 of 64 axial slices are blank: is the file whole" in said(half)
+    assert "32 of 64 axial slices are blank: if the file is whole" in said(half)
     assert "32 of 64 axial slices are copies of their neighbours" in said(copies)
     for fine in (hu, padded):
         assert not re.search("blank|copies", said(fine))

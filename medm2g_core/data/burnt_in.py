@@ -57,8 +57,9 @@ def plate_share(picture: np.ndarray) -> float:
 
 def noise_level(picture: np.ndarray) -> float:
     """Standard deviation of the noise in a picture (H, W; -1..1), in its units: the median of mixed
-    second differences, which smooth shading and most edges leave (Donoho and Johnstone,
-    Biometrika 81:425, 1994, take the median of the finest wavelets)."""
+    second differences, which smooth shading and most edges leave out (Donoho and Johnstone,
+    Biometrika 81:425, 1994, take the median of the finest wavelets, and so does scikit-image's
+    ``estimate_sigma``, which needs another package, PyWavelets)."""
     mixed = picture[1:, 1:] + picture[:-1, :-1] - picture[1:, :-1] - picture[:-1, 1:]
     shown = np.minimum(picture[1:, 1:], picture[:-1, :-1]) > SIGNAL
     if shown.mean() < LEAST_PLATE:
