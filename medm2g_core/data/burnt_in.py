@@ -18,6 +18,9 @@ RECTANGLE = 0.85
 LEAST_PLATE = 0.008
 """Part of the picture from which a plate is told: 11 x 11 of 128 x 128 pixels."""
 
+LEAST_PIXELS = 100
+"""The same for small pictures: a smooth part of anatomy is soon as large as fewer."""
+
 DARK_PART = 0.15
 """A plate at the edge of the picture that is no brighter than its darkest pixels, so many of them,
 is background, collimation or padding."""
@@ -39,7 +42,7 @@ def plate_share(picture: np.ndarray) -> float:
     total = 0
     for number, place in enumerate(ndimage.find_objects(labels), start=1):
         height, width = (s.stop - s.start + 2 for s in place)  # its rim is not even
-        if height * width < LEAST_PLATE * picture.size:
+        if height * width < max(LEAST_PLATE * picture.size, LEAST_PIXELS):
             continue
         inside = ndimage.binary_fill_holes(labels[place] == number)
         at_edge = any(
@@ -54,8 +57,9 @@ def plate_share(picture: np.ndarray) -> float:
 
 def noise_level(picture: np.ndarray) -> float:
     """Standard deviation of the noise in a picture (H, W; -1..1), in its units: the median of mixed
-    second differences, which smooth shading and most edges leave (Donoho and Johnstone,
-    Biometrika 81:425, 1994, take the median of the finest wavelets)."""
+    second differences, which smooth shading and most edges leave out (Donoho and Johnstone,
+    Biometrika 81:425, 1994, take the median of the finest wavelets, and so does scikit-image's
+    ``estimate_sigma``, which needs another package, PyWavelets)."""
     mixed = picture[1:, 1:] + picture[:-1, :-1] - picture[1:, :-1] - picture[:-1, 1:]
     shown = np.minimum(picture[1:, 1:], picture[:-1, :-1]) > SIGNAL
     if shown.mean() < LEAST_PLATE:

@@ -19,7 +19,15 @@ from medm2g_core.data.dicom_pixels import Grey, grey_frames, has_pixels
 from medm2g_core.data.dicom_stacks import Frame, depths, frames_of, same_place, stacks_of
 from medm2g_core.data.headers import XRAY_MODALITIES, number
 from medm2g_core.data.series import Choice, choose
-from medm2g_core.data.volumes import SYNTHETIC_MARK, FileError, Volume, blame, oriented, sniff
+from medm2g_core.data.volumes import (
+    PLANES,
+    SYNTHETIC_MARK,
+    FileError,
+    Volume,
+    blame,
+    oriented,
+    sniff,
+)
 
 __all__ = ["read_dicom_file", "read_dicom_folder"]
 
@@ -214,7 +222,7 @@ def _assemble(
         volume.spacing_mm = tuple(
             s if axis == counted else float("nan") for axis, s in enumerate(volume.spacing_mm)
         )
-        volume.acquired = ("axial", "coronal", "sagittal")[counted]
+        volume.acquired = PLANES[counted]
     elif ds.get("PixelSpacing") is None and ds.get("ReconstructionDiameter") is not None:
         notes.append(f"no pixel spacing: {spacing[0]:.3g} mm from the reconstructed diameter")
     return volume

@@ -20,7 +20,7 @@ import torch
 from scipy import ndimage
 
 from medm2g_core.data.burnt_in import noise_level, plate_share
-from medm2g_core.data.chest_directions import chest_facts
+from medm2g_core.data.chest_directions import AIR_HU, chest_facts
 from medm2g_core.data.film_sides import films_beside, heart_side
 from medm2g_core.data.film_views import film_pose, lung_contrast, without_frame
 from medm2g_core.data.header_evidence import evidence, has_word, looks_like
@@ -237,8 +237,6 @@ def _air_around(cut: np.ndarray, kind: str) -> float:
     low, high = np.quantile(cut, (0.005, 0.995))
     return float((_edge(cut) <= low + BACKGROUND_LEVEL * (high - low)).mean())
 
-
-AIR_HU = -500.0
 
 SPINE_IN_FRONT, BASE_ABOVE, HEART_RIGHT = -0.08, -0.03, -0.02
 """Of `medm2g_core.data.chest_directions.ChestFacts`. The heart full of contrast medium counts as

@@ -47,6 +47,9 @@ __all__ = [
     "sniff",
 ]
 
+PLANES = ("axial", "coronal", "sagittal")
+"""Of a slice along each axis of a volume (S, A, R)."""
+
 SYNTHETIC_MARK = "SYNTHETIC - NOT FOR DIAGNOSIS"
 """Stands in every file that this project writes, and tells such a file when it is read again."""
 
@@ -230,7 +233,7 @@ def oriented(array: np.ndarray, affine: np.ndarray, kind: str, notes: list[str])
     if len(flat) == 1:
         coarse = flat[0]
     if len(flat) == 1 or spacing[coarse] > 1.5 * np.median(spacing):
-        acquired = ("axial", "coronal", "sagittal")[coarse]
+        acquired = PLANES[coarse]
     return Volume(array, tuple(float(s) for s in spacing), kind, notes, acquired=acquired)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -322,6 +322,17 @@ def speed_table(rows: Mapping[str, Mapping[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def checks_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How often the doubts about given files are told (`benchmarks/doubtful_files.py`)."""
+    lines = ["| given | n | told | any note or refusal | refused |", "|---|--:|--:|--:|--:|"]
+    for r in rows:
+        told = "" if r["told"] is None else f"{r['told']:.0%}"
+        lines.append(
+            f"| {r['what']} | {r['n']} | {told} | {r['doubted']:.1%} | {r['refused']:.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def left_out(outcomes: Mapping[str, SectionResult]) -> list[str]:
     """What each section says that it could not measure, a line each."""
     names = titles(ALL_SECTIONS)
@@ -358,7 +369,12 @@ def blocks(root: Path) -> dict[str, str]:
     runs = load_runs(results / "ablation")
     if any(runs.values()):
         out["ablation"] = summary(runs)
-    for name, table in (("limits", limits_table), ("speed", speed_table)):
+    measured: dict[str, Callable[[Any], str]] = {
+        "limits": limits_table,
+        "speed": speed_table,
+        "file_checks": checks_table,
+    }
+    for name, table in measured.items():
         file = results / f"{name}.json"
         if file.is_file():
             out[name] = table(json.loads(file.read_text(encoding="utf-8")))

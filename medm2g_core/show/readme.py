@@ -35,6 +35,7 @@ PAGES: Mapping[str, tuple[str, ...]] = {
         "speed",
     ),
     "docs/profiles.md": ("profiles",),
+    "docs/own_files.md": ("file_checks",),
     "docs/house.md": ("rooms",),
 }
 """File -> the blocks that are printed into it; every block stands in one file, once."""
