@@ -78,6 +78,7 @@ TEMPLATE = """\
   {{ super.super() }}
   <style>
     body { margin: 0; }
+    body div#main { background: var(--jp-layout-color0); }
     #rendered_cells { max-width: 1240px; margin: 0 auto; padding: 8px; }
     #rendered_cells .jp-Cell, #rendered_cells .jp-OutputArea-output { padding: 0; }
     #rendered_cells .jp-OutputPrompt, #rendered_cells .jp-InputPrompt { display: none; }

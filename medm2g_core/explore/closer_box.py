@@ -148,20 +148,22 @@ class CloserBox:
 
     def _looked(self) -> str:
         given, asked = self.state.given(), self.settings()
+        taken: list[tuple[Drawn, Tape]] = []
 
         def job(stop: threading.Event) -> str:
-            self.tape = closer.record_looks(self.state.pipe, given, asked, stop)
+            taken.append(closer.record_looks(self.state.pipe, given, asked, stop))
             return ""
 
+        self.tape = None
         self._in_turn(job)
-        assert self.tape is not None
-        drawn, tape = self.tape
+        drawn, tape = taken[0]
         pairs = closer.pairs_that_looked(drawn, tape)
         if not pairs:
             raise StreamError("no wanted picture looked at a given one; want one that is not given")
         self.pair.options = [(f"{stream(a).title} at {stream(b).title}", (a, b)) for a, b in pairs]
         middle = drawn.images()[pairs[0][0]].shape[-1] // 2
         self.place.value = f"{middle}, {middle}"
+        self.tape = drawn, tape  # last, so that nothing is shown, and nothing clicked, before
         return self._looked_html()
 
     def _looked_html(self) -> str:

@@ -18,7 +18,7 @@ CHOICE = "290px"
 """Width of one control: two stand side by side on a small laptop, one on a telephone."""
 
 LABEL = "105px"
-TICK = "150px"
+TICK = "164px"  # two on a telephone
 WIDE = {"width": "98%", "max_width": "640px"}
 BAD, GOOD = "#b00020", "inherit"  # of the page, which may be dark
 

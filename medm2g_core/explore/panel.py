@@ -363,6 +363,7 @@ class ExplorerPanel:
         length = max((len(v) for v in drawn.film.denoised.values()), default=1)
         self.step.max = length
         self.step.value = length
+        self.film.value = ""  # the last step's picture is the result, which stands above
         self.keep.layout.display = "none" if cancelled else None
         self.closer_shown.layout.display = None
         if not cancelled:

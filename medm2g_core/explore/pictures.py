@@ -78,6 +78,8 @@ STYLE = """<style>
  background:#fff;color:#1f1f1f}
 .m2g-explorer .m2g-code{font:12px/1.4 monospace;white-space:pre-wrap;user-select:all;margin:4px 0}
 .m2g-explorer .m2g-link{color:#1565c0;text-decoration:underline}
+.m2g-explorer .widget-checkbox label{display:flex;align-items:center}
+.m2g-explorer .widget-checkbox input{margin-top:0;margin-bottom:0}
 .m2g-head{font:bold 13px sans-serif;margin:10px 0 4px}
 </style>"""
 """Of what `gallery` writes. Two pictures stand side by side on a telephone."""
