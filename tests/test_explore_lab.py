@@ -34,8 +34,9 @@ pytestmark = [*needs_browser, pytest.mark.slow]
 
 NOTEBOOK = ROOT / "notebooks" / "12_explore.ipynb"
 
-FEWER = {"STEPS": 4, "N_PAIRS": 2}
-"""Parameters: the notebook is tried here, not the model. A cell cancels after step 3."""
+FEWER = {"STEPS": 4, "N_PAIRS": 6}
+"""Parameters: the notebook is tried here, not the model. A cell cancels after
+step 3, and one shows six pairs."""
 
 SETTINGS = {
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": (
