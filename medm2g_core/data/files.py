@@ -10,7 +10,7 @@ says in words what it did. What it cannot read as the stream that was asked for,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,7 @@ __all__ = [
     "CHEST_FOV_MM",
     "FileError",
     "LoadedImage",
+    "picture_of",
     "read_stream",
     "read_text",
     "read_volume",
@@ -91,6 +92,8 @@ class LoadedImage:
             place in space.
         table: of a folder: its series and how well each fits the stream, a line each, best first.
         what: the file in a few words: format, size, modality and description.
+        index: number of the slice in its volume, as `read_stream` takes it; ``None`` of a flat
+            picture.
     """
 
     image: Tensor
@@ -100,6 +103,7 @@ class LoadedImage:
     plane: str
     table: tuple[str, ...] = ()
     what: str = ""
+    index: int | None = None
 
 
 def read_stream(
@@ -134,18 +138,43 @@ def read_stream(
             NaN, too small.
         StreamError: unknown stream.
     """
-    if not stream(stream_name).is_image:
-        raise FileError(f"{stream_name} is not an image stream; use read_text")
-    if plane not in ("auto", "axial", "coronal"):
-        raise FileError(f"plane {plane!r} is not one of auto, axial, coronal")
-    if size < MIN_PIXELS:
-        raise FileError(f"size {size} is less than {MIN_PIXELS} pixels")
+    _check_request(stream_name, size, plane)
     path = Path(path)
     volume = read_volume(path, stream_name)
     try:
         return _as_stream(volume, stream_name, size, plane, index)
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
+
+
+def picture_of(
+    volume: Volume,
+    stream_name: str,
+    *,
+    size: int = 128,
+    plane: Plane = "auto",
+    index: int | None = None,
+) -> LoadedImage:
+    """The second half of `read_stream`: the picture of a volume that was read already.
+
+    Args:
+        volume: of `read_volume`; it is left as it is, so that other slices can be taken.
+        stream_name, size, plane, index: as in `read_stream`.
+
+    Raises:
+        FileError, StreamError: as `read_stream`; the sentence names no file.
+    """
+    _check_request(stream_name, size, plane)
+    return _as_stream(replace(volume, notes=list(volume.notes)), stream_name, size, plane, index)
+
+
+def _check_request(stream_name: str, size: int, plane: str) -> None:
+    if not stream(stream_name).is_image:
+        raise FileError(f"{stream_name} is not an image stream; use read_text")
+    if plane not in ("auto", "axial", "coronal"):
+        raise FileError(f"plane {plane!r} is not one of auto, axial, coronal")
+    if size < MIN_PIXELS:
+        raise FileError(f"size {size} is less than {MIN_PIXELS} pixels")
 
 
 def read_volume(path: Path, stream_name: str) -> Volume:
@@ -218,7 +247,7 @@ def _as_stream(
                 f"a volume of shape {volume.array.shape} was given as a radiograph; needed one 2-D"
                 " image, or the volume's own stream"
             )
-    cut, flat_spacing, shown = cut_slice(array, volume, name, plane, index)
+    cut, flat_spacing, shown, number = cut_slice(array, volume, name, plane, index)
     if min(cut.shape) < MIN_PIXELS:
         raise FileError(
             f"the image is {cut.shape[0]} x {cut.shape[1]} pixels; needed at least {MIN_PIXELS}"
@@ -271,6 +300,7 @@ def _as_stream(
         shown,
         tuple(volume.table),
         _in_words(volume),
+        number,
     )
 
 

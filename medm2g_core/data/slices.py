@@ -44,8 +44,9 @@ _AXIS = {"axial": 0, "coronal": 1, "sagittal": 2}
 
 def cut_slice(
     array: np.ndarray, volume: Volume, name: str, plane: Plane, index: int | None
-) -> tuple[np.ndarray, tuple[float, float], str]:
-    """One slice (rows, columns) of a volume with its spacing and plane; a flat picture as it is.
+) -> tuple[np.ndarray, tuple[float, float], str, int | None]:
+    """One slice (rows, columns) of a volume with its spacing, plane and number; a flat picture as
+    it is, without a number.
 
     Args:
         array: the values of ``volume``, checked.
@@ -61,7 +62,7 @@ def cut_slice(
         sizes = zip(volume.spacing_mm, volume.array.shape, strict=True)
         kept = [s for s, n in sizes if n > 1 or volume.array.ndim == 2]
         pair = (kept[0], kept[1]) if len(kept) == 2 else (float("nan"), float("nan"))
-        return array, pair, volume.tags.get("plane") or "flat"
+        return array, pair, volume.tags.get("plane") or "flat", None
     counts = dict(zip(_AXIS, array.shape, strict=True))
     spacing = dict(zip(_AXIS, volume.spacing_mm, strict=True))
     span = counts["axial"] * spacing["axial"]
@@ -108,7 +109,7 @@ def cut_slice(
     if count > 1:
         notes.append(f"{chosen} slice {index} of {count}")
     rows, columns = (spacing[p] for p in _AXIS if p != chosen)
-    return np.take(array, index, axis=axis), (rows, columns), chosen
+    return np.take(array, index, axis=axis), (rows, columns), chosen, index
 
 
 def _middle(array: np.ndarray, spacing: tuple[float, ...], axis: int, name: str) -> int:

@@ -92,6 +92,9 @@ TEMPLATE = """\
         const label = part.closest(".widget-slider").querySelector(".widget-label");
         if (label?.textContent) part.setAttribute("aria-label", label.textContent);
       }
+      for (const part of document.querySelectorAll(".m2g-viewer canvas:not([aria-label])")) {
+        part.setAttribute("aria-label", "your volume in three planes");
+      }
     }).observe(document, { childList: true, subtree: true });
   </script>
 {%- endblock notebook_css -%}

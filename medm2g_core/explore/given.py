@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from medm2g_core.data.cohort import VirtualCohort
-from medm2g_core.data.files import FileError, LoadedImage, read_stream, read_text
+from medm2g_core.data.files import FileError, LoadedImage, picture_of, read_text, read_volume
 from medm2g_core.data.slices import Plane
+from medm2g_core.data.volumes import Volume
 from medm2g_core.streams import StreamError, Study, stream
 
 __all__ = [
@@ -28,10 +29,13 @@ __all__ = [
     "PATIENTS",
     "Given",
     "Patient",
+    "Scan",
     "digest",
     "from_file",
     "from_patient",
     "from_upload",
+    "scan_file",
+    "scan_upload",
     "typed",
 ]
 
@@ -57,6 +61,7 @@ class Given:
         notes: what was found and done when a file was read.
         plane: of an image from a file: ``"axial"``, ``"coronal"`` or ``"flat"``; else empty.
         spacing_mm: (row, column) spacing of an image; ``None`` where nobody knows.
+        index: number of the slice of a volume; ``None`` where there is none.
     """
 
     stream: str
@@ -65,6 +70,7 @@ class Given:
     notes: tuple[str, ...] = ()
     plane: str = ""
     spacing_mm: tuple[float, float] | None = None
+    index: int | None = None
 
     @property
     def kind(self) -> str:
@@ -156,10 +162,10 @@ def from_file(
     Raises:
         FileError: it cannot be that stream.
     """
-    origin = {"kind": "file", "path": str(path), "plane": plane, "slice": index}
     if not stream(name).is_image:
+        origin = {"kind": "file", "path": str(path), "plane": plane, "slice": index}
         return Given(name, read_text(Path(path)), origin)
-    return _picture(read_stream(path, name, size=size, plane=plane, index=index), name, origin)
+    return scan_file(path, name).slice(size, plane=plane, index=index)
 
 
 def from_upload(
@@ -172,15 +178,69 @@ def from_upload(
 ) -> Given:
     """A picture from the content of one file, or of the files of one DICOM series.
 
+    Args:
+        files, name: as in `scan_upload`.  size, plane, index: as in `from_file`.
+
+    Raises:
+        FileError: as `scan_upload`, or nothing that can be that stream.
+    """
+    return scan_upload(files, name).slice(size, plane=plane, index=index)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A file as it was read, of which any slice can be given.
+
+    Attributes:
+        stream: name of the stream that it was read as.
+        volume: its values. Of an upload no name of a file is in it.
+        origin: where it came from, as in `Given`.
+        called: what a complaint calls it.
+    """
+
+    stream: str
+    volume: Volume = field(repr=False)
+    origin: Mapping[str, Any]
+    called: str
+
+    def slice(self, size: int, *, plane: Plane = "auto", index: int | None = None) -> Given:
+        """One slice as the model takes it; a flat picture as it is.
+
+        Args:
+            size, plane, index: as in `medm2g_core.data.files.read_stream`.
+
+        Raises:
+            FileError: it cannot be that stream, or there is no such slice.
+        """
+        try:
+            loaded = picture_of(self.volume, self.stream, size=size, plane=plane, index=index)
+        except FileError as error:
+            raise FileError(f"{self.called}: {error}") from error
+        return _picture(loaded, self.stream, {**self.origin, "plane": plane, "slice": index})
+
+
+def scan_file(path: str | Path, name: str) -> Scan:
+    """An image file of this machine, or a folder with a DICOM series.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    origin = {"kind": "file", "path": str(path)}
+    return Scan(name, read_volume(Path(path), name), origin, str(path))
+
+
+def scan_upload(files: Sequence[bytes], name: str) -> Scan:
+    """The content of one image file, or of the files of one DICOM series.
+
     The content is written to a temporary folder, read, and deleted before this returns.
 
     Args:
         files: contents. Names are not taken: they often hold a patient's.
-        name: an image stream.  size, plane, index: as in `from_file`.
+        name: an image stream.
 
     Raises:
-        FileError: nothing, too much, or nothing that can be that stream; the sentence names neither
-            file nor folder.
+        FileError: nothing, too much, or nothing that can be read; the sentence names neither file
+            nor folder.
     """
     if not stream(name).is_image:
         raise FileError("a report is typed or pasted, not uploaded")
@@ -198,13 +258,11 @@ def from_upload(
             path.write_bytes(content)
         source = paths[0] if len(paths) == 1 else Path(folder)
         try:
-            loaded = read_stream(source, name, size=size, plane=plane, index=index)
+            volume = read_volume(source, name)
         except FileError as error:
             raise FileError(_nameless(str(error), source, folder)) from None
-    notes = tuple(_nameless(note, source, folder) for note in loaded.notes)
-    origin = {"kind": "upload", "plane": plane, "slice": index}
-    given = _picture(loaded, name, origin)
-    return Given(name, given.value, given.origin, notes, given.plane, given.spacing_mm)
+    volume.notes = [_nameless(note, source, folder) for note in volume.notes]
+    return Scan(name, volume, {"kind": "upload"}, UPLOADED)
 
 
 def _nameless(sentence: str, source: Path, folder: str) -> str:
@@ -220,4 +278,5 @@ def _picture(loaded: LoadedImage, name: str, origin: Mapping[str, Any]) -> Given
         loaded.notes,
         loaded.plane,
         loaded.spacing_mm if known else None,
+        loaded.index,
     )

@@ -25,10 +25,11 @@ from medm2g_core.explore.drawing import (
     expected,
 )
 from medm2g_core.explore.export import bundle, code
-from medm2g_core.explore.given import PATIENTS, Patient
+from medm2g_core.explore.given import PATIENTS, Given, Patient
 from medm2g_core.explore.line import Line, LineFullError, StoppedError
 from medm2g_core.explore.pictures import STYLE, WINDOWS, Window
 from medm2g_core.explore.state import Explorer
+from medm2g_core.explore.viewer_box import TAKEN_PLANES, ViewerBox
 from medm2g_core.explore.words import EXAMPLES
 from medm2g_core.explore.words_box import WordsBox
 from medm2g_core.streams import CT_WINDOW_HU, IMAGE_STREAMS, STREAMS
@@ -42,7 +43,6 @@ SOURCES = ("words", "patient", "file")
 """Where a given stream can come from."""
 
 FORMATS = {"png": "PNG", "nifti": "NIfTI", "dicom": "DICOM", "film": "film (GIF)"}
-PLANES = ("auto", "axial", "coronal")
 
 
 class ExplorerPanel:
@@ -135,7 +135,7 @@ class ExplorerPanel:
     def _file(self, paths: bool) -> list[Any]:
         names = [(STREAMS[n].title, n) for n in IMAGE_STREAMS]
         self.kind = self.c.choice("Dropdown", "read it as", options=names)
-        self.plane = self.c.choice("Dropdown", "slice plane", options=PLANES)
+        self.plane = self.c.choice("Dropdown", "slice plane", options=("auto", *TAKEN_PLANES))
         self.slice = self.c.choice("Text", "slice number", placeholder="empty: the middle one")
         self.upload = self.c.w.FileUpload(
             multiple=True, description="Upload a scan", layout=self.c.w.Layout(width="190px")
@@ -147,7 +147,9 @@ class ExplorerPanel:
         self.upload.observe(lambda _: self._take_upload(), "value")
         by_path = [self.path, self.read_path] if paths else []
         where = self.c.flow([self.kind, self.plane, self.slice])
-        return [where, self.c.flow([self.upload, *by_path, self.forget]), self.file_notes]
+        self.viewer = ViewerBox(self.c, self.state, self.plane, self.slice, self._take)
+        rows = [where, self.c.flow([self.upload, *by_path, self.forget]), self.file_notes]
+        return [*rows, *self.viewer.children]
 
     def _wanted(self, begin: Settings) -> list[Any]:
         self.want = {n: self.c.tick(s.title, n in begin.want) for n, s in STREAMS.items()}
@@ -244,29 +246,37 @@ class ExplorerPanel:
             raise ValueError(f"slice number {number!r}: needed a whole number, or nothing")
         return {"plane": self.plane.value, "index": int(number) if number else None}
 
-    def _take(self, read: Callable[[], Any]) -> None:
+    def _take(self, read: Callable[[], Given]) -> Given | None:
         try:
             given = read()
         except ValueError as error:  # a FileError too: what it cannot be, in a sentence
             say(self.file_notes, str(error), bad=True)
-            return
+            return None
         title = STREAMS[given.stream].title
         notes = "; ".join(given.notes) or "read as it is"
         say(self.file_notes, f"{title}: {notes}")
         self._show_given()
+        return given
+
+    def _take_new(self, read: Callable[[], Given]) -> None:
+        self.viewer.before_new_file()
+        if given := self._take(read):
+            self.viewer.offer(given)
 
     def _take_upload(self) -> None:
         if not self.upload.value:
             return
         files = [bytes(f["content"]) for f in self.upload.value]
         self.upload.value = ()  # the content is not kept
-        self._take(lambda: self.state.take_upload(files, self.kind.value, **self._slice()))
+        self._take_new(lambda: self.state.take_upload(files, self.kind.value, **self._slice()))
 
     def _take_path(self) -> None:
-        self._take(lambda: self.state.take_file(self.path.value, self.kind.value, **self._slice()))
+        path, kind = self.path.value, self.kind.value
+        self._take_new(lambda: self.state.take_file(path, kind, **self._slice()))
 
     def _forget(self) -> None:
-        self.state.own.clear()
+        self.state.forget()
+        self.viewer.close()
         say(self.file_notes, "no file is kept")
         self._show_given()
 

@@ -8,11 +8,21 @@ from typing import Any, TypeVar
 
 import torch
 
+from medm2g_core.data.files import FileError
 from medm2g_core.explore.drawing import Drawn, Settings, Step, draw
-from medm2g_core.explore.given import Given, Patient, from_file, from_patient, from_upload, typed
+from medm2g_core.explore.given import (
+    Given,
+    Patient,
+    Scan,
+    from_patient,
+    scan_file,
+    scan_upload,
+    typed,
+)
 from medm2g_core.explore.line import Line
 from medm2g_core.explore.pictures import Shown, Window, difference_rgb, gallery, grey
 from medm2g_core.explore.verdict import Truth, report_html, scores, truth_of
+from medm2g_core.explore.viewing import fits_memory, is_volume
 from medm2g_core.explore.words import Reading, read_words
 from medm2g_core.pipeline import MedM2GPipeline
 from medm2g_core.streams import Study, stream
@@ -34,6 +44,9 @@ class Explorer:
         patient: the virtual patient whose records may be given; ``None`` for none.
         from_patient: streams of the patient that are given.
         own: stream -> the user's own picture.
+        scan: the file that came last, while other slices of it can be taken.
+        keep_volume: whether a volume is kept for that, as far as
+            `medm2g_core.explore.viewing.MAX_KEPT_VOXELS` allow.
         drawn: the last result.
         truth: what is known about it; ``None`` where nothing is.
     """
@@ -45,6 +58,8 @@ class Explorer:
         self.patient: Patient | None = None
         self.from_patient: tuple[str, ...] = ()
         self.own: dict[str, Given] = {}
+        self.scan: Scan | None = None
+        self.keep_volume = False
         self.drawn: Drawn | None = None
         self.truth: Truth | None = None
         self._stop = threading.Event()
@@ -71,14 +86,35 @@ class Explorer:
         return out + list(self.own.values())
 
     def take_file(self, path: str, name: str, **slice_options: Any) -> Given:
-        """Give a file of this machine; see `medm2g_core.explore.given.from_file`."""
-        self.own[name] = from_file(path, name, self.size, **slice_options)
-        return self.own[name]
+        """Give a picture of this machine; see `medm2g_core.explore.given.from_file`."""
+        return self._take(scan_file(path, name), **slice_options)
 
     def take_upload(self, files: Iterable[bytes], name: str, **slice_options: Any) -> Given:
         """Give an uploaded picture; see `medm2g_core.explore.given.from_upload`."""
-        self.own[name] = from_upload(list(files), name, self.size, **slice_options)
-        return self.own[name]
+        return self._take(scan_upload(list(files), name), **slice_options)
+
+    def _take(self, scan: Scan, **slice_options: Any) -> Given:
+        given = scan.slice(self.size, **slice_options)
+        self.own[scan.stream] = given
+        kept = self.keep_volume and is_volume(scan.volume) and fits_memory(scan.volume)
+        self.scan = scan if kept else None
+        return given
+
+    def take_slice(self, **slice_options: Any) -> Given:
+        """Give another slice of the file that came last.
+
+        Raises:
+            FileError: there is no such slice, or no volume is kept.
+        """
+        if self.scan is None:
+            raise FileError("no volume is kept: give the file again")
+        self.own[self.scan.stream] = self.scan.slice(self.size, **slice_options)
+        return self.own[self.scan.stream]
+
+    def forget(self) -> None:
+        """Let the user's files go, and the volume."""
+        self.own.clear()
+        self.scan = None
 
     def read(self) -> Reading:
         """What is read in the typed words."""
