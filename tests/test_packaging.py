@@ -37,6 +37,8 @@ FOR_NOTEBOOKS = {
 """Files of the package that may import what only the ``notebooks`` extra brings."""
 FOR_APP = {"explore/app.py", "explore/warm.py"}
 """The same of the ``app`` extra."""
+FOR_VIEWER = {"explore/viewer_box.py"}
+"""The same of the ``viewer`` extra."""
 NEVER_IMPORTED = {
     "nilearn": "its MNI152 maps are read as files",
     "pip": "fetches the packages that carry the embedded data",
@@ -151,7 +153,7 @@ def _undeclared(paths: Iterable[Path], *extras: str) -> set[str]:
 
 
 def test_what_the_library_imports_is_a_dependency() -> None:
-    apart = FOR_NOTEBOOKS | FOR_APP
+    apart = FOR_NOTEBOOKS | FOR_APP | FOR_VIEWER
     files = [p for p in PACKAGE.rglob("*.py") if str(p.relative_to(PACKAGE)) not in apart]
     assert not _undeclared(files)
 
@@ -159,6 +161,7 @@ def test_what_the_library_imports_is_a_dependency() -> None:
 def test_what_notebooks_tests_and_scripts_import_is_in_an_extra() -> None:
     assert not _undeclared((PACKAGE / name for name in FOR_NOTEBOOKS), "notebooks")
     assert not _undeclared((PACKAGE / name for name in FOR_APP), "app")
+    assert not _undeclared((PACKAGE / name for name in FOR_VIEWER), "viewer")
     assert not _undeclared((ROOT / "notebooks").rglob("*.ipynb"), "notebooks")
     assert not _undeclared((ROOT / "tests").rglob("*.py"), "test")
     scripts = [p for folder in ("benchmarks", "data_scripts") for p in (ROOT / folder).glob("*.py")]

@@ -92,8 +92,8 @@ class LoadedImage:
             place in space.
         table: of a folder: its series and how well each fits the stream, a line each, best first.
         what: the file in a few words: format, size, modality and description.
-        index: number of the slice in its volume, as `read_stream` takes it; ``None`` of a flat
-            picture.
+        index: number of the slice in its volume, as `read_stream` takes it; ``None`` where there
+            is but one picture.
     """
 
     image: Tensor

@@ -46,7 +46,7 @@ def cut_slice(
     array: np.ndarray, volume: Volume, name: str, plane: Plane, index: int | None
 ) -> tuple[np.ndarray, tuple[float, float], str, int | None]:
     """One slice (rows, columns) of a volume with its spacing, plane and number; a flat picture as
-    it is, without a number.
+    it is. The number is ``None`` where there was but one.
 
     Args:
         array: the values of ``volume``, checked.
@@ -109,7 +109,8 @@ def cut_slice(
     if count > 1:
         notes.append(f"{chosen} slice {index} of {count}")
     rows, columns = (spacing[p] for p in _AXIS if p != chosen)
-    return np.take(array, index, axis=axis), (rows, columns), chosen, index
+    number = index if count > 1 else None
+    return np.take(array, index, axis=axis), (rows, columns), chosen, number
 
 
 def _middle(array: np.ndarray, spacing: tuple[float, ...], axis: int, name: str) -> int:

@@ -29,6 +29,9 @@ TAKEN_PLANES = ("axial", "coronal")
 """Those that the model was trained on; a sagittal slice is only looked at."""
 
 HEIGHT_PX = 360
+LINE_MM = 1.5
+"""Of the cross-hair: about a pixel of the screen, whatever the voxels."""
+
 NAME = "volume.nii"
 """Tells the viewer the format; the file's own name is nobody's business."""
 
@@ -183,6 +186,8 @@ def _new_viewer() -> Any:
         multiplanar_show_render=ipyniivue.ShowRender.NEVER,
         is_radiological_convention=True,  # the patient's right on the left, as in all pictures here
         sagittal_nose_left=True,
+        crosshair_width=LINE_MM,
+        crosshair_width_unit="mm",
         is_force_mouse_click_to_voxel_centers=True,  # between two slices there is none to take
         drag_and_drop_enabled=False,  # a file dropped here would pass all checks by
         scroll_requires_focus=True,  # else the page could not be scrolled across it
