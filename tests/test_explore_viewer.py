@@ -36,6 +36,7 @@ BLOCK = (slice(2, 9), slice(26, 38), slice(44, 52))
 """Of dense bone at the patient's upper left: slices from the head, the front and the right."""
 
 WHITE = 250  # of 255; nothing else in the viewer is as bright
+SOME, MOST = 50, 10_000  # pixels of it; the page is white too until the viewer has drawn
 BESIDE_PX = 12  # of the screen; more than a voxel, and still within the block
 
 
@@ -66,13 +67,19 @@ def _moves(page: Page, do: Callable[[], None]) -> tuple[int, ...]:
     return _place(page)
 
 
+def _upload(page: Page, path: Path) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Upload a scan").click()
+    chooser.value.set_files(path)
+
+
 def _white(page: Page) -> tuple[float, float]:
     """Middle (x, y) of what is white in the viewer, once it is shown."""
     canvas = page.locator(".m2g-viewer canvas")
     for _ in range(60):
         picture = np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB"))
         rows, columns = np.nonzero(picture.min(axis=2) >= WHITE)
-        if len(rows) > 50:
+        if SOME < len(rows) < MOST:
             return float(columns.mean()), float(rows.mean())
         page.wait_for_timeout(500)
     raise AssertionError("nothing white was shown")
@@ -86,9 +93,7 @@ def test_what_is_clicked_in_the_viewer_is_the_slice_that_is_taken(
     page = opened()
     canvas = page.locator(".m2g-viewer canvas")
     page.get_by_label("read it as").select_option("CT")
-    with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Upload a scan").click()
-    chooser.value.set_files(volume_file)
+    _upload(page, volume_file)
     canvas.wait_for()
     # The coronal plane in the middle cuts the block, the two others do not.
     middle = _place(page)
@@ -139,6 +144,12 @@ def test_what_is_clicked_in_the_viewer_is_the_slice_that_is_taken(
     page.get_by_role("button", name="Forget my files").click()
     page.get_by_text("no file is kept").wait_for()
     canvas.wait_for(state="hidden")
+    _upload(page, volume_file)
+    canvas.wait_for()
+    assert _place(page) == middle, "as if it were the first"
+    x, y = _white(page)
+    again = _moves(page, lambda: canvas.click(position={"x": x, "y": y}))
+    assert all(part.start <= n < part.stop for part, n in zip(BLOCK, again, strict=True))
 
 
 def _shot(name: str) -> Path:

@@ -160,8 +160,8 @@ class ViewerBox:
 
     def _go(self, place: Sequence[int]) -> None:
         if self.view is not None and self.view.has(place):  # else the reader says what there is
-            self._at((place[0], place[1], place[2]))
             self.viewer.scene.crosshair_pos = list(self.view.fraction(place))
+            self._at((place[0], place[1], place[2]))
 
     def _at(self, place: tuple[int, int, int]) -> None:
         assert self.view is not None
