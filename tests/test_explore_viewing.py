@@ -206,7 +206,9 @@ def test_number_and_cross_hair_follow_each_other_and_one_press_takes_the_slice(
     box.viewer.move(box.view, (30, 20, 10))
     assert (panel.plane.value, panel.slice.value) == ("coronal", "20"), "the plane that was shown"
     assert "axial 30 of 40, coronal 20 of 64, sagittal 10 of 64" in box.words.value
-    panel.plane.value, panel.slice.value = "axial", "33"
+    panel.plane.value = "axial"
+    assert panel.slice.value == "30" and box.place == (30, 20, 10), "another plane, the same place"
+    panel.slice.value = "33"
     assert box.place == (33, 20, 10)
     assert box.viewer.scene.crosshair_pos == list(box.view.fraction((33, 20, 10)))
     assert box.buttons["axial"].description == "Take axial slice 33"

@@ -81,8 +81,8 @@ class ViewerBox:
         self.row = c.flow(self.buttons.values())
         self.children: list[Any] = [self.slot, self.row, self.words]
         state.keep_volume = _has_viewer()
-        for control in (plane, number):
-            control.observe(lambda _: self._typed(), "value")
+        plane.observe(lambda _: self._plane_chosen(), "value")
+        number.observe(lambda _: self._typed(), "value")
         self.close()
 
     # --- files that come and go
@@ -142,6 +142,14 @@ class ViewerBox:
             shown = self.state.own[self.state.scan.stream].plane
             plane = shown if shown in TAKEN_PLANES else TAKEN_PLANES[0]
         self._write(plane, str(place[PLANES.index(plane)]))
+
+    def _plane_chosen(self) -> None:
+        if self._writing or not self.followed or self.place is None:
+            self._typed()
+        elif self.plane.value in PLANES:
+            self._write(self.plane.value, str(self.place[PLANES.index(self.plane.value)]))
+        else:
+            self._write("auto", "")
 
     def _typed(self) -> None:
         if self._writing:
