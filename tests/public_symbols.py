@@ -107,6 +107,8 @@ EXEMPT: Mapping[str, str] = {
             "controls",
             "drawing",
             "folder_line",
+            "viewer_box",
+            "viewing",
             "warm",
             "export",
             "given",

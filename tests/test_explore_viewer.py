@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 import pytest
+from browser_helpers import CHROMIUM, SHOTS
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 from replicas.files import SPACING, chest, lpi_affine
-from test_explore_browser import CHROMIUM, SHOTS, app, browser, opened  # noqa: F401
+from scipy import ndimage
+from test_explore_browser import app, browser, opened  # noqa: F401
 
 from medm2g_core.data.files import read_stream
 from medm2g_core.explore.pictures import WINDOWS, grey
@@ -36,7 +38,7 @@ BLOCK = (slice(2, 9), slice(26, 38), slice(44, 52))
 """Of dense bone at the patient's upper left: slices from the head, the front and the right."""
 
 WHITE = 250  # of 255; nothing else in the viewer is as bright
-SOME, MOST = 50, 10_000  # pixels of it; the page is white too until the viewer has drawn
+SIDE_PX = (12, 100)  # of the block on the screen; the page beside the viewer is white too
 BESIDE_PX = 12  # of the screen; more than a voxel, and still within the block
 
 
@@ -74,13 +76,14 @@ def _upload(page: Page, path: Path) -> None:
 
 
 def _white(page: Page) -> tuple[float, float]:
-    """Middle (x, y) of what is white in the viewer, once it is shown."""
+    """Middle (x, y) of the white square in the viewer, once it is shown."""
     canvas = page.locator(".m2g-viewer canvas")
     for _ in range(60):
         picture = np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB"))
-        rows, columns = np.nonzero(picture.min(axis=2) >= WHITE)
-        if SOME < len(rows) < MOST:
-            return float(columns.mean()), float(rows.mean())
+        for rows, columns in ndimage.find_objects(ndimage.label(picture.min(axis=2) >= WHITE)[0]):
+            sides = (rows.stop - rows.start, columns.stop - columns.start)
+            if all(SIDE_PX[0] < side < SIDE_PX[1] for side in sides):
+                return (columns.start + columns.stop) / 2, (rows.start + rows.stop) / 2
         page.wait_for_timeout(500)
     raise AssertionError("nothing white was shown")
 
@@ -137,8 +140,9 @@ def test_what_is_clicked_in_the_viewer_is_the_slice_that_is_taken(
     assert "Doe" not in page.content(), "the name of a file is nobody's business"
 
     page.set_viewport_size({"width": 420, "height": 1600})
-    wide = "() => document.querySelector('.m2g-viewer').getBoundingClientRect().right"
-    assert page.evaluate(wide) <= 420
+    page.wait_for_function(
+        "() => document.querySelector('.m2g-viewer').getBoundingClientRect().right <= 420"
+    )
     page.wait_for_timeout(1000)  # the canvas is drawn anew
     page.screenshot(path=_shot("viewer_420"))
     page.get_by_role("button", name="Forget my files").click()

@@ -72,7 +72,9 @@ class ViewerBox:
         self.followed = False  # the last to write plane and number was the viewer, not the user
         self._writing = False
         self.words = c.text()
-        self.slot = c.w.Box([], layout=c.w.Layout(width="98%", max_width="900px"))
+        self.slot = c.w.Box(
+            [], layout=c.w.Layout(width="98%", max_width="min(900px, 90vw)", overflow="hidden")
+        )
         self.slot.add_class("m2g-viewer")
         self.buttons = {
             p: c.button("", partial(self._take, p), layout=c.w.Layout(width="190px"))
