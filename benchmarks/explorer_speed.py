@@ -1,6 +1,6 @@
 """How fast the explorer answers in a browser, whether its memory grows, and ten users at once.
 
-Needs the package's extra ``test`` and Debian's chromium; Linux only (memory of a process).
+Needs the package's extra ``bench`` and Debian's chromium; Linux only (memory of a process).
 
 python benchmarks/explorer_speed.py
 """
@@ -96,6 +96,8 @@ def draws(browser: Browser, address: str, app: psutil.Process, number: int) -> N
     """One user who draws again and again: times, and the memory that is this user's alone."""
     page = open_page(browser, address)
     (kernel,) = kernels(app)
+    slider = page.locator(".widget-slider").filter(has=page.get_by_text("steps", exact=True))
+    steps = slider.locator(".widget-readout").inner_text()
     times, memory = [], []
     for _ in tqdm(range(number), desc="draws"):
         page.wait_for_function(READY)
@@ -103,7 +105,7 @@ def draws(browser: Browser, address: str, app: psutil.Process, number: int) -> N
         memory.append(kernel.memory_full_info().uss / MB)
     for key, what, aim in (
         ("preview", "explorer in a browser, click to first preview", "< 1 s"),
-        ("drawn", "explorer in a browser, click to finished X-ray (10 steps)", "< 3 s"),
+        ("drawn", f"explorer in a browser, click to finished X-ray ({steps} steps)", "< 3 s"),
     ):
         seconds = sorted(t[key] for t in times)
         typical, slow = statistics.median(seconds), seconds[int(0.95 * len(seconds))]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import nibabel as nib
 import numpy as np
 import pytest
-from browser_helpers import CHROMIUM, SHOTS
+from browser_helpers import button, needs_browser, shoot, upload
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 from replicas.files import SPACING, chest, lpi_affine
@@ -29,10 +29,7 @@ from medm2g_core.profiles import profile
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt install chromium"),
-]
+pytestmark = needs_browser
 
 BLOCK = (slice(2, 9), slice(26, 38), slice(44, 52))
 """Of dense bone at the patient's upper left: slices from the head, the front and the right."""
@@ -69,12 +66,6 @@ def _moves(page: Page, do: Callable[[], None]) -> tuple[int, ...]:
     return _place(page)
 
 
-def _upload(page: Page, path: Path) -> None:
-    with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Upload a scan").click()
-    chooser.value.set_files(path)
-
-
 def _white(page: Page) -> tuple[float, float]:
     """Middle (x, y) of the white square in the viewer, once it is shown."""
     canvas = page.locator(".m2g-viewer canvas")
@@ -95,8 +86,7 @@ def test_what_is_clicked_in_the_viewer_is_the_slice_that_is_taken(
     pytest.importorskip("ipyniivue", reason="needs the package ipyniivue")
     page = opened()
     canvas = page.locator(".m2g-viewer canvas")
-    page.get_by_label("read it as").select_option("CT")
-    _upload(page, volume_file)
+    upload(page, volume_file, "CT")
     canvas.wait_for()
     # The coronal plane in the middle cuts the block, the two others do not.
     middle = _place(page)
@@ -113,18 +103,18 @@ def test_what_is_clicked_in_the_viewer_is_the_slice_that_is_taken(
     scrolled = _moves(page, lambda: page.mouse.wheel(0, 120))
     assert abs(scrolled[1] - lower[1]) == 1 and (scrolled[0], scrolled[2]) == (lower[0], lower[2])
     assert page.get_by_label("slice number").input_value() == str(scrolled[1])
-    page.screenshot(path=_shot("viewer"))
+    shoot(page, "viewer")
 
     page.get_by_label("slice plane").select_option("axial")
     page.get_by_label("slice number").fill("7")
     page.get_by_label("slice number").press("Tab")
-    page.get_by_role("button", name="Take axial slice 7").wait_for()
+    button(page, "Take axial slice 7").wait_for()
     canvas.focus()
     canvas.hover(position={"x": x, "y": y})  # the wheel moves the viewer's own cross-hair
     wheeled = _moves(page, lambda: page.mouse.wheel(0, 120))
     assert wheeled[0] == 7 and abs(wheeled[1] - scrolled[1]) == 1
     before = page.get_by_alt_text("given: CT").get_attribute("src")
-    page.get_by_role("button", name="Take axial slice 7").click()
+    button(page, "Take axial slice 7").click()
     page.get_by_text("axial slice 7 of 40").wait_for()
     page.wait_for_function(
         "before => document.querySelector('img[alt=\"given: CT\"]').src != before", arg=before
@@ -141,21 +131,16 @@ def test_what_is_clicked_in_the_viewer_is_the_slice_that_is_taken(
 
     page.set_viewport_size({"width": 420, "height": 1600})
     page.wait_for_function(
-        "() => document.querySelector('.m2g-viewer').getBoundingClientRect().right <= 420"
+        """() => [...document.querySelectorAll(".m2g-viewer, .m2g-viewer canvas")].every(
+           x => x.getBoundingClientRect().right <= innerWidth)"""
     )
-    page.wait_for_timeout(1000)  # the canvas is drawn anew
-    page.screenshot(path=_shot("viewer_420"))
-    page.get_by_role("button", name="Forget my files").click()
+    shoot(page, "viewer_420")
+    button(page, "Forget my files").click()
     page.get_by_text("no file is kept").wait_for()
     canvas.wait_for(state="hidden")
-    _upload(page, volume_file)
+    upload(page, volume_file, "CT")
     canvas.wait_for()
     assert _place(page) == middle, "as if it were the first"
     x, y = _white(page)
     again = _moves(page, lambda: canvas.click(position={"x": x, "y": y}))
     assert all(part.start <= n < part.stop for part, n in zip(BLOCK, again, strict=True))
-
-
-def _shot(name: str) -> Path:
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    return SHOTS / f"{name}.png"

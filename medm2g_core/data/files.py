@@ -142,18 +142,13 @@ def read_stream(
     path = Path(path)
     volume = read_volume(path, stream_name)
     try:
-        return _as_stream(volume, stream_name, size, plane, index)
+        return picture_of(volume, stream_name, size, plane, index)
     except FileError as error:
         raise FileError(f"{path}: {error}") from error
 
 
 def picture_of(
-    volume: Volume,
-    stream_name: str,
-    *,
-    size: int = 128,
-    plane: Plane = "auto",
-    index: int | None = None,
+    volume: Volume, stream_name: str, size: int, plane: Plane = "auto", index: int | None = None
 ) -> LoadedImage:
     """The second half of `read_stream`: the picture of a volume that was read already.
 

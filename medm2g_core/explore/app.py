@@ -2,13 +2,12 @@
 
 What serves it, and why. The page is a notebook of one cell, shown by Voila, so that the panel is
 the one of notebook 12 and there is no second one to keep. Voila starts a process for each user,
-which keeps users apart but costs 12 s of CPU time and 650 MB each. So its kernels are forks of one
-warm process (`medm2g_core.explore.warm`): no CPU time to speak of, and 155 MB of their own for each
-user, while the 270 MB of the warm process (libraries, model, caches) are there once for all
-(measured on two cores, as the proportional set size says). Users wait in one line
-(`medm2g_core.explore.folder_line`). Tried and not taken: Solara, one process for all, whose newest
-release asks a CDN for its style sheets and does not start without; Panel with ipywidgets_bokeh, one
-process too, which asks two CDNs for icons and cannot receive an upload.
+which keeps users apart but costs each of them the import of all libraries and a copy of the model.
+So its kernels are forks of one warm process (`medm2g_core.explore.warm`): no CPU time to speak of,
+and of memory only what a user writes, which ``benchmarks/explorer_speed.py`` measures. Users wait
+in one line (`medm2g_core.explore.folder_line`). Tried and not taken: Solara, one process for all,
+whose newest release asks a CDN for its style sheets and does not start without; Panel with
+ipywidgets_bokeh, one process too, which asks two CDNs for icons and cannot receive an upload.
 
 Nothing is asked of other machines: the template leaves out the icons that Voila's own fetches, and
 the browser is told to refuse the rest. Uploads are limited in size, read and deleted; no name of a
@@ -21,6 +20,7 @@ import argparse
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,7 +43,7 @@ TITLE = "MedM2G explorer"
 KERNEL = "medm2g-explorer"
 PORT = 8866
 LINE_LIMIT = 12
-"""Drawings in the line: a wait of half a minute on two cores."""
+"""Drawings in the line. How long ten of them take, ``benchmarks/explorer_speed.py`` measures."""
 
 IDLE_S, LOOK_S = 600, 60
 """A user who has left costs memory: the kernel ends ten minutes after its last sign of life."""
@@ -158,6 +158,18 @@ def _start_warm(address: Path) -> subprocess.Popen[str]:
     return process
 
 
+def _check_address(ip: str, port: int) -> None:
+    """Voila would take another port without a word, and the address that is said be wrong."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    try:
+        socket.create_server((ip, port), family=family).close()
+    except (OSError, OverflowError) as error:
+        raise SystemExit(
+            f"the app cannot listen at {ip}, port {port}: {error}; choose another: --port"
+            f" {PORT + 1}, --ip 127.0.0.1"
+        ) from None
+
+
 def _configuration(ip: str, port: int, browser: bool) -> dict[str, dict[str, Any]]:
     return {
         "Voila": {
@@ -190,6 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-browser", action="store_true", help="open no window")
     parser.add_argument("--cold", action="store_true", help="a whole process for every user")
     told = parser.parse_args(argv)
+    if told.limit < 1:
+        parser.error(f"--limit {told.limit}: needed 1 or more, or nobody could draw")
+    _check_address(told.ip, told.port)
     try:
         from traitlets.config import Config
         from voila.app import Voila

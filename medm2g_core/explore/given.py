@@ -213,7 +213,7 @@ class Scan:
             FileError: it cannot be that stream, or there is no such slice.
         """
         try:
-            loaded = picture_of(self.volume, self.stream, size=size, plane=plane, index=index)
+            loaded = picture_of(self.volume, self.stream, size, plane, index)
         except FileError as error:
             raise FileError(f"{self.called}: {error}") from error
         return _picture(loaded, self.stream, {**self.origin, "plane": plane, "slice": index})

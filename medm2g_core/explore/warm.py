@@ -1,8 +1,8 @@
 """One warm process for many users: it loads the model once and becomes a kernel by forking.
 
-A kernel that starts cold imports the libraries and loads the weights: 12 s of CPU time and 650 MB
-for every user. A fork of a process that has done so is there at once, and its memory is the
-parent's as long as nobody writes to it, so that there is one model however many users there are.
+A kernel that starts cold imports the libraries and loads the weights, for every user anew. A fork
+of a process that has done so is there at once, and its memory is the parent's as long as nobody
+writes to it, so that there is one model however many users there are.
 Each user still has a process: nothing of one can reach another, and one that fails fails alone.
 
 The parent runs one thread only and never opens Jupyter's sockets; what it loads before it forks is
@@ -30,6 +30,7 @@ from medm2g_core.explore.folder_line import FolderLine
 from medm2g_core.explore.given import typed
 from medm2g_core.explore.panel import ExplorerPanel
 from medm2g_core.explore.words import EXAMPLES
+from medm2g_core.model import CheckpointError
 from medm2g_core.pipeline import MedM2GPipeline
 
 if TYPE_CHECKING:
@@ -129,4 +130,7 @@ def serve(address: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("address")
-    serve(parser.parse_args().address)
+    try:
+        serve(parser.parse_args().address)
+    except (CheckpointError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
