@@ -7,7 +7,7 @@ python benchmarks/commands.py demo smoke test
 from __future__ import annotations
 
 import argparse
-import resource
+import os
 import shutil
 import subprocess
 import tempfile
@@ -31,9 +31,11 @@ def main() -> None:
         subprocess.run(["git", "clone", "--quiet", str(root), str(clone)], check=True)
         for command in args.commands:
             begin = time.perf_counter()
-            subprocess.run(["make", command], cwd=clone, check=True)
-            seconds = time.perf_counter() - begin
-            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+            made = subprocess.Popen(["make", command], cwd=clone)
+            _, status, used = os.wait4(made.pid, 0)  # of this command alone, and what it started
+            if status:
+                raise SystemExit(f"make {command} failed; nothing is recorded of it")
+            seconds, peak = time.perf_counter() - begin, used.ru_maxrss / 1e6
             first = command == args.commands[0]
             setup = (
                 "with installation, embedded data cached or not as found"
